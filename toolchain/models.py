@@ -1,0 +1,157 @@
+"""Names to models: find, check, load and save diffusers pipelines.
+
+A model is a known name, a local diffusers folder, or a Hub id. Everything that can be wrong with it
+is found from its small files, before any weight is read.
+"""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laptop.errors import BadInput, UnknownModel, Unsupported
+from laptop.run import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
+UNET_CLASSES = ("UNet2DConditionModel", "LaptopUNet2DConditionModel")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model with a short name."""
+
+    source: str  # a Hub id, or a folder of this package
+    title: str
+    unet_params: int
+    resolution: int  # pixels
+
+
+EMBEDDED = Path(__file__).parent / "tiny" / "model"
+KNOWN = {
+    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 3_524_900, 64),
+    "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "SDXL 1.0", 2_567_463_684, 1024),
+    "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5", 859_520_964, 512),
+}
+
+
+def locate(model: str) -> str:
+    """The folder or Hub id behind a name; `UnknownModel` or `Unsupported` when it cannot be used.
+
+    Reads JSON files only. A Hub id is looked up in the local cache and then on the Hub.
+    """
+    source = KNOWN[model].source if model in KNOWN else model
+    if Path(source).is_dir():
+        check_folder(Path(source))
+        return source
+    if source.count("/") != 1 or source.startswith(("/", ".", "~")) or Path(source).exists():
+        near = get_close_matches(model, KNOWN, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownModel(
+            f"{model!r} is no known model ({', '.join(KNOWN)}), no folder, and no Hub id "
+            f"(owner/name).{hint}"
+        )
+    _check_hub(source)
+    return source
+
+
+def _check_hub(source: str) -> None:
+    from diffusers import DiffusionPipeline
+
+    try:
+        index = DiffusionPipeline.load_config(source)
+    except OSError as e:
+        raise UnknownModel(
+            f"{source!r} is neither in the local Hub cache nor can it be fetched: "
+            f"{str(e).splitlines()[0]} Check the name and the network (for a gated model: "
+            "`hf auth login`), or pass the path of a local diffusers folder."
+        ) from None
+    _check_unet_class(index, source)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless `folder` looks like a diffusers pipeline with a U-Net that can be pruned."""
+    if not (folder / "model_index.json").is_file():
+        raise UnknownModel(
+            f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
+            "`pipe.save_pretrained()` wrote."
+        )
+    index = read_json(folder / "model_index.json")
+    _check_unet_class(index, str(folder))
+    for name, entry in index.items():
+        is_component = isinstance(entry, list) and entry[0] is not None
+        if is_component and not (folder / name).is_dir():
+            raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
+    read_json(folder / "unet" / "config.json")
+    for weights in sorted(folder.rglob("*.safetensors")):
+        _check_safetensors(weights)
+
+
+def _check_unet_class(index: dict[str, Any], where: str) -> None:
+    entry = index.get("unet")
+    found = entry[1] if isinstance(entry, list) else None
+    if found not in UNET_CLASSES:
+        backbone = index.get("transformer", [None, found])[1]
+        raise Unsupported(
+            f"{where}: the denoiser is {backbone or 'missing'}; supported is "
+            f"{' or '.join(UNET_CLASSES)} under the name 'unet'."
+        )
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            file.keys()
+    except SafetensorError as e:
+        raise BadInput(f"{path} cannot be read ({e}); it may be cut off. Fetch it again.") from None
+
+
+def shipped_unet_class() -> Any:
+    """`LaptopUNet2DConditionModel`, imported under the module name that diffusers records for it."""
+    name = SHIPPED_CLASS.stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SHIPPED_CLASS)
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].LaptopUNet2DConditionModel
+
+
+def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
+    """The U-Net of `model` in `dtype` (float32 when None), in evaluation mode, on the CPU."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    source = locate(model)
+    removed = UNet2DConditionModel.load_config(source, subfolder="unet").get("removed")
+    cls = shipped_unet_class() if removed is not None else UNet2DConditionModel
+    return cls.from_pretrained(source, subfolder="unet", torch_dtype=dtype or torch.float32).eval()
+
+
+def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionPipeline":
+    """The whole pipeline in `dtype` (float32 when None), on the CPU, without its progress bar.
+
+    The U-Net class shipped with pruned weights is never run from the model's folder: this package
+    brings its own copy, so nothing remote is trusted.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    unet = load_unet(model, dtype)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            locate(model), unet=None, torch_dtype=dtype or torch.float32
+        )
+    except OSError as e:
+        raise BadInput(f"{model} cannot be loaded: {e}") from None
+    pipe.register_modules(unet=unet)
+    pipe.default_sample_size = unet.config.sample_size
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

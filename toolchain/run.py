@@ -1,0 +1,261 @@
+"""The run folder: every stage writes beside its place, then renames; a manifest proves what it is.
+
+A finished result carries a manifest (`DIR/manifest.json`, or `X.manifest.json` beside a file
+`X.json`) with the resolved config, the sha256 of each input, versions, seed, device, seconds and
+peak memory. Its `key` is the hash of stage, config and inputs: the same key means that the work
+need not be done again. Unfinished work lies in `.NAME.partial` and is taken up by the same key.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from laptop.errors import BadInput, NoSpace, OutputExists
+
+T = TypeVar("T")
+MANIFEST = "manifest.json"
+REPORTED_PACKAGES = (
+    "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
+)  # fmt: skip
+
+
+def run_stage(
+    name: str,
+    out: Path,
+    config: object,
+    inputs: Mapping[str, Path],
+    work: Callable[[Path], Mapping[str, Any] | None],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Make `out` by `work(folder)` unless it is finished already; returns `out`.
+
+    `work` writes its whole result into the folder it is given (for a file result: a file named
+    `out.name`), may find there what an earlier, killed call left, and may return facts for the
+    manifest. `config` is a dataclass or a mapping that JSON can hold; `inputs` are files and
+    folders. Raises `OutputExists` where `out` holds something else.
+    """
+    is_file = out.suffix == ".json"
+    settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+    settings = json.loads(json.dumps(settings, default=str))
+    identity = {
+        "stage": name,
+        "config": settings,
+        "inputs": {k: sha256(p) for k, p in inputs.items()},
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    manifest_path = _manifest_path(out)
+    if _is_finished(out, manifest_path, key, identity, overwrite):
+        say(f"{name}: {out} is up to date")
+        return out
+    partial = _open_partial(out, key, overwrite)
+    start = time.perf_counter()
+    _reset_peak_memory()
+    try:
+        facts = work(partial) or {}
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise NoSpace(
+                f"the disk is full at {partial}. Free some space and run the same command again; "
+                "finished work is kept."
+            ) from e
+        raise
+    manifest = {
+        "schema": "laptop.manifest/1",
+        "key": key,
+        **identity,
+        "seed": settings.get("seed"),
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        **machine(),
+        **facts,
+    }
+    (partial / ".key").unlink()
+    if is_file:
+        write_json(manifest_path, manifest)
+        (partial / out.name).replace(out)
+        shutil.rmtree(partial)
+    else:
+        write_json(partial / MANIFEST, manifest)
+        _replace_folder(partial, out)
+    return out
+
+
+def _manifest_path(out: Path) -> Path:
+    return out.with_suffix(f".{MANIFEST}") if out.suffix == ".json" else out / MANIFEST
+
+
+def _is_finished(
+    out: Path, manifest_path: Path, key: str, identity: Mapping[str, Any], overwrite: bool
+) -> bool:
+    """True when `out` is the wanted result; raises when it is something that must not be lost."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not manifest_path.exists():
+        raise OutputExists(
+            f"{out} exists and is no result of `laptop {identity['stage']}` (it has no manifest), "
+            "so it is left alone. Choose another -o."
+        )
+    old = read_json(manifest_path)
+    if old.get("key") == key and not overwrite:
+        return True
+    if overwrite:
+        return False
+    changes = "; ".join(_differences(old, identity)) or "another version of the format"
+    raise OutputExists(
+        f"{out} holds a finished `{old.get('stage')}` made from something else ({changes}). "
+        "Pass --overwrite to make it anew, or choose another -o."
+    )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    if old.get("stage") != new["stage"]:
+        yield f"stage {old.get('stage')}, not {new['stage']}"
+    for part in ("config", "inputs"):
+        before, after = old.get(part, {}), new[part]
+        for k in sorted({*before, *after}):
+            if before.get(k) != after.get(k):
+                if part == "inputs":
+                    yield f"input {k} changed"
+                else:
+                    yield f"{k}: {before.get(k)} there, {after.get(k)} asked"
+
+
+def _open_partial(out: Path, key: str, overwrite: bool) -> Path:
+    partial = out.parent / f".{out.name}.partial"
+    mark = partial / ".key"
+    if partial.exists() and (not mark.exists() or mark.read_text() != key):
+        if mark.exists() and not overwrite:
+            raise OutputExists(
+                f"{partial} holds unfinished work made with other settings. Run that command again "
+                "to finish it, pass --overwrite to discard it, or choose another -o."
+            )
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        mark.write_text(key)
+    except OSError as e:
+        raise BadInput(f"cannot write to {out.parent}: {e.strerror}. Choose another -o.") from e
+    return partial
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Put `new` in the place of `out`; the old one is removed only after the new one stands."""
+    old = out.parent / f".{out.name}.old"
+    if out.exists():
+        out.replace(old)
+    new.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, or of a folder's names and bytes; manifests do not count."""
+    if not path.exists():
+        raise BadInput(f"{path} does not exist.")
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        if not file_path.name.endswith(MANIFEST):
+            digest.update(f"{file_path.relative_to(path)} {sha256(file_path)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
+    """The JSON object in `path`; `BadInput` when it is missing, broken or of another schema."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path} does not exist.") from None
+    except (ValueError, IsADirectoryError) as e:
+        raise BadInput(
+            f"{path} is not valid JSON ({e}); it may be cut off. Make it anew."
+        ) from None
+    found = value.get("schema") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or (schema and found != schema):
+        raise BadInput(f"{path} has schema {found!r}; needed is {schema!r}.")
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write beside and rename, so that the file is whole or absent."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def need_space(folder: Path, size_bytes: int) -> None:
+    """Raise `NoSpace` unless the disk of `folder` (or its nearest parent) has `size_bytes` free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        raise NoSpace(
+            f"{folder} has {free / 1e9:.2f} GB free; about {size_bytes / 1e9:.2f} GB are needed. "
+            "Free some space or choose another -o."
+        )
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for manifests."""
+    versions = {"python": platform.python_version()}
+    for package in REPORTED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"versions": versions, "device": platform.processor() or platform.machine()}
+
+
+def _reset_peak_memory() -> None:
+    with contextlib.suppress(OSError):  # Linux only: VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process, on Linux since the stage began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def say(message: str) -> None:
+    """One line of progress on stderr; stdout is for results."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
+    """Go through `items` with a progress bar on stderr that starts at `done` of `total`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task(what, total=total, completed=done)
+        for item in items:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,274 @@
+"""Train `tiny-sdxl` from nothing: `python -m laptop.tiny.train WORK`, three phases, each resumable.
+
+1. `vae`   reconstruct drawn scenes (mean absolute error, a weak KL term).
+2. `text`  both encoders learn to tell what lies where from the caption (what CLIP's contrastive
+           training does for SDXL), and are frozen from then on, as SDXL's are.
+3. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
+
+Training sees no held-out scene (`scenes.held_out`). Each phase keeps `WORK/<phase>.pt`, written
+beside and renamed, so that the same command goes on after a kill. `--export` writes the diffusers
+folder in fp16. Time and loss curve: docs/log.md.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from laptop.tiny import architecture
+from laptop.tiny.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    IMAGE_SIZE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    draw,
+    parse,
+    scenes,
+)
+
+SEED = 0
+KL_WEIGHT = 3e-4  # per latent element; keeps latents smooth without blurring edges
+DROP_CAPTION = 0.1  # share of samples that learn the unconditional score, for guidance
+TIME_IDS = (IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE)  # original size, crop, target
+PLACES = ("middle", *RELATIONS)
+
+
+def _to_tensor(images: list[Any]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _batches(size: int, seed: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Endless (images (B, 3, H, W) in -1..1, captions)."""
+    rng, source = np.random.default_rng(seed), scenes(seed)
+    while True:
+        batch = list(itertools.islice(source, size))
+        yield _to_tensor([draw(s, rng) for s in batch]), [s.caption for s in batch]
+
+
+def _fit(
+    work: Path,
+    phase: str,
+    module: nn.Module,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    peak_lr: float,
+    decay_steps: int,
+    ema_decay: float | None = None,
+) -> nn.Module:
+    """Minimize `loss(step)` by AdamW: warm-up, a plateau, a linear end; returns what to ship.
+
+    The checkpoint holds weights, optimizer, average and step; randomness is drawn from the step's
+    own seed, so a resumed run takes the steps that an unbroken one would.
+    """
+    path, log = work / f"{phase}.pt", work / f"{phase}.jsonl"
+    optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), fused=True)
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay or 0.0)
+    )
+    first, spent = 0, 0.0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        module.load_state_dict(saved["module"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average.load_state_dict(saved["average"])
+        first, spent = saved["step"], saved["seconds"]
+    start, total = time.perf_counter(), 0.0
+    for step in range(first, steps):
+        torch.manual_seed(SEED + step)
+        scale = min((step + 1) / 200, 1.0, (steps - step) / decay_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = peak_lr * scale
+        value = loss(step)
+        optimizer.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(module)
+        total += float(value.detach())
+        done = step + 1
+        if done % 100 == 0 or done == steps:
+            seconds = spent + time.perf_counter() - start
+            row = {"step": done, "loss": total / ((done - 1) % 100 + 1), "seconds": round(seconds)}
+            total = 0.0
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(phase, row, flush=True)
+        if done % 500 == 0 or done == steps:
+            state = {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.state_dict(),
+                "step": done,
+                "seconds": spent + time.perf_counter() - start,
+            }
+            torch.save(state, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+    return average.module.eval() if ema_decay else module.eval()
+
+
+def train_vae(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
+    """Fit the autoencoder and set its `scaling_factor` so that latents have unit deviation."""
+    vae = pipe.vae.to(memory_format=torch.channels_last)
+    data = _batches(16, SEED + 1)
+
+    def loss(step: int) -> Tensor:
+        images, _ = next(data)
+        posterior = vae.encode(images.to(memory_format=torch.channels_last)).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return F.l1_loss(decoded, images) + KL_WEIGHT * kl
+
+    pipe.vae = _fit(work, "vae", vae.train(), loss, steps, 2e-3, steps // 2, ema_decay=0.998)
+    with torch.no_grad():
+        latents = pipe.vae.encode(next(_batches(512, SEED + 2))[0]).latent_dist.mean
+    pipe.vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
+
+
+def _targets(scene: Scene) -> list[int]:
+    """Class numbers: size, colour, shape (0 for nothing there) at each place; the background."""
+    relation = scene.relation or "middle"
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    lies = dict(zip((relation, opposite.get(relation, "")), scene.things, strict=False))
+    classes = []
+    for place in PLACES:
+        thing = lies.get(place)
+        for table, value in zip(
+            (SIZES, COLOURS, SHAPES),
+            (thing.size, thing.colour, thing.shape) if thing else ("",) * 3,
+            strict=True,
+        ):
+            classes.append(1 + list(table).index(value) if thing else 0)
+    return [*classes, list(BACKGROUNDS).index(scene.background)]
+
+
+def encode_text(pipe: StableDiffusionXLPipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """SDXL's conditioning: joined penultimate states (B, 16, 128) and the projection (B, 64)."""
+    ids = pipe.tokenizer(
+        captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+    ).input_ids
+    one = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+    two = pipe.text_encoder_2(ids, output_hidden_states=True)
+    return torch.cat([one, two.hidden_states[-2]], dim=-1), two.text_embeds
+
+
+def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
+    """Fit both encoders and linear readers of the scene at the last token and the projection."""
+    counts = [1 + len(t) for _ in PLACES for t in (SIZES, COLOURS, SHAPES)] + [len(BACKGROUNDS)]
+    width = architecture.TEXT_WIDTH
+    readers = nn.ModuleList(nn.Linear(width, sum(counts)) for _ in range(3))
+    parts = nn.ModuleDict({"one": pipe.text_encoder, "two": pipe.text_encoder_2, "read": readers})
+    source = scenes(SEED + 3)
+
+    def loss(step: int) -> Tensor:
+        batch = list(itertools.islice(source, 64))
+        states, pooled = encode_text(pipe, [s.caption for s in batch])
+        targets = torch.tensor([_targets(s) for s in batch])
+        last = states[:, -1]  # sees the whole caption
+        terms = []
+        for reader, x in zip(readers, (last[:, :width], last[:, width:], pooled), strict=True):
+            for logits, target in zip(reader(x).split(counts, dim=1), targets.T, strict=True):
+                terms.append(F.cross_entropy(logits, target))
+        return torch.stack(terms).mean()
+
+    _fit(work, "text", parts.train(), loss, steps, 1e-3, steps // 2)
+
+
+@torch.no_grad()
+def encode_scenes(
+    pipe: StableDiffusionXLPipeline, work: Path, count: int
+) -> tuple[Tensor, list[str]]:
+    """Moments of the VAE's posterior (N, 8, 8, 8) in fp16 and captions; kept in WORK."""
+    path = work / f"latents-{count}.pt"
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        return saved["moments"], saved["captions"]
+    moments, captions = [], []
+    data = _batches(100, SEED + 4)
+    for _ in range(count // 100):
+        images, texts = next(data)
+        moments.append(pipe.vae.encode(images).latent_dist.parameters.half())
+        captions += texts
+    torch.save({"moments": torch.cat(moments), "captions": captions}, path)
+    return torch.cat(moments), captions
+
+
+def _swapped(caption: str) -> str:
+    """The same scene told the other way round: "A left of B" as "B right of A"."""
+    scene = parse(caption)
+    if scene.relation is None:
+        return caption
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    return Scene(scene.things[::-1], opposite[scene.relation], scene.background).caption
+
+
+def train_unet(
+    work: Path, pipe: StableDiffusionXLPipeline, steps: int, decay_steps: int, count: int
+) -> None:
+    """Fit the U-Net on `count` encoded scenes, batch 64."""
+    moments, captions = encode_scenes(pipe, work, count)
+    told = [captions, [_swapped(c) for c in captions]]
+    scale, schedule = pipe.vae.config.scaling_factor, pipe.scheduler
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        encoder.eval().requires_grad_(False)
+    unet = pipe.unet
+    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32)
+
+    def loss(step: int) -> Tensor:
+        picked = torch.randint(len(captions), (64,))
+        mean, log_variance = moments[picked].float().chunk(2, dim=1)
+        latents = scale * (mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean))
+        which = torch.randint(2, (64,)).tolist()
+        texts = [told[w][i] for w, i in zip(which, picked.tolist(), strict=True)]
+        states, pooled = encode_text(pipe, texts)
+        keep = (torch.rand(64) >= DROP_CAPTION).float()
+        noise = torch.randn_like(latents)
+        t = torch.randint(schedule.config.num_train_timesteps, (64,))
+        predicted = unet(
+            schedule.add_noise(latents, noise, t),
+            t,
+            states * keep[:, None, None],
+            added_cond_kwargs={
+                "text_embeds": pooled * keep[:, None],
+                "time_ids": time_ids.expand(64, -1),
+            },
+        ).sample
+        return F.mse_loss(predicted, schedule.get_velocity(latents, noise, t))
+
+    pipe.unet = _fit(
+        work, "unet", unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.9995
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for checkpoints, latents and logs")
+    parser.add_argument("--vae-steps", type=int, default=3500)
+    parser.add_argument("--text-steps", type=int, default=1500)
+    parser.add_argument("--unet-steps", type=int, default=20000)
+    parser.add_argument("--unet-decay-steps", type=int, default=4000)
+    parser.add_argument("--scenes", type=int, default=60000, help="scenes that the U-Net sees")
+    parser.add_argument("--export", type=Path, help="where to write the diffusers folder")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    pipe = architecture.pipeline(SEED)
+    train_vae(args.work, pipe, args.vae_steps)
+    train_text(args.work, pipe, args.text_steps)
+    train_unet(args.work, pipe, args.unet_steps, args.unet_decay_steps, args.scenes)
+    if args.export:
+        pipe.to(torch.float16).save_pretrained(args.export, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    main()

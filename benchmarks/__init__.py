@@ -1,1 +1,1 @@
-""""""
+"""Latency, image quality, the comparison of two results, and the report."""

@@ -1,1 +1,1 @@
-""""""
+"""Retrain a pruned student by normalized feature distillation: data, features, losses, trainer."""

@@ -22,7 +22,9 @@ def tiny_pipe() -> StableDiffusionXLPipeline:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tiny_pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(
+    tiny_pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The untrained `tiny-sdxl` as a diffusers folder; do not change it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_pipe.save_pretrained(folder)

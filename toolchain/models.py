@@ -5,7 +5,10 @@ is found from its small files, before any weight is read.
 """
 
 import importlib.util
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,17 +64,32 @@ def locate(model: str) -> str:
 
 
 def _check_hub(source: str) -> None:
-    from diffusers import DiffusionPipeline
+    """Find a Hub id's model_index.json in the local cache or on the Hub, and check its U-Net."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
+    cached = try_to_load_from_cache(source, "model_index.json")
     try:
-        index = DiffusionPipeline.load_config(source)
-    except OSError as e:
+        if not isinstance(cached, str):
+            _reach_hub()
+            cached = hf_hub_download(source, "model_index.json")
+    except (OSError, HfHubHTTPError) as e:
         raise UnknownModel(
-            f"{source!r} is neither in the local Hub cache nor can it be fetched: "
-            f"{str(e).splitlines()[0]} Check the name and the network (for a gated model: "
+            f"{source!r} is neither in the local Hub cache nor can it be fetched "
+            f"({str(e).splitlines()[0]}). Check the name and the network (for a gated model: "
             "`hf auth login`), or pass the path of a local diffusers folder."
         ) from None
-    _check_unet_class(index, source)
+    _check_unet_class(read_json(Path(cached)), source)
+
+
+def _reach_hub() -> None:
+    """Raise OSError at once when there is no way to the Hub; its client would retry for long."""
+    from huggingface_hub import constants
+
+    if not any(urllib.request.getproxies().get(k) for k in ("https", "all")):
+        url = urllib.parse.urlsplit(constants.ENDPOINT)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname or "", port), timeout=5).close()
 
 
 def check_folder(folder: Path) -> None:
@@ -113,15 +131,32 @@ def _check_safetensors(path: Path) -> None:
         raise BadInput(f"{path} cannot be read ({e}); it may be cut off. Fetch it again.") from None
 
 
-def shipped_unet_class() -> Any:
-    """`LaptopUNet2DConditionModel`, imported under the module name that diffusers records for it."""
+def context_length(model: str) -> int:
+    """Tokens of a prompt that the text encoders read; CLIP's 77 where the model does not say."""
+    from huggingface_hub import hf_hub_download
+
+    source, name = locate(model), "tokenizer/tokenizer_config.json"
+    local = Path(source)
+    path = local / name if local.is_dir() else Path(hf_hub_download(source, name))
+    length = read_json(path).get("model_max_length", 77) if path.is_file() else 77
+    return int(length)
+
+
+def shipped_module() -> Any:
+    """`laptop_unet_v1.py`, imported under the name that diffusers records for its class."""
     name = SHIPPED_CLASS.stem
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, SHIPPED_CLASS)
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name].LaptopUNet2DConditionModel
+    return sys.modules[name]
+
+
+def shipped_unet_class() -> Any:
+    """`LaptopUNet2DConditionModel`."""
+    return shipped_module().LaptopUNet2DConditionModel
 
 
 def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
@@ -143,7 +178,9 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
     """
     import torch
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     unet = load_unet(model, dtype)
     try:
         pipe = DiffusionPipeline.from_pretrained(

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from laptop.errors import BadInput, NoSpace, OutputExists
 
 T = TypeVar("T")
+Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
 MANIFEST = "manifest.json"
 REPORTED_PACKAGES = (
     "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
@@ -37,7 +38,7 @@ def run_stage(
     inputs: Mapping[str, Path],
     work: Callable[[Path], Mapping[str, Any] | None],
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
 ) -> Path:
     """Make `out` by `work(folder)` unless it is finished already; returns `out`.
 
@@ -97,7 +98,7 @@ def _manifest_path(out: Path) -> Path:
 
 
 def _is_finished(
-    out: Path, manifest_path: Path, key: str, identity: Mapping[str, Any], overwrite: bool
+    out: Path, manifest_path: Path, key: str, identity: Mapping[str, Any], overwrite: Overwrite
 ) -> bool:
     """True when `out` is the wanted result; raises when it is something that must not be lost."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -108,7 +109,7 @@ def _is_finished(
             "so it is left alone. Choose another -o."
         )
     old = read_json(manifest_path)
-    if old.get("key") == key and not overwrite:
+    if old.get("key") == key and overwrite is not True:
         return True
     if overwrite:
         return False
@@ -132,7 +133,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
                     yield f"{k}: {before.get(k)} there, {after.get(k)} asked"
 
 
-def _open_partial(out: Path, key: str, overwrite: bool) -> Path:
+def _open_partial(out: Path, key: str, overwrite: Overwrite) -> Path:
     partial = out.parent / f".{out.name}.partial"
     mark = partial / ".key"
     if partial.exists() and (not mark.exists() or mark.read_text() != key):
@@ -244,8 +245,14 @@ def say(message: str) -> None:
 def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
     """Go through `items` with a progress bar on stderr that starts at `done` of `total`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     with Progress(
         TextColumn("{task.description:<22}"),

@@ -1,1 +1,1 @@
-""""""
+"""Settings of the known models, as TOML."""

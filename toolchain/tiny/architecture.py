@@ -1,7 +1,7 @@
-"""SDXL in miniature: the same component classes and the same wiring, four million weights.
+"""SDXL in miniature: the same component classes and the same wiring, three million weights.
 
-What is small: 64 x 64 images, 8 x 8 latents (the VAE's factor 8 is SDXL's), 16 tokens. What is as in
-SDXL: two text encoders whose penultimate states are joined, the second with a projection;
+What is small: 64 x 64 images, 8 x 8 latents (the VAE's factor 8 is SDXL's), 16 tokens. What is as
+in SDXL: two text encoders whose penultimate states are joined, the second with a projection;
 `text_time` micro-conditioning; a first level without attention. The schedule has zero terminal SNR
 with v-prediction (arXiv 2305.08891), because plain backgrounds are what SD's schedule cannot draw.
 """
@@ -82,19 +82,24 @@ def vae() -> AutoencoderKL:
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=8,
+        mid_block_add_attention=False,
         sample_size=IMAGE_SIZE,
     )
 
 
 def unet() -> UNet2DConditionModel:
-    """34 removable layers of `fine` granularity."""
+    """33 removable layers of `fine` granularity.
+
+    The innermost level is the narrowest, unlike SDXL's: at 2 x 2 latents there is little to compute,
+    and weights that do nothing would make pruning look free (docs/log.md, 2026-11-22).
+    """
     return UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(48, 64, 64),
+        block_out_channels=(64, 64, 32),
         layers_per_block=2,
-        transformer_layers_per_block=(1, 1, 2),
+        transformer_layers_per_block=(1, 2, 1),
         attention_head_dim=(2, 2, 2),  # numbers of heads, as in SDXL's config
         cross_attention_dim=2 * TEXT_WIDTH,
         use_linear_projection=True,

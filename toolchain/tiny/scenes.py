@@ -170,8 +170,8 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     return np.rint(image).astype(np.uint8)
 
 
-def write_folder(out: Path, count: int, seed: int) -> Path:
-    """Write `count` training scenes as PNG files with `metadata.jsonl` (file_name, text)."""
+def write_folder(out: Path, count: int, seed: int) -> int:
+    """Write training scenes as PNG files with `metadata.jsonl` (file_name, text); returns `count`."""
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     source = scenes(seed)
@@ -181,4 +181,4 @@ def write_folder(out: Path, count: int, seed: int) -> Path:
         Image.fromarray(draw(scene, rng)).save(out / name, compress_level=1)
         rows.append(json.dumps({"file_name": name, "text": scene.caption}))
     (out / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return out
+    return count

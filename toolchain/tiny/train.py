@@ -1,6 +1,7 @@
 """Train `tiny-sdxl` from nothing: `python -m laptop.tiny.train WORK`, three phases, each resumable.
 
-1. `vae`   reconstruct drawn scenes (mean absolute error, a weak KL term).
+1. `vae`   reconstruct drawn scenes (squared and absolute error, a weak KL term): at first only the
+           surroundings of a thing, since most of a scene is plain, at last whole scenes.
 2. `text`  both encoders learn to tell what lies where from the caption (what CLIP's contrastive
            training does for SDXL), and are frozen from then on, as SDXL's are.
 3. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
@@ -39,7 +40,8 @@ from laptop.tiny.scenes import (
 )
 
 SEED = 0
-KL_WEIGHT = 3e-4  # per latent element; keeps latents smooth without blurring edges
+KL_WEIGHT = 1e-4  # per latent element; keeps latents smooth without blurring edges
+CROP = 32  # pixels; a quarter of the work of a whole scene, and most of its edges
 DROP_CAPTION = 0.1  # share of samples that learn the unconditional score, for guidance
 TIME_IDS = (IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE)  # original size, crop, target
 PLACES = ("middle", *RELATIONS)
@@ -118,19 +120,33 @@ def _fit(
     return average.module.eval() if ema_decay else module.eval()
 
 
+def _around_things(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """A window (B, 3, CROP, CROP) of each image near its foreground."""
+    windows = []
+    for image in images:
+        foreground = (image != image[:, :1, :1]).any(0).nonzero()
+        corner = foreground[rng.integers(len(foreground))].numpy() - rng.integers(8, CROP - 8, 2)
+        y, x = np.clip(corner, 0, IMAGE_SIZE - CROP)
+        windows.append(image[:, y : y + CROP, x : x + CROP])
+    return torch.stack(windows)
+
+
 def train_vae(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
     """Fit the autoencoder and set its `scaling_factor` so that latents have unit deviation."""
     vae = pipe.vae.to(memory_format=torch.channels_last)
-    data = _batches(16, SEED + 1)
+    rng = np.random.default_rng(SEED)
+    small, whole = _batches(32, SEED + 1), _batches(8, SEED + 1)
 
     def loss(step: int) -> Tensor:
-        images, _ = next(data)
+        crops = step < 0.7 * steps
+        images = _around_things(next(small)[0], rng) if crops else next(whole)[0]
         posterior = vae.encode(images.to(memory_format=torch.channels_last)).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return F.l1_loss(decoded, images) + KL_WEIGHT * kl
+        error = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
+        return error + KL_WEIGHT * kl
 
-    pipe.vae = _fit(work, "vae", vae.train(), loss, steps, 2e-3, steps // 2, ema_decay=0.998)
+    pipe.vae = _fit(work, "vae", vae.train(), loss, steps, 1.5e-3, steps // 2, ema_decay=0.998)
     with torch.no_grad():
         latents = pipe.vae.encode(next(_batches(512, SEED + 2))[0]).latent_dist.mean
     pipe.vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
@@ -164,10 +180,15 @@ def encode_text(pipe: StableDiffusionXLPipeline, captions: list[str]) -> tuple[T
 
 
 def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
-    """Fit both encoders and linear readers of the scene at the last token and the projection."""
+    """Fit both encoders and linear readers of the scene.
+
+    The penultimate states of the last token tell everything, the projection only how many things
+    there are and the background: so the U-Net needs its cross-attention, as SDXL's does.
+    """
     counts = [1 + len(t) for _ in PLACES for t in (SIZES, COLOURS, SHAPES)] + [len(BACKGROUNDS)]
     width = architecture.TEXT_WIDTH
-    readers = nn.ModuleList(nn.Linear(width, sum(counts)) for _ in range(3))
+    readers = nn.ModuleList(nn.Linear(width, sum(counts)) for _ in range(2))
+    readers.append(nn.Linear(width, 2 + len(BACKGROUNDS)))
     parts = nn.ModuleDict({"one": pipe.text_encoder, "two": pipe.text_encoder_2, "read": readers})
     source = scenes(SEED + 3)
 
@@ -177,9 +198,12 @@ def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
         targets = torch.tensor([_targets(s) for s in batch])
         last = states[:, -1]  # sees the whole caption
         terms = []
-        for reader, x in zip(readers, (last[:, :width], last[:, width:], pooled), strict=True):
+        for reader, x in zip(readers[:2], last.split(width, dim=1), strict=True):
             for logits, target in zip(reader(x).split(counts, dim=1), targets.T, strict=True):
                 terms.append(F.cross_entropy(logits, target))
+        one_or_two, background = readers[2](pooled).split([2, len(BACKGROUNDS)], dim=1)
+        things = torch.tensor([len(s.things) - 1 for s in batch])
+        terms += [F.cross_entropy(one_or_two, things), F.cross_entropy(background, targets[:, -1])]
         return torch.stack(terms).mean()
 
     _fit(work, "text", parts.train(), loss, steps, 1e-3, steps // 2)
@@ -246,9 +270,7 @@ def train_unet(
         ).sample
         return F.mse_loss(predicted, schedule.get_velocity(latents, noise, t))
 
-    pipe.unet = _fit(
-        work, "unet", unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.9995
-    )
+    pipe.unet = _fit(work, "unet", unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.9995)
 
 
 def main() -> None:

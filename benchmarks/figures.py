@@ -1,0 +1,172 @@
+"""The report's figures: each in a light and a dark version, and the grid of pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
+
+from laptop.benchmarks.findings import block_of, network_order
+
+CELL = 256  # pixels: pictures of the grid are brought near this width
+GAP = 12
+GREY = (118, 128, 138)  # reads on white and on black
+MOST_POINTS = 400  # of a curve, so that the file stays small
+SMOOTHING = 0.03  # a curve is averaged over about this share of all steps
+
+
+@dataclass(frozen=True)
+class Theme:
+    suffix: str
+    ink: str
+    grid: str
+    kept: str
+    removed: str
+    curves: tuple[str, ...]
+
+
+THEMES = (
+    Theme("", "#3d444d", "#d8dee4", "#8aa9cf", "#d1495b", ("#1f6feb", "#d1495b", "#2a8a57")),
+    Theme("-dark", "#c9d1d9", "#343b44", "#4a6a94", "#f0788a", ("#6cb0ff", "#f0788a", "#5cc98d")),
+)
+
+
+def _figure(theme: Theme, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.tick_params(which="both", colors=theme.ink, labelsize=8, length=0)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with rc_context({"svg.hashsalt": "laptop"}):  # the same figure is the same file
+        figure.savefig(path, metadata={"Date": None})
+
+
+def short_name(name: str) -> str:
+    """`down_blocks.1.attentions.0.transformer_blocks.2` -> `down 1 · attn 0.2`."""
+    section = block_of(name).replace("_blocks.", " ").replace("_block", "")
+    numbers = [p for p in name.removeprefix(block_of(name)).split(".") if p.isdigit()]
+    kind = "attn" if "attentions" in name else "resnet"
+    return f"{section} · {kind} {'.'.join(numbers)}"
+
+
+def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:
+    """A bar for each unit in network order, log scale; writes `stem`.svg and `stem`-dark.svg."""
+    ordered = sorted(units, key=lambda u: network_order(u["name"]))
+    positive = [u["score"] for u in ordered if (u["score"] or 0) > 0]
+    if not positive:
+        return
+    floor = min(positive) / 2  # where bars start; a score of zero has no logarithm
+    for theme in THEMES:
+        figure, axes = _figure(theme, 0.9 + 0.17 * len(ordered))
+        widths = [max(u["score"] or 0, floor) - floor for u in ordered]
+        colours = [theme.removed if u["name"] in removed else theme.kept for u in ordered]
+        axes.barh(range(len(ordered)), widths, left=floor, color=colours, height=0.72)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(ordered)), [short_name(u["name"]) for u in ordered])
+        axes.tick_params(axis="y", labelsize=7)
+        axes.set_ylim(len(ordered) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("output loss when this layer alone is removed", color=theme.ink, fontsize=8)
+        _part_blocks(axes, [u["name"] for u in ordered], theme)
+        kinds = {"removed": theme.removed, "kept": theme.kept}
+        _legend(axes, theme, handles=[Patch(color=c, label=k) for k, c in kinds.items()])
+        _save(figure, Path(f"{stem}{theme.suffix}.svg"))
+
+
+def _part_blocks(axes: Axes, names: Sequence[str], theme: Theme) -> None:
+    for i in range(1, len(names)):
+        if block_of(names[i]) != block_of(names[i - 1]):
+            axes.axhline(i - 0.5, color=theme.grid, linewidth=0.9)
+
+
+def _legend(axes: Axes, theme: Theme, **kwargs: Any) -> None:
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8,
+        labelcolor=theme.ink, **kwargs,
+    )  # fmt: skip
+
+
+def loss_curves(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
+    """The terms of the distillation loss by step, log y; raw values faint behind their average."""
+    terms = [t for t in ("task", "output", "feature") if any((r.get(t) or 0) > 0 for r in rows)]
+    if not terms:
+        return
+    for theme in THEMES:
+        figure, axes = _figure(theme, 3.4)
+        for term, colour in zip(terms, theme.curves, strict=False):
+            points = [(r["step"], r[term]) for r in rows if (r.get(term) or 0) > 0]
+            steps, values = np.array(points).T
+            every = max(1, len(values) // MOST_POINTS)
+            axes.plot(steps[::every], values[::every], color=colour, alpha=0.22, linewidth=0.7)
+            smooth = _smooth(values)
+            axes.plot(steps[::every], smooth[::every], color=colour, linewidth=1.6, label=term)
+        axes.set_yscale("log")
+        axes.set_xlabel("step", color=theme.ink, fontsize=8)
+        _legend(axes, theme)
+        _save(figure, Path(f"{stem}{theme.suffix}.svg"))
+
+
+def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A running mean of the logarithms; at the ends over what there is."""
+    width = max(1, round(SMOOTHING * len(values)))
+    ones = np.convolve(np.ones(len(values)), np.ones(width), "same")
+    mean: np.ndarray[Any, Any] = np.convolve(np.log(values), np.ones(width), "same") / ones
+    return np.exp(mean)
+
+
+def image_grid(columns: Mapping[str, Sequence[Path]], captions: Sequence[str], path: Path) -> None:
+    """Pictures of the same noise side by side, a row for each prompt, which stands above it.
+
+    `columns` maps a title to that model's pictures. Small pictures are enlarged without smoothing,
+    so that every pixel is seen as it is. The background is transparent.
+    """
+    count = min(len(files) for files in columns.values())
+    font = ImageFont.load_default(17)
+    line = 30
+    width = len(columns) * (CELL + GAP) - GAP + 1  # the last edge
+    grid = Image.new("RGBA", (width, line + count * (CELL + line + GAP)))
+    pen = ImageDraw.Draw(grid)
+    for x, (title, files) in enumerate(columns.items()):
+        left = x * (CELL + GAP)
+        pen.text((left, 4), title, GREY, font)
+        for y, file in enumerate(files[:count]):
+            with Image.open(file) as picture:
+                cell = _fit(picture.convert("RGB"))
+            top = line + y * (CELL + line + GAP) + line
+            grid.paste(cell, (left, top))
+            edge = (left - 1, top - 1, left + cell.width, top + cell.height)
+            pen.rectangle(edge, outline=(*GREY, 90))  # or a white picture has no edge on white
+    for y, caption in enumerate(captions[:count]):
+        pen.text((0, line + y * (CELL + line + GAP) + 4), _cut(caption, font, width), GREY, font)
+    grid.save(path, optimize=True)
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """Within CELL x CELL: enlarged by a whole factor, or made smaller with smoothing."""
+    side = max(picture.size)
+    if side <= CELL:
+        factor = CELL // side
+        size = (picture.width * factor, picture.height * factor)
+        return picture.resize(size, Image.Resampling.NEAREST)
+    size = (picture.width * CELL // side, picture.height * CELL // side)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _cut(text: str, font: Any, width: int) -> str:
+    while font.getlength(text) > width:
+        text = text[:-2].rstrip() + "…"
+    return text

@@ -1,0 +1,237 @@
+"""Image quality of models that are to draw the same pictures: the same prompts, the same noise.
+
+The first model is the teacher. Every picture is made by the pipeline's own call from noise that
+depends on the seed and the prompt's number only, so that pictures of different models, batches and
+runs can be compared one by one.
+"""
+
+import hashlib
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from laptop import models as model_source
+from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
+from laptop.errors import BadInput
+from laptop.run import run_stage, track, write_json
+
+SCHEMA = "laptop.eval/1"
+PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
+BLACK_LEVEL = 5  # of 255: a picture with no brighter value is black
+Images = NDArray[np.uint8]  # (N, H, W, 3)
+Judge = Callable[[Images, Sequence[str]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is drawn to judge image quality."""
+
+    prompts: int = 500  # the first so many of those given
+    steps: int = 25  # denoising steps of a picture
+    guidance: float = 5.0  # classifier-free guidance scale
+    batch: int = 50  # pictures at once; changes time and memory only
+    seed: int = 0  # of the noise
+    images_kept: int = 8  # pictures of each model that stay as PNG
+
+
+def evaluate(
+    models: Mapping[str, str | Path],
+    out: Path,
+    config: EvalConfig,
+    prompts: Sequence[str],
+    *,
+    judge: Judge | None = None,
+    reference: Images | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Draw `prompts` with each of `models` (label to name or folder) and write `out/eval.json`.
+
+    `judge` gives shares by attribute, "prompt_accuracy" first of all; `reference` are the pictures
+    that the Fréchet distance is taken to, the teacher's where None. A killed call goes on where it
+    stopped. Raises `BadInput` when there are too few prompts or a label is no file name.
+    """
+    chosen = _check(models, config, prompts)
+    sources = {label: model_source.locate(str(model)) for label, model in models.items()}
+    settings = asdict(config) | {
+        "models": [f"{label}: {source}" for label, source in sources.items()],
+        "prompts_sha256": hashlib.sha256("\n".join(chosen).encode()).hexdigest(),
+        "judge": f"{judge.__module__}.{judge.__name__}" if judge else None,
+        "reference_sha256": None if reference is None else _digest(reference),
+    }
+    inputs = {label: Path(s) for label, s in sources.items() if Path(s).is_dir()}
+
+    def work(folder: Path) -> None:
+        pictures = draw_all(sources, folder, config, chosen)
+        rows = _measure(sources, pictures, chosen, judge, reference)
+        for label, (images, _) in pictures.items():
+            _keep(images[: config.images_kept], folder / "images" / label)
+        write_json(folder / "eval.json", _document(config, chosen, reference, rows))
+        shutil.rmtree(folder / "drawn")
+
+    return run_stage("eval", out, settings, inputs, work, overwrite=overwrite)
+
+
+def _check(
+    models: Mapping[str, str | Path], config: EvalConfig, prompts: Sequence[str]
+) -> list[str]:
+    if len(prompts) < config.prompts:
+        raise BadInput(f"{config.prompts} prompts are asked for, {len(prompts)} are given.")
+    for label in models:
+        if not re.fullmatch(r"[\w.-]+", label):
+            raise BadInput(f"label {label!r} must be letters, digits, '-', '_' and '.' only.")
+    if not models or config.prompts < 1:
+        raise BadInput("at least one model and one prompt are needed.")
+    return list(prompts[: config.prompts])
+
+
+def _digest(images: Images) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+
+
+def noise(seed: int, index: int, shape: Sequence[int]) -> NDArray[np.float32]:
+    """The initial noise of prompt `index`, whatever the batch it is drawn in; shape (C, h, w)."""
+    return np.random.default_rng([seed, index]).standard_normal(tuple(shape), np.float32)
+
+
+def draw_all(
+    sources: Mapping[str, str], folder: Path, config: EvalConfig, prompts: Sequence[str]
+) -> dict[str, tuple[Images, NDArray[np.bool_]]]:
+    """Each model's pictures, and which of them were black or not a number."""
+    starts = range(0, len(prompts), config.batch)
+    numbers = [range(i, min(i + config.batch, len(prompts))) for i in starts]
+    total = len(numbers) * len(sources)
+    steps = _draw_missing(sources, folder / "drawn", config, prompts, numbers)
+    for _ in track(steps, "eval", total):
+        pass
+    pictures = {}
+    for label in sources:
+        files = [np.load(_chunk(folder / "drawn", label, chunk)) for chunk in numbers]
+        images, bad = (np.concatenate([f[k] for f in files]) for k in ("images", "bad"))
+        pictures[label] = (images, bad)
+    return pictures
+
+
+def _chunk(folder: Path, label: str, numbers: Sequence[int]) -> Path:
+    return folder / label / f"{numbers[0]:06d}.npz"
+
+
+def _draw_missing(
+    sources: Mapping[str, str],
+    folder: Path,
+    config: EvalConfig,
+    prompts: Sequence[str],
+    numbers: Sequence[Sequence[int]],
+) -> Iterator[Path]:
+    """Draw the batches that are not on disk yet; yields the file of every batch, old or new."""
+    for label, source in sources.items():
+        pipe = None  # loaded only when a picture is missing, and one model at a time
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for chunk in numbers:
+            path = _chunk(folder, label, chunk)
+            if not path.exists():
+                pipe = pipe or model_source.load_pipeline(source)
+                images, bad = draw(pipe, prompts, chunk, config)
+                beside = path.with_suffix(".tmp.npz")
+                np.savez(beside, images=images, bad=bad)
+                beside.replace(path)
+            yield path
+
+
+def draw(
+    pipe: Any, prompts: Sequence[str], numbers: Sequence[int], config: EvalConfig
+) -> tuple[Images, NDArray[np.bool_]]:
+    """Pictures of the prompts of these numbers, and which are black or hold a NaN."""
+    import torch
+
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (pipe.unet.config.in_channels, height, width)
+    latents = np.stack([noise(config.seed, i, shape) for i in numbers])
+    pixels = pipe(
+        [prompts[i] for i in numbers],
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        latents=torch.from_numpy(latents).to(pipe.unet.dtype),
+        output_type="np",
+    ).images  # (B, H, W, 3) in 0..1
+    return to_uint8(pixels)
+
+
+def to_uint8(pixels: NDArray[np.floating[Any]]) -> tuple[Images, NDArray[np.bool_]]:
+    """Pictures (N, H, W, 3) from values in 0..1, and which of them are black or hold a NaN."""
+    images = np.rint(255 * np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1))
+    finite = np.isfinite(pixels).all(axis=(1, 2, 3))
+    return images.astype(np.uint8), ~finite | (images.max(axis=(1, 2, 3)) <= BLACK_LEVEL)
+
+
+def psnr_db(a: Images, b: Images) -> float:
+    """Mean over pictures of 10 log10(255^2 / MSE), at most `PSNR_CAP_DB` each."""
+    difference = a.astype(np.float64) - b
+    mse = (difference**2).mean(axis=(1, 2, 3))
+    floor = 255**2 / 10 ** (PSNR_CAP_DB / 10)
+    return float(np.mean([10 * math.log10(255**2 / max(m, floor)) for m in mse]))
+
+
+def _measure(
+    sources: Mapping[str, str],
+    pictures: Mapping[str, tuple[Images, NDArray[np.bool_]]],
+    prompts: Sequence[str],
+    judge: Judge | None,
+    reference: Images | None,
+) -> list[dict[str, Any]]:
+    """One entry of `models` for each label; the teacher has no PSNR to itself."""
+    teacher = next(iter(sources))
+    teacher_images = pictures[teacher][0]
+    vae = model_source.load_pipeline(sources[teacher]).vae
+    aim = latent_features(vae, teacher_images if reference is None else reference)
+    rows = []
+    for label, source in sources.items():
+        images, bad = pictures[label]
+        shares = dict(judge(images, prompts)) if judge else {}
+        rows.append(
+            {
+                "label": label,
+                "path": source,
+                "prompt_accuracy": shares.pop("prompt_accuracy", None),
+                "accuracy": shares,
+                "frechet": frechet_distance(latent_features(vae, images), aim),
+                "psnr_to_teacher_db": None if label == teacher else psnr_db(images, teacher_images),
+                "black_or_nan": int(bad.sum()),
+            }
+        )
+    return rows
+
+
+def _document(
+    config: EvalConfig,
+    prompts: Sequence[str],
+    reference: Images | None,
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    given = f"{0 if reference is None else len(reference)} reference pictures given by the caller"
+    return {
+        "schema": SCHEMA,
+        "prompts": len(prompts),
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "seed": config.seed,
+        "feature_space": FEATURE_SPACE,
+        "reference": "the teacher's pictures" if reference is None else given,
+        "psnr_cap_db": PSNR_CAP_DB,
+        "captions": prompts[: config.images_kept],
+        "models": rows,
+    }
+
+
+def _keep(images: Images, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")

@@ -1,0 +1,225 @@
+"""The distillation stage: a pruned student learns from its teacher, can be killed, and resumes.
+
+All randomness of a step comes from a generator seeded by (seed, step), so a resumed run takes the
+steps that an unbroken one would have taken.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from laptop import models
+from laptop.distill.data import Encoded, encode, read_captions
+from laptop.distill.features import Features
+from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
+from laptop.errors import BadInput, LaptopError
+from laptop.pruning.surgery import write_model
+from laptop.run import Overwrite, run_stage, track
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 5e-4  # peak; linear warm-up, then cosine to zero
+    warmup_steps: int = 50
+    weighting: str = "relative"  # of the feature terms, see losses.WEIGHTINGS
+    task_weight: float = 1.0
+    output_weight: float = 1.0
+    feature_weight: float = 1.0
+    drop_caption: float = 0.1  # share of samples without a caption, for guidance
+    ema_decay: float = 0.995
+    checkpoint_every: int = 100  # steps
+    seed: int = 0
+
+
+class Diverged(LaptopError):
+    """The loss is not finite; the last good checkpoint is kept."""
+
+
+def distill(
+    teacher: str,
+    student: str,
+    data: Path,
+    out: Path,
+    config: DistillConfig,
+    *,
+    overwrite: Overwrite = False,
+) -> Path:
+    """Train `student` on the images of `data`; writes its averaged weights as a diffusers folder.
+
+    `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
+    """
+    if config.weighting not in WEIGHTINGS:
+        raise BadInput(
+            f"weighting {config.weighting!r} is unknown; known are {', '.join(WEIGHTINGS)}."
+        )
+    read_captions(data)
+    sources = {"teacher": models.locate(teacher), "student": models.locate(student)}
+    inputs = {k: Path(v) / "unet" for k, v in sources.items() if Path(v).is_dir()}
+
+    def work(folder: Path) -> dict[str, Any]:
+        seconds = train(teacher, student, data, folder, config)
+        return {"train_seconds": round(seconds, 1)}
+
+    settings = asdict(config) | {"teacher": teacher}
+    return run_stage("distill", out, settings, {**inputs, "data": data}, work, overwrite=overwrite)
+
+
+def train(teacher: str, student: str, data: Path, folder: Path, config: DistillConfig) -> float:
+    """Run all steps in `folder`, from its checkpoint if it has one; returns seconds of training."""
+    pipe = models.load_pipeline(teacher)
+    encoded = encode(pipe, data, folder / "encoded.safetensors", seed=config.seed)
+    session = _Session(pipe, models.load_unet(student), encoded, config, folder)
+    session.resume()
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        for step in track(range(session.done, config.steps), "distill", config.steps, session.done):
+            terms = session.step(step)
+            if step % 10 == 0 or step == config.steps - 1:
+                log.write(json.dumps(session.row(step, terms)) + "\n")
+                log.flush()
+            if (step + 1) % config.checkpoint_every == 0:
+                session.save()
+    session.save()
+    session.ema.copy_to(session.student.parameters())
+    write_model(folder, session.student.eval(), student)
+    for name in ("encoded.safetensors", CHECKPOINT):
+        (folder / name).unlink()
+    return session.seconds
+
+
+class _Session:
+    """What training holds between steps."""
+
+    def __init__(self, pipe: Any, student: Any, data: Encoded, config: DistillConfig, folder: Path):
+        self.config, self.data, self.folder = config, data, folder
+        self.teacher = pipe.unet.requires_grad_(False).eval()
+        self.student = student.requires_grad_(True).train()
+        self.teacher_features, self.student_features = Features(self.teacher), Features(student)
+        self.schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+        self.optimizer = torch.optim.AdamW(
+            student.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True
+        )
+        self.ema = EMAModel(
+            student.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75
+        )
+        self.done, self.seconds = 0, 0.0
+        self.started = time.perf_counter()
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        c = self.config
+        if step < c.warmup_steps:
+            return c.learning_rate * (step + 1) / c.warmup_steps
+        share = (step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        return c.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def step(self, step: int) -> Terms:
+        """One update; raises `Diverged` before a bad gradient can touch the weights."""
+        noisy, t, target, rows = self._batch(step)
+        added = {k: rows[k] for k in ("text_embeds", "time_ids") if k in rows} or None
+        states = rows["encoder_hidden_states"]
+        with torch.no_grad():
+            teacher_out = self.teacher(noisy, t, states, added_cond_kwargs=added).sample
+        student_out = self.student(noisy, t, states, added_cond_kwargs=added).sample
+        c = self.config
+        terms = distillation_loss(
+            target,
+            student_out,
+            teacher_out,
+            self.student_features.maps,
+            self.teacher_features.maps,
+            weighting=c.weighting,
+            weights=(c.task_weight, c.output_weight, c.feature_weight),
+        )
+        if not math.isfinite(float(terms.loss.detach())):
+            raise Diverged(
+                f"the loss is {terms.as_floats()} at step {step}. The last "
+                f"good checkpoint is kept in {self.folder}. Lower learning_rate "
+                f"({c.learning_rate:g}) and start again with --overwrite."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.zero_grad()
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.step(self.student.parameters())
+        self.done = step + 1
+        return terms
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Noisy latents (B, C, h, w), timesteps (B,), the task's target and the conditioning."""
+        c = self.config
+        g = torch.Generator().manual_seed(c.seed * 1_000_003 + step)
+        picked = torch.randint(len(self.data.latents), (c.batch_size,), generator=g)
+        keep = torch.rand(c.batch_size, generator=g) >= c.drop_caption
+        latents, rows = self.data.rows(picked, keep)
+        noise = torch.randn(latents.shape, generator=g)
+        steps = self.schedule.config.num_train_timesteps
+        t = torch.randint(steps, (c.batch_size,), generator=g)
+        noisy = self.schedule.add_noise(latents, noise, t)
+        match self.schedule.config.prediction_type:
+            case "epsilon":
+                target = noise
+            case "v_prediction":
+                target = self.schedule.get_velocity(latents, noise, t)
+            case other:
+                raise BadInput(f"the scheduler predicts {other!r}; known: epsilon, v_prediction.")
+        return noisy, t, target, rows
+
+    def row(self, step: int, terms: Terms) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        return {
+            "step": step,
+            **terms.as_floats(),
+            "lr": self.learning_rate(step),
+            "seconds": round(self._elapsed(), 2),
+        }
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint beside and rename it."""
+        self.seconds, self.started = self._elapsed(), time.perf_counter()
+        state = {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "done": self.done,
+            "seconds": self.seconds,
+        }
+        beside = self.folder / f"{CHECKPOINT}.tmp"
+        torch.save(state, beside)
+        beside.replace(self.folder / CHECKPOINT)
+
+    def resume(self) -> None:
+        """Take up the checkpoint, and forget logged steps that come after it."""
+        path, metrics = self.folder / CHECKPOINT, self.folder / "metrics.jsonl"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.student.load_state_dict(state["student"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.load_state_dict(state["ema"])
+            self.done, self.seconds = state["done"], state["seconds"]
+        if metrics.exists():
+            kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] < self.done]
+            metrics.write_text("".join(kept), encoding="utf-8")
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield line

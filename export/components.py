@@ -1,0 +1,139 @@
+"""A pipeline's networks as plain graphs: tensors in, tensors out, under optimum's names.
+
+Every target exports these graphs and parity runs the same ones in PyTorch, so that reference and
+artifact can never mean different things. Components are named as optimum's folders are; the VAE is
+two of them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laptop.errors import Unsupported
+
+ALL = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One component: `module(*inputs)` returns a tuple of tensors, one a name in `outputs`."""
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def present(pipe: Any) -> tuple[str, ...]:
+    """The components that this pipeline has, in the order of `ALL`."""
+    missing = () if getattr(pipe, "text_encoder_2", None) is not None else ("text_encoder_2",)
+    return tuple(name for name in ALL if name not in missing)
+
+
+def graph(pipe: Any, component: str) -> Graph:
+    """One component, sharing the pipeline's weights; `Unsupported` for other U-Net conditions."""
+    match component:
+        case "unet":
+            return _unet(pipe.unet)
+        case "text_encoder" | "text_encoder_2":
+            # the XL pipelines read hidden_states[-2], the older ones the last state
+            return _text_encoder(getattr(pipe, component), "text_encoder_2" in present(pipe))
+        case "vae_encoder":
+            return Graph(VaeEncoder(pipe.vae).eval(), ("sample",), ("latent_parameters",))
+        case "vae_decoder":
+            return Graph(VaeDecoder(pipe.vae).eval(), ("latent_sample",), ("sample",))
+    raise AssertionError(component)
+
+
+def _unet(unet: Any) -> Graph:
+    kind, guidance = unet.config.addition_embed_type, unet.config.time_cond_proj_dim
+    if kind not in (None, "text_time") or guidance is not None or unet.config.class_embed_type:
+        raise Unsupported(
+            f"the U-Net is conditioned by addition_embed_type={kind!r}, "
+            f"time_cond_proj_dim={guidance}, class_embed_type={unet.config.class_embed_type!r}; "
+            "export covers Stable Diffusion 1.x, 2.x and XL (None or 'text_time', None, None)."
+        )
+    added = () if kind is None else ("text_embeds", "time_ids")
+    inputs = ("sample", "timestep", "encoder_hidden_states", *added)
+    return Graph(Unet(unet).eval(), inputs, ("out_sample",))
+
+
+def _text_encoder(encoder: Any, all_states: bool) -> Graph:
+    projects = hasattr(encoder, "text_projection")
+    names = (
+        ("text_embeds", "last_hidden_state") if projects else ("last_hidden_state", "pooler_output")
+    )
+    if all_states:
+        layers = encoder.config.num_hidden_layers
+        names = (*names, *(f"hidden_states.{i}" for i in range(layers + 1)))
+    return Graph(TextEncoder(encoder, names).eval(), ("input_ids",), names)
+
+
+class Unet(nn.Module):
+    """Latents, scalar timestep and text states to the predicted noise or velocity."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: Tensor,  # (B, C, H, W)
+        timestep: Tensor,  # () or (1,), float
+        encoder_hidden_states: Tensor,  # (B, tokens, width)
+        text_embeds: Tensor | None = None,  # (B, width)
+        time_ids: Tensor | None = None,  # (B, 6)
+    ) -> tuple[Tensor]:
+        added = None
+        if text_embeds is not None:
+            added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        out = self.unet(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+        )
+        return (out[0],)
+
+
+class TextEncoder(nn.Module):
+    """Token ids (B, tokens) to the states that `names` lists."""
+
+    def __init__(self, encoder: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.encoder = encoder
+        self.names = names
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        result = self.encoder(input_ids, output_hidden_states=True)
+        states = {f"hidden_states.{i}": state for i, state in enumerate(result.hidden_states)}
+        return tuple(states[name] if name in states else result[name] for name in self.names)
+
+
+class VaeEncoder(nn.Module):
+    """Image (B, 3, 8H, 8W) in [-1, 1] to mean and log variance, (B, 2C, H, W)."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        vae: Any = self.vae
+        return (vae.encode(sample).latent_dist.parameters,)
+
+
+class VaeDecoder(nn.Module):
+    """Latents divided by the scaling factor (B, C, H, W) to an image (B, 3, 8H, 8W)."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        vae: Any = self.vae
+        return (vae.decode(latent_sample, return_dict=False)[0],)
+
+
+@torch.no_grad()
+def run(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs of one call by name."""
+    values = graph.module(*(inputs[name] for name in graph.inputs))
+    return dict(zip(graph.outputs, values, strict=True))

@@ -1,0 +1,89 @@
+"""Real example inputs: what each network gets while the pipeline samples with guidance.
+
+Parity and quantization on random inputs mean nothing, so the pipeline's own `__call__` runs and
+hooks note what it passes to its networks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laptop.export.components import present
+
+Recorded = dict[str, list[dict[str, Tensor]]]
+
+
+def record(pipe: Any, prompts: Sequence[str], *, seed: int, steps: int) -> Recorded:
+    """What each component got while every prompt was sampled, by component and input name.
+
+    One call of the pipeline a prompt, with classifier-free guidance: the U-Net's inputs have batch
+    2 and there are `steps` of them a prompt. `vae_encoder` gets the decoded picture. The timestep
+    is a float32 scalar, as in the exported graphs. `pipe` is left as it was.
+    """
+    recorded: Recorded = {name: [] for name in present(pipe)}
+    size = _image_size(pipe)
+    with _listening(pipe, recorded):
+        for i, prompt in enumerate(prompts):
+            pipe(
+                prompt,
+                height=size[0],
+                width=size[1],
+                num_inference_steps=steps,
+                generator=torch.Generator().manual_seed(seed + i),
+                output_type="pt",
+            )
+    return recorded
+
+
+def _image_size(pipe: Any) -> tuple[int, int]:
+    """Height and width in pixels that the U-Net was trained for."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+@contextmanager
+def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
+    def on_text(component: str) -> Callable[..., None]:
+        return lambda _, args: _note(recorded, component, {"input_ids": args[0]})
+
+    def on_unet(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _note(recorded, "unet", _unet_inputs(args, kwargs))
+
+    handles = [pipe.unet.register_forward_pre_hook(on_unet, with_kwargs=True)]
+    for name in ("text_encoder", "text_encoder_2"):
+        if name in recorded:
+            encoder = getattr(pipe, name)
+            handles.append(encoder.register_forward_pre_hook(on_text(name)))
+    decode = pipe.vae.decode
+
+    def on_decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        _note(recorded, "vae_decoder", {"latent_sample": latents})
+        result = decode(latents, *args, **kwargs)
+        _note(recorded, "vae_encoder", {"sample": result[0].clamp(-1, 1)})
+        return result
+
+    pipe.vae.decode = on_decode  # on the instance, because hooks see only `forward`
+    try:
+        yield
+    finally:
+        del pipe.vae.decode
+        for handle in handles:
+            handle.remove()
+
+
+def _unet_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    sample, timestep = args
+    return {
+        "sample": sample,
+        "timestep": torch.as_tensor(timestep, dtype=torch.float32).reshape(()),
+        "encoder_hidden_states": kwargs["encoder_hidden_states"],
+        **(kwargs.get("added_cond_kwargs") or {}),
+    }
+
+
+def _note(recorded: Recorded, component: str, inputs: dict[str, Tensor]) -> None:
+    recorded[component].append({k: v.detach().cpu().clone() for k, v in inputs.items()})

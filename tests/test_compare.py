@@ -1,0 +1,152 @@
+"""Gates between two results: what is read, what is refused, what is breached."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from laptop.benchmarks.compare import compare, parse_gates
+from laptop.errors import BadInput
+
+BENCH = {
+    "schema": "laptop.bench/1",
+    "results": [
+        {
+            "label": label,
+            "component": "unet",
+            "runtime": "pytorch",
+            "precision": "fp32",
+            "device": "cpu",
+            "conditions": {"batch": 2, "threads": 2},
+            "params": 100,
+            "latency_ms": {"p50": ms, "p90": ms + 1},
+        }
+        for label, ms in (("teacher", 10.0), ("student", 6.0))
+    ],
+    "ratios": [
+        {"component": "unet", "runtime": "pytorch", "a": "teacher", "b": "student", "median": 0.6}
+    ],
+}  # fmt: skip
+PLAN = {
+    "schema": "laptop.plan/1",
+    "remove": ["x"],
+    "params": {"before": 10, "after": 5},
+    "predicted_loss": 0.5,
+}
+PARITY = {
+    "schema": "laptop.parity/1",
+    "results": [{"target": "onnx", "component": "unet", "outputs": {"psnr_db": 80.0}}],
+}
+EVAL = {"schema": "laptop.eval/1", "steps": 25, "models": [{"label": "t", "frechet": 1.0}]}
+SCORES = {"schema": "laptop.scores/1", "units": [{"name": "a", "kind": "resnet", "score": 0.0}]}
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    def write(base: dict, new: dict) -> tuple[Path, Path]:
+        for name, value in (("base.json", base), ("new.json", new)):
+            (tmp_path / name).write_text(json.dumps(value))
+        return tmp_path / "base.json", tmp_path / "new.json"
+
+    return write
+
+
+def student_at(ms: float) -> dict:
+    new = copy.deepcopy(BENCH)
+    new["results"][1]["latency_ms"]["p50"] = ms
+    return new
+
+
+def test_the_expression_of_the_contract_is_understood() -> None:
+    a, b, c = parse_gates("latency_ms.p50>+10%, params>+0% ,psnr_db<40")
+    assert (a.path, a.op, a.limit, a.is_relative) == ("latency_ms.p50", ">", 10, True)
+    assert (b.path, b.limit, b.is_relative) == ("params", 0, True)
+    assert (c.path, c.op, c.limit, c.is_relative) == ("psnr_db", "<", 40, False)
+
+
+@pytest.mark.parametrize("text", ["latency", "p50=10", "p50>ten", ">10%", "p50>+10%,,a<1", "a<1%b"])
+def test_bad_syntax_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(BadInput, match=r"is no gate.*latency_ms\.p50>\+10%"):
+        parse_gates(text)
+
+
+@pytest.mark.parametrize(("ms", "is_breach"), [(6.5, False), (6.7, True), (3.0, False)])
+def test_a_relative_gate_limits_the_change(files, ms: float, is_breach: bool) -> None:
+    changes, breaches = compare(*files(BENCH, student_at(ms)), "latency_ms.p50>+10%,params>+0%")
+    assert len(changes) == 4, "two numbers of two rows"
+    assert [b.new for b in breaches] == ([ms] if is_breach else [])
+    for breach in breaches:
+        assert "label=student" in breach.row
+        assert breach.breached == ("latency_ms.p50>+10%",)
+
+
+def test_an_absolute_gate_limits_the_new_value_and_a_short_path_finds_it(files) -> None:
+    new = copy.deepcopy(PARITY)
+    assert compare(*files(PARITY, new), "psnr_db<40")[1] == []
+    new["results"][0]["outputs"]["psnr_db"] = 39.9
+    (breach,) = compare(*files(PARITY, new), "psnr_db<40")[1]
+    assert breach.path == "outputs.psnr_db"
+
+
+def test_a_plan_has_one_row_and_a_prefix_means_all_below_it(files) -> None:
+    new = PLAN | {"params": {"before": 10, "after": 6}}
+    changes, breaches = compare(*files(PLAN, new), "params>+0%")
+    assert [c.path for c in changes] == ["params.before", "params.after"]
+    assert [b.path for b in breaches] == ["params.after"]
+
+
+def test_from_zero_any_growth_is_infinite(files) -> None:
+    new = copy.deepcopy(SCORES)
+    assert compare(*files(SCORES, new), "score>+5%")[1] == []
+    new["units"][0]["score"] = 1e-9
+    assert len(compare(*files(SCORES, new), "score>+5%")[1]) == 1
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_a_number_that_got_lost_breaches_its_gate(files, value: float | None) -> None:
+    new = copy.deepcopy(EVAL)
+    new["models"][0]["frechet"] = value
+    assert len(compare(*files(EVAL, new), "frechet>+5%")[1]) == 1
+
+
+def test_a_row_that_got_lost_breaches_its_gate(files) -> None:
+    new = copy.deepcopy(BENCH)
+    del new["results"][1]
+    (breach,) = compare(*files(BENCH, new), "latency_ms.p50>+10%")[1]
+    assert breach.new is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("conditions", {"batch": 1, "threads": 2}), ("device", "gpu"), ("precision", "fp16")],
+)
+def test_other_conditions_are_refused(files, key: str, value: object) -> None:
+    new = copy.deepcopy(BENCH)
+    new["results"][0][key] = value
+    with pytest.raises(BadInput, match=f"other conditions: {key} is"):
+        compare(*files(BENCH, new), "latency_ms.p50>+10%")
+
+
+def test_another_runtime_kind_of_file_or_number_of_steps_is_refused(files) -> None:
+    new = copy.deepcopy(BENCH)
+    for row in [*new["results"], *new["ratios"]]:
+        row["runtime"] = "onnxruntime"
+    with pytest.raises(BadInput, match="no row in common"):
+        compare(*files(BENCH, new))
+    with pytest.raises(BadInput, match=r"laptop\.plan/1"):
+        compare(*files(BENCH, PLAN))
+    with pytest.raises(BadInput, match="steps is 25 in BASE, 10 in NEW"):
+        compare(*files(EVAL, EVAL | {"steps": 10}))
+
+
+def test_a_gate_that_concerns_nothing_is_refused(files) -> None:
+    with pytest.raises(BadInput, match=r"'watts>1' concerns no number.*latency_ms\.p50"):
+        compare(*files(BENCH, BENCH), "watts>1")
+
+
+def test_without_gates_every_number_is_compared(files) -> None:
+    changes, breaches = compare(*files(BENCH, BENCH))
+    assert len(changes) == 7
+    assert breaches == []

@@ -1,0 +1,139 @@
+"""What is recorded while a pipeline samples with guidance."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from laptop import models
+from laptop.errors import Unsupported
+from laptop.export import components, inputs
+from laptop.tiny.architecture import MAX_TOKENS, tokenizer
+
+PROMPTS = ["a large red circle on white", "a small blue cross on black"]
+
+
+def small_sd15() -> StableDiffusionPipeline:
+    """Stable Diffusion 1.5's wiring, untrained: one text encoder, no added conditions."""
+    torch.manual_seed(0)
+    tokens = tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokens,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_pipe: StableDiffusionXLPipeline) -> inputs.Recorded:
+    tiny_pipe.set_progress_bar_config(disable=True)
+    return inputs.record(tiny_pipe, PROMPTS, seed=0, steps=3)
+
+
+def test_every_component_of_an_xl_pipeline_is_recorded_under_optimums_names(
+    recorded: inputs.Recorded,
+) -> None:
+    shapes = {k: {n: tuple(t.shape) for n, t in v[0].items()} for k, v in recorded.items()}
+    assert shapes == {
+        "text_encoder": {"input_ids": (1, 16)},
+        "text_encoder_2": {"input_ids": (1, 16)},
+        "unet": {
+            "sample": (2, 4, 8, 8),
+            "timestep": (),
+            "encoder_hidden_states": (2, 16, 128),
+            "text_embeds": (2, 64),
+            "time_ids": (2, 6),
+        },
+        "vae_encoder": {"sample": (1, 3, 64, 64)},
+        "vae_decoder": {"latent_sample": (1, 4, 8, 8)},
+    }
+
+
+def test_the_unet_is_recorded_at_every_step_of_the_trajectory(recorded: inputs.Recorded) -> None:
+    assert [float(r["timestep"]) for r in recorded["unet"]] == [999, 666, 332] * 2
+    first, second = (r["sample"] for r in recorded["unet"][:2])
+    assert not torch.equal(first, second)
+
+
+def test_recorded_latents_decode_to_the_picture_that_the_encoder_gets(
+    tiny_pipe: StableDiffusionXLPipeline, recorded: inputs.Recorded
+) -> None:
+    decoder = components.graph(tiny_pipe, "vae_decoder")
+    for latents, image in zip(recorded["vae_decoder"], recorded["vae_encoder"], strict=True):
+        decoded = components.run(decoder, latents)["sample"].clamp(-1, 1)
+        torch.testing.assert_close(decoded, image["sample"])
+
+
+def test_recording_leaves_the_pipeline_as_it_was(tiny_pipe: StableDiffusionXLPipeline) -> None:
+    tiny_pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="prompt"):
+        inputs.record(tiny_pipe, [None], seed=0, steps=1)  # type: ignore[list-item]
+    assert "decode" not in vars(tiny_pipe.vae)
+    for part in (tiny_pipe.unet, tiny_pipe.text_encoder, tiny_pipe.text_encoder_2):
+        assert not part._forward_pre_hooks
+
+
+def test_the_same_seed_records_the_same_and_prompts_get_noise_of_their_own(
+    tiny_pipe: StableDiffusionXLPipeline, recorded: inputs.Recorded
+) -> None:
+    again = inputs.record(tiny_pipe, PROMPTS[:1], seed=0, steps=3)
+    torch.testing.assert_close(again["unet"][0], recorded["unet"][0], rtol=0, atol=0)
+    assert not torch.equal(recorded["unet"][0]["sample"], recorded["unet"][3]["sample"])
+
+
+def test_a_loaded_sd15_pipeline_is_recorded_without_the_parts_it_lacks(tmp_path: Path) -> None:
+    small_sd15().save_pretrained(tmp_path)
+    recorded = inputs.record(models.load_pipeline(str(tmp_path)), PROMPTS[:1], seed=0, steps=2)
+    assert set(recorded) == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
+    assert set(recorded["unet"][0]) == {"sample", "timestep", "encoder_hidden_states"}
+    assert len(recorded["text_encoder"]) == 2, "the prompt and the empty one"
+    assert recorded["vae_encoder"][0]["sample"].shape == (1, 3, 16, 16)
+
+
+def test_a_unet_with_other_conditions_is_refused_by_name() -> None:
+    pipe = small_sd15()
+    pipe.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(Unsupported, match="time_cond_proj_dim=8"):
+        components.graph(pipe, "unet")

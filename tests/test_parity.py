@@ -1,0 +1,198 @@
+"""The stage that compares artifacts with PyTorch, on artifacts that are right, wrong and broken."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from laptop import run
+from laptop.errors import BadInput, CheckFailed, Unsupported
+from laptop.export import components, parity
+from laptop.export.artifacts import ExportConfig, export_model
+from laptop.export.parity import VerifyConfig, compare, psnr, verify, worst
+
+PROMPTS = ["a large red circle on white"]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("parity") / "artifacts"
+    return export_model(str(tiny_folder), out, ExportConfig(), PROMPTS)
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    """The text encoders and the VAE decoder alone, to be spoiled."""
+    target = tmp_path / "artifacts"
+    shutil.copytree(exported, target)
+    keep = ("text_encoder", "text_encoder_2", "vae_decoder")
+    content = json.loads((target / "artifacts.json").read_text())
+    content["artifacts"] = [r for r in content["artifacts"] if r["component"] in keep]
+    run.write_json(target / "artifacts.json", content)
+    return target
+
+
+def strictly(path: Path) -> dict[str, Any]:
+    """The report, read as other languages read JSON: NaN and Infinity are errors."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def spoil(path: Path, change: Any) -> None:
+    """Apply `change` to the largest weight of an ONNX file."""
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda t: math.prod(t.dims))
+    array = onnx.numpy_helper.to_array(weight).copy()
+    weight.CopyFrom(onnx.numpy_helper.from_array(change(array), weight.name))
+    onnx.save(model, path)
+
+
+def blank_half(weight: np.ndarray) -> np.ndarray:
+    weight[: len(weight) // 2] = 0  # scaling it all would vanish in the group norm behind it
+    return weight
+
+
+def test_psnr_is_its_formula_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((3, 5)).astype(np.float32)
+    value = (reference + 1e-3 * rng.standard_normal((3, 5))).astype(np.float16)
+    a, b = reference.astype(np.float64), value.astype(np.float64)
+    formula = 10 * np.log10(np.abs(a).max() ** 2 / np.mean((a - b) ** 2))
+    assert psnr(reference, value) == pytest.approx(formula, abs=1e-12)
+
+
+def test_psnr_of_a_known_error_is_known() -> None:
+    assert psnr(np.array([-10.0, 0, 5]), np.array([-9.9, 0.1, 5.1])) == pytest.approx(40)
+
+
+def test_psnr_has_a_value_for_every_edge() -> None:
+    ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
+    assert psnr(ones, ones) == math.inf
+    assert psnr(zeros, zeros) == math.inf
+    assert psnr(zeros, ones) == -math.inf
+    assert math.isnan(psnr(ones, np.array([1, np.nan, 1, 1])))
+    assert math.isnan(psnr(np.array([1, np.inf, 1, 1]), ones))
+    assert psnr(np.full(4, 6e4, np.float16), np.zeros(4, np.float16)) == 0, "no overflow in fp16"
+    with pytest.raises(ValueError, match="shapes differ"):
+        psnr(np.ones((1, 4)), np.ones(4))
+
+
+def test_the_worst_of_several_outputs_counts() -> None:
+    good, bad = np.array([1.0, 2.0]), np.array([1.0, 2.5])
+    found = worst([compare(good, good), compare(good, bad)])
+    assert (found.psnr_db, found.max_abs_error) == (psnr(good, bad), 0.5)
+    found = worst([compare(good, bad), compare(good, np.array([np.nan, np.inf]))])
+    assert math.isnan(found.psnr_db)
+    assert found.nonfinite == 2
+
+
+def test_every_onnx_component_equals_pytorch(
+    exported: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = verify(exported, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=3), PROMPTS)
+    report = strictly(out / "report.json")
+    assert report["schema"] == "laptop.parity/1"
+    rows = {r["component"]: r for r in report["results"]}
+    assert list(rows) == list(components.ALL)
+    for row in rows.values():
+        assert row["state"] == "verified", row
+        assert row["psnr_db"] >= row["floor_db"] == 60
+        assert 0 < row["max_abs_error"] < 1e-3
+        assert row["sha256"] == run.sha256(exported / row["artifact"])
+    assert rows["unet"]["samples"] == 3
+    parity.check(report)
+    saved = {p.name: np.load(p) for p in (out / "onnx" / "unet").iterdir()}
+    reference = [f"{i:03d}.out_sample.reference.npy" for i in range(3)]
+    ratios = [psnr(saved[n], saved[n.replace(".reference", "")]) for n in reference]
+    assert min(ratios) == pytest.approx(rows["unet"]["psnr_db"])
+    assert float(saved["000.timestep.npy"]) == 999
+
+
+def test_a_planted_fault_is_found_and_named(
+    copied: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    spoil(copied / "onnx/vae_decoder/model.onnx", blank_half)
+    out = verify(copied, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
+    report = strictly(out / "report.json")
+    states = {r["component"]: r["state"] for r in report["results"]}
+    assert states == {
+        "text_encoder": "verified",
+        "text_encoder_2": "verified",
+        "vae_decoder": "failed",
+    }
+    with pytest.raises(CheckFailed, match=r"onnx vae_decoder: PSNR .* dB, at least 60 needed"):
+        parity.check(report)
+
+
+def test_nan_fails_and_the_report_stays_valid_json(
+    copied: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    spoil(copied / "onnx/vae_decoder/model.onnx", lambda w: np.full_like(w, np.nan))
+    out = verify(copied, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
+    report = strictly(out / "report.json")
+    row = report["results"][-1]
+    assert (row["state"], row["psnr_db"], row["max_abs_error"]) == ("failed", None, None)
+    assert row["nonfinite"] > 0
+    with pytest.raises(CheckFailed, match="values are NaN or Inf"):
+        parity.check(report)
+
+
+def test_identical_outputs_are_verified_without_a_number() -> None:
+    row = {"target": "onnx", "component": "unet", "file": "f", "precision": "fp32"}
+    same = compare(np.ones(3), np.ones(3))
+    result = parity.result(row, "0" * 64, same, 60.0, 1)
+    assert (result["state"], result["psnr_db"], result["identical"]) == ("verified", None, True)
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_floor_can_be_raised(copied: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    config = VerifyConfig(steps=1, floor_db=500)
+    out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
+    with pytest.raises(CheckFailed, match="3 of 3 artifacts differ"):
+        parity.check(strictly(out / "report.json"))
+
+
+def test_a_file_that_is_cut_off_is_named_before_the_model_is_loaded(
+    copied: Path, tmp_path: Path
+) -> None:
+    path = copied / "onnx/vae_decoder/model.onnx"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"no model"):
+        path.write_bytes(content)
+        with pytest.raises(BadInput, match=r"vae_decoder/model.onnx .* cut off. Export it again"):
+            verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
+    assert not (tmp_path / "parity").exists()
+
+
+def test_a_missing_artifact_and_a_folder_without_a_list_are_named(
+    copied: Path, tmp_path: Path
+) -> None:
+    (copied / "onnx/text_encoder/model.onnx").unlink()
+    with pytest.raises(BadInput, match=r"text_encoder/model.onnx \(onnx of text_encoder\) is miss"):
+        verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
+    with pytest.raises(BadInput, match=r"has no artifacts.json"):
+        verify(tmp_path, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
+
+
+def test_an_artifact_of_another_model_is_refused(
+    copied: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(copied / "onnx/vae_encoder/model.onnx", copied / "onnx/vae_decoder/model.onnx")
+    with pytest.raises(BadInput, match="Pass the model that it was exported from"):
+        verify(copied, str(tiny_folder), tmp_path / "p", VerifyConfig(steps=1), PROMPTS)
+
+
+def test_an_unknown_precision_is_refused(copied: Path, tmp_path: Path) -> None:
+    content = json.loads((copied / "artifacts.json").read_text())
+    content["artifacts"][0]["precision"] = "int3"
+    run.write_json(copied / "artifacts.json", content)
+    with pytest.raises(Unsupported, match="int3"):
+        verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)

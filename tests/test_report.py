@@ -1,0 +1,255 @@
+"""The report, on a run folder with the real file formats and made-up numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from laptop.benchmarks import figures, page
+from laptop.benchmarks.findings import network_order
+from laptop.benchmarks.report import write_report
+from laptop.benchmarks.text import number, scaled
+from laptop.errors import BadInput
+from laptop.tiny.scenes import draw, held_out_prompts, parse
+
+UNITS = [
+    f"{block}.{layer}"
+    for block in ("down_blocks.0", "up_blocks.0", "mid_block")  # as a state dict lists them
+    for layer in ("attentions.0.transformer_blocks.0", "resnets.0", "resnets.1")
+]
+REMOVED = ["up_blocks.0.resnets.1", "down_blocks.0.resnets.1"]
+PROMPTS = held_out_prompts(3)
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def bench_row(label: str, runtime: str, ms: float, valid: bool) -> dict:
+    ms_row = {"p50": ms, "p90": ms, "p95": ms, "p99": ms, "mean": ms, "stdev": 0, "cv": 0}
+    return {
+        "label": label, "component": "unet", "artifact": "x", "sha256": "0",
+        "size_bytes": 7_050_000, "params": 3_524_900, "runtime": runtime, "precision": "fp32",
+        "device": "Xeon, 2 cores",
+        "conditions": {"batch": 2, "shapes": {"sample": [2, 4, 8, 8]}, "threads": 2},
+        "n": 40, "latency_ms": ms_row | {"first": 2 * ms}, "load_s": {"cold": 1, "warm": 0.5},
+        "peak_memory_bytes": 4e8, "valid": valid, "samples_ms": [ms],
+        "invalid_reasons": [] if valid else ["cv 0.20 is above 0.10: the machine was busy or hot"],
+    }  # fmt: skip
+
+
+def write_plan(run: Path) -> None:
+    plan = {
+        "schema": "laptop.plan/1", "model": "tiny-sdxl", "budget": {"ratio": 0.5}, "solver": "milp",
+        "remove": REMOVED, "params": {"before": 3_524_900, "after": 1_750_000},
+        "macs": {"before": 61_000_000, "after": 30_500_000},
+        "predicted_loss": 0.021, "measured_loss": None,
+    }  # fmt: skip
+    write(run / "plan.json", plan)
+
+
+@pytest.fixture
+def bare_run(tmp_path: Path) -> Path:
+    """A run that was killed after its plan."""
+    write_plan(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every file, and its report."""
+    run = tmp_path_factory.mktemp("report")
+    write_run(run)
+    write_report(run)
+    return run
+
+
+def write_run(run: Path) -> None:
+    write_plan(run)
+    units = [
+        {"name": n, "kind": "resnet", "params": 1, "macs": 1, "score": 10.0**-i}
+        for i, n in enumerate(UNITS)
+    ]
+    write(run / "score" / "scores.json", {"schema": "laptop.scores/1", "units": units})
+    losses = [
+        {"step": i, "loss": 3 / i, "task": 1 / i, "output": 0.5 / i, "feature": 2 / i}
+        for i in [*range(1, 60), *range(50, 100)]  # killed at 60, taken up at 50
+    ]
+    write(run / "distill" / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in losses))
+    rows = [
+        bench_row(label, runtime, ms, valid)
+        for label, ms, valid in (("teacher", 12.5, True), ("student", 7.25, False))
+        for runtime in ("pytorch", "onnxruntime")
+    ]
+    pair = {
+        "component": "unet",
+        "a": "teacher",
+        "b": "student",
+        "median": 0.58,
+        "low": 0.57,
+        "high": 0.6,
+    }
+    ratios = [pair | {"runtime": r} for r in ("pytorch", "onnxruntime")]
+    write(
+        run / "bench" / "local.json",
+        {"schema": "laptop.bench/1", "results": rows, "ratios": ratios},
+    )
+    write_evaluation(run)
+    results = [
+        {"target": t, "component": "unet", "precision": p, "state": s, "samples": 4, "psnr_db": d,
+         "floor_db": 60.0, "identical": False, "reason": None}
+        for t, p, s, d in (("onnx", "fp32", "verified", 118.2),
+                           ("coreml", "fp16", "converted, not run here", None))
+    ]  # fmt: skip
+    write(run / "parity" / "report.json", {"schema": "laptop.parity/1", "results": results})
+    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["laptop_unet_v1", "X"]}
+    write(run / "model" / "model_index.json", index)
+    (run / "model" / "unet").mkdir()
+    (run / "model" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(3_600_000))
+    write(run / "artifacts" / "onnx" / "model_index.json", index)
+    (run / "artifacts" / "coreml" / "unet.mlpackage").mkdir(parents=True)
+    stage = {"state": "done", "key": "0", "seconds": 61.2, "peak_memory_bytes": 9e8}
+    recipe = {"model": "tiny-sdxl", "ratio": 0.5, "seed": 0, "distill": {"steps": 900, "lr": 1e-3}}
+    log = {"schema": "laptop.run/1", "recipe": recipe, "versions": {"torch": "2.13.0"}}
+    write(run / "laptop.json", log | {"stages": {"score": stage, "distill": stage}})
+
+
+def write_evaluation(run: Path) -> None:
+    models = [
+        {"label": label, "path": "x", "prompt_accuracy": a,
+         "accuracy": {"shape": a, "colour": 0.99}, "frechet": f, "psnr_to_teacher_db": p,
+         "black_or_nan": 0}
+        for label, a, f, p in (("teacher", 0.93, 0.4, None), ("pruned", 0.12, 30.5, 11.2),
+                               ("student", 0.88, 0.9, 22.75))
+    ]  # fmt: skip
+    head = {
+        "schema": "laptop.eval/1", "prompts": 500, "steps": 25, "guidance": 5.0, "seed": 0,
+        "feature_space": "latents of the teacher's VAE", "reference": "the teacher's pictures",
+    }  # fmt: skip
+    write(run / "eval" / "eval.json", head | {"captions": PROMPTS, "models": models})
+    for label, blur in (("teacher", 0), ("pruned", 90), ("student", 15)):
+        folder = run / "eval" / "images" / label
+        folder.mkdir(parents=True)
+        for i, prompt in enumerate(PROMPTS):
+            rng = np.random.default_rng(i)
+            picture = draw(parse(prompt), rng) + rng.normal(0, blur, (64, 64, 3))
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
+
+
+def section(markdown: str, title: str) -> str:
+    return markdown.split(f"## {title}")[1].split("\n## ")[0]
+
+
+def row_of(markdown: str, first: str) -> list[str]:
+    line = next(x for x in markdown.splitlines() if x.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_table_of_the_three_has_what_was_measured_and_dashes_for_the_rest(
+    reported: Path,
+) -> None:
+    text = (reported / "report.md").read_text()
+    assert row_of(text, "U-Net parameters") == ["3.52 M", "1.75 M", "1.75 M"]
+    assert row_of(text, "MACs of a U-Net call") == ["61 M", "30.5 M", "30.5 M"]
+    assert row_of(text, "U-Net weights on disk") == ["7.05 MB", "—", "3.6 MB"]
+    assert row_of(text, "PyTorch, p50") == ["12.5 ms", "—", "7.25 ms"]
+    assert row_of(text, "ONNX Runtime, × teacher") == ["—", "—", "0.58 (0.57–0.60) †"]
+    assert row_of(text, "Prompt accuracy") == ["93.0 %", "12.0 %", "88.0 %"]
+    assert row_of(text, "PSNR to the teacher's picture") == ["—", "11.2 dB", "22.8 dB"]
+
+
+def test_the_headline_says_the_main_numbers(reported: Path) -> None:
+    line = next(x for x in (reported / "report.md").read_text().splitlines() if x[:1] == ">")
+    for part in ("3.52 M", "1.75 M", "50.4 %", "0.58 ×", "88.0 %", "94.6 % of the teacher's"):
+        assert part in line, line
+
+
+def test_what_was_not_run_is_never_shown_as_verified_nor_a_bad_row_as_valid(
+    reported: Path,
+) -> None:
+    text = (reported / "report.md").read_text()
+    coreml = next(x for x in section(text, "Parity").splitlines() if "coreml" in x)
+    assert "converted, not run here" in coreml
+    assert "verified" not in coreml
+    assert "0.58 × the teacher's time** in PyTorch (measurement not valid" in text
+    students = [x for x in section(text, "Latency").splitlines() if x.startswith("| distilled")]
+    assert len(students) == 2
+    assert all("| **no** |" in x for x in students)
+    assert "Not valid: distilled in PyTorch: cv 0.20 is above 0.10" in text
+
+
+def test_the_page_is_self_contained_and_has_every_section(reported: Path) -> None:
+    html = (reported / "report.html").read_text()
+    assert not re.search(r"(src|href|srcset)=\"(?!data:|#)", html)
+    assert "default-src 'none'" in html
+    assert html.count("<picture>") == 2, "the chart and the curves follow the colour scheme"
+    for title in ("Pictures", "What was removed", "Distillation", "Latency", "Image quality",
+                  "Parity", "Use it elsewhere", "How it was made"):  # fmt: skip
+        assert f">{title}</h2>" in html
+    assert "DiffusionPipeline.from_pretrained(&quot;model&quot;, trust_remote_code=True)" in html
+    assert "ORTStableDiffusionXLPipeline" in html
+    assert "artifacts/coreml/unet.mlpackage" in html
+    assert "steps = 900" in html
+
+
+def test_a_run_without_the_optional_parts_still_has_a_report(bare_run: Path) -> None:
+    html = write_report(bare_run).read_text()
+    text = (bare_run / "report.md").read_text()
+    assert row_of(text, "Prompt accuracy") == ["—", "—", "—"]
+    assert "0.021 predicted" in text
+    assert "— measured" in text
+    for absent in ("Pictures", "Distillation", "Latency", "Parity", "Use it elsewhere"):
+        assert f">{absent}</h2>" not in html
+
+
+def test_a_folder_without_a_plan_and_a_broken_file_are_refused(bare_run: Path) -> None:
+    write(bare_run / "eval" / "eval.json", '{"schema": "laptop.ev')
+    with pytest.raises(BadInput, match=r"eval\.json is not valid JSON"):
+        write_report(bare_run)
+    (bare_run / "plan.json").unlink()
+    with pytest.raises(BadInput, match=r"no plan\.json"):
+        write_report(bare_run)
+
+
+def test_foreign_text_cannot_become_markup(bare_run: Path) -> None:
+    plan = json.loads((bare_run / "plan.json").read_text())
+    write(
+        bare_run / "plan.json",
+        plan | {"model": "<script>alert(1)</script> *x* | ![](/etc/passwd)"},
+    )
+    html = write_report(bare_run).read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; *x* | ![](/etc/passwd)" in html
+
+
+def test_layers_are_listed_in_the_order_of_the_data_flow() -> None:
+    ordered = [figures.short_name(n) for n in sorted(UNITS, key=network_order)]
+    assert ordered == [
+        "down 0 · resnet 0", "down 0 · attn 0.0", "down 0 · resnet 1",
+        "mid · resnet 0", "mid · attn 0.0", "mid · resnet 1",
+        "up 0 · resnet 0", "up 0 · attn 0.0", "up 0 · resnet 1",
+    ]  # fmt: skip
+
+
+def test_small_pictures_are_enlarged_pixel_by_pixel(reported: Path) -> None:
+    with Image.open(reported / "images" / "grid.png") as grid:
+        assert grid.size[0] == 3 * figures.CELL + 2 * figures.GAP + 1
+        with Image.open(reported / "eval" / "images" / "teacher" / "000.png") as small:
+            for x, y in ((0, 0), (31, 17), (63, 63)):
+                big = grid.getpixel((4 * x + 2, 60 + 4 * y + 2))
+                assert big == (*small.getpixel((x, y)), 255)
+
+
+def test_numbers_are_short() -> None:
+    assert number(None) == scaled(None) == "—"
+    assert [number(v) for v in (0.02134, 118.24, 1234.5, 0)] == ["0.0213", "118", "1234", "0"]
+    assert [scaled(v, "B") for v in (999, 1500, 7_050_000)] == ["999 B", "1.5 kB", "7.05 MB"]
+
+
+def test_an_image_becomes_part_of_the_page(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    assert '<img src="data:image/png;base64,' in page.render("# T\n\n![x](a.png)", tmp_path)

@@ -1,0 +1,303 @@
+"""The run folder: finished work is kept, unfinished work never looks finished."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from laptop import run
+from laptop.errors import BadInput, NoSpace, OutputExists
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 3
+    seed: int = 0
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An input file of a stage."""
+    path = tmp_path / "source.txt"
+    path.write_text("input")
+    return path
+
+
+class Work:
+    """A stage's work that writes one file and counts its calls; it may die half-way."""
+
+    def __init__(self, name: str = "result.txt", dies: BaseException | None = None):
+        self.name, self.dies = name, dies
+        self.calls = 0
+        self.found: list[str] = []
+
+    def __call__(self, folder: Path) -> dict[str, object]:
+        self.calls += 1
+        self.found = sorted(p.name for p in folder.iterdir() if p.name != ".key")
+        (folder / "half.txt").write_text("half")
+        if self.dies:
+            raise self.dies
+        (folder / self.name).write_text("whole")
+        return {"samples": 7}
+
+
+def test_a_finished_stage_is_skipped_when_nothing_changed(tmp_path: Path, source: Path) -> None:
+    work = Work()
+    for _ in range(2):
+        run.run_stage("toy", tmp_path / "out", Config(), {"source": source}, work)
+    assert work.calls == 1
+
+
+def test_the_manifest_tells_how_the_result_was_made(tmp_path: Path, source: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(seed=5), {"source": source}, Work())
+    manifest = run.read_json(out / "manifest.json", "laptop.manifest/1")
+    assert manifest["stage"] == "toy"
+    assert manifest["config"] == {"steps": 3, "seed": 5}
+    assert manifest["seed"] == 5
+    assert manifest["inputs"] == {"source": run.sha256(source)}
+    assert manifest["versions"]["torch"]
+    assert manifest["seconds"] >= 0
+    assert manifest["peak_memory_bytes"] > 1e6
+    assert manifest["samples"] == 7, "what the work returns is added"
+
+
+def test_changed_settings_are_refused_and_named(tmp_path: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(steps=3), {}, Work())
+    with pytest.raises(OutputExists, match=r"steps: 3 there, 9 asked.*--overwrite"):
+        run.run_stage("toy", out, Config(steps=9), {}, Work())
+    assert (out / "result.txt").read_text() == "whole"
+
+
+def test_a_changed_input_is_refused_and_named(tmp_path: Path, source: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(), {"source": source}, Work())
+    source.write_text("another")
+    with pytest.raises(OutputExists, match="input source changed"):
+        run.run_stage("toy", out, Config(), {"source": source}, Work())
+
+
+def test_another_stage_is_refused_and_named(tmp_path: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
+    with pytest.raises(OutputExists, match="stage toy, not game"):
+        run.run_stage("game", out, Config(), {}, Work())
+
+
+def test_a_missing_input_is_named_before_any_work(tmp_path: Path) -> None:
+    work = Work()
+    with pytest.raises(BadInput, match=r"nowhere\.txt does not exist"):
+        run.run_stage("toy", tmp_path / "out", Config(), {"a": tmp_path / "nowhere.txt"}, work)
+    assert work.calls == 0
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_not_ours_is_never_touched(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(OutputExists, match="no result of `laptop toy`"):
+        run.run_stage("toy", tmp_path / "thesis", Config(), {}, Work(), overwrite=overwrite)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_a_file_that_is_not_ours_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(OutputExists, match="no result of `laptop toy`"):
+        run.run_stage("toy", tmp_path / "plan.json", Config(), {}, Work("plan.json"))
+    assert (tmp_path / "plan.json").read_text() == "{}"
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    out = run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
+    assert (out / "result.txt").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_message(source: Path) -> None:
+    with pytest.raises(BadInput, match="cannot write to"):
+        run.run_stage("toy", source / "out", Config(), {}, Work())
+
+
+def test_overwrite_replaces_the_old_result_only_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(steps=1), {}, Work("old.txt"))
+    with pytest.raises(KeyboardInterrupt):
+        run.run_stage(
+            "toy", out, Config(steps=2), {}, Work(dies=KeyboardInterrupt()), overwrite=True
+        )
+    assert (out / "old.txt").read_text() == "whole"
+    run.run_stage("toy", out, Config(steps=2), {}, Work("new.txt"), overwrite=True)
+    assert sorted(p.name for p in out.iterdir()) == ["half.txt", "manifest.json", "new.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+
+
+def test_unfinished_work_is_taken_up_by_the_same_command(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=KeyboardInterrupt()))
+    assert not (tmp_path / "out").exists()
+    again = Work()
+    run.run_stage("toy", tmp_path / "out", Config(), {}, again)
+    assert again.found == ["half.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_unfinished_work_of_other_settings_is_refused_until_overwrite(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run.run_stage("toy", tmp_path / "out", Config(1), {}, Work(dies=KeyboardInterrupt()))
+    with pytest.raises(OutputExists, match="unfinished work made with other settings"):
+        run.run_stage("toy", tmp_path / "out", Config(2), {}, Work())
+    fresh = Work()
+    run.run_stage("toy", tmp_path / "out", Config(2), {}, fresh, overwrite=True)
+    assert fresh.found == []
+
+
+def test_a_file_result_carries_its_manifest_beside_it(tmp_path: Path) -> None:
+    work = Work("plan.json")
+    for _ in range(2):
+        out = run.run_stage("toy", tmp_path / "plan.json", Config(), {}, work)
+    assert work.calls == 1
+    assert out.read_text() == "whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json", "plan.manifest.json"]
+
+
+def test_a_file_and_a_manifest_that_do_not_belong_together_are_not_finished(tmp_path: Path) -> None:
+    """A kill between the two renames of an overwritten file result."""
+    out = tmp_path / "plan.json"
+    run.run_stage("toy", out, Config(1), {}, Work("plan.json"))
+    old = out.read_text()
+    run.run_stage("toy", out, Config(2), {}, Work("plan.json"), overwrite=True)
+    out.write_text(old + " but of the first settings")
+    work = Work("plan.json")
+    with pytest.raises(OutputExists, match=r"plan\.json"):
+        run.run_stage("toy", out, Config(2), {}, work)
+    run.run_stage("toy", out, Config(2), {}, work, overwrite=True)
+    assert out.read_text() == "whole"
+
+
+def test_an_old_result_left_by_a_kill_does_not_stop_the_next_overwrite(tmp_path: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(1), {}, Work())
+    shutil.copytree(out, tmp_path / ".out.old")  # killed before the old result was removed
+    run.run_stage("toy", out, Config(2), {}, Work("new.txt"), overwrite=True)
+    assert (out / "new.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_broken_manifest_can_be_overwritten(tmp_path: Path) -> None:
+    out = run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
+    manifest = out / "manifest.json"
+    manifest.write_text(manifest.read_text()[:40])
+    with pytest.raises(BadInput, match="not valid JSON"):
+        run.run_stage("toy", out, Config(), {}, Work())
+    run.run_stage("toy", out, Config(), {}, Work(), overwrite=True)
+    assert run.read_json(manifest)["stage"] == "toy"
+
+
+def test_a_disk_that_fills_up_is_one_message_and_keeps_what_was_done(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(NoSpace, match="Free some space and run the same command again"):
+        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=full))
+    again = Work()
+    run.run_stage("toy", tmp_path / "out", Config(), {}, again)
+    assert again.found == ["half.txt"]
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_the_same_message(tmp_path: Path) -> None:
+    """safetensors does not raise OSError when the disk is full."""
+    from safetensors import SafetensorError
+
+    full = SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
+    with pytest.raises(NoSpace, match="Free some space"):
+        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=full))
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError):
+        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=PermissionError()))
+
+
+def test_too_little_space_is_told_with_both_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
+    run.need_space(tmp_path / "not" / "yet" / "there", 1_400_000_000)
+    with pytest.raises(NoSpace, match=r"1\.50 GB free; about 2\.00 GB are needed"):
+        run.need_space(tmp_path / "not" / "yet" / "there", 2_000_000_000)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from laptop import run
+def work(folder):
+    (folder / "half.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+run.run_stage("toy", Path(sys.argv[1]), {"steps": 3, "seed": 0}, {}, work)
+"""
+
+
+@pytest.mark.parametrize("name", ["out", "plan.json"])
+def test_a_kill_in_the_middle_leaves_nothing_that_looks_finished(tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == [f".{name}.partial"]
+    again = Work(name)
+    run.run_stage("toy", out, Config(), {}, again)
+    assert again.found == ["half.txt"], "the same settings take the work up"
+    assert out.exists()
+
+
+def test_a_truncated_json_file_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    run.write_json(path, {"schema": "laptop.scores/1", "units": [1, 2, 3]})
+    path.write_text(path.read_text()[:30])
+    with pytest.raises(BadInput, match=r"scores\.json is not valid JSON.*cut off"):
+        run.read_json(path, "laptop.scores/1")
+
+
+def test_bytes_that_are_no_text_are_the_same_message(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match="not valid JSON"):
+        run.read_json(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize("value", [{"schema": "laptop.plan/1"}, {}, [], 3])
+def test_json_of_another_kind_is_refused_with_both_schemas(tmp_path: Path, value: object) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    with pytest.raises(BadInput, match=r"needed is 'laptop\.scores/1'"):
+        run.read_json(tmp_path / "a.json", "laptop.scores/1")
+
+
+def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"a\.json does not exist"):
+        run.read_json(tmp_path / "a.json")
+
+
+def test_the_hash_of_a_folder_depends_on_names_and_bytes_but_not_on_manifests(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    first = run.sha256(folder)
+    (folder / "manifest.json").write_text("{}")
+    assert run.sha256(folder) == first
+    (folder / "unet" / "config.json").write_text("{ }")
+    changed = run.sha256(folder)
+    assert changed != first
+    (folder / "unet" / "config.json").rename(folder / "unet" / "other.json")
+    assert run.sha256(folder) not in (first, changed)
+
+
+def test_progress_goes_to_stderr_and_stdout_stays_free(capsys: pytest.CaptureFixture[str]) -> None:
+    run.say("[not markup] 3 of 5")
+    assert list(run.track(range(3), "toy", 5, done=2)) == [0, 1, 2]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[not markup] 3 of 5" in err
+    assert "5/5" in err

@@ -1,0 +1,92 @@
+"""Removing layers for real: same output as in memory, stock config where that can say it."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from laptop import models
+from laptop.pruning.surgery import prune, prune_unet, stored_dtype
+from laptop.pruning.units import anatomy, forward_rows, removed
+
+RESNETS = ["down_blocks.0.resnets.0", "up_blocks.1.resnets.2", "mid_block.resnets.1"]
+INNER_BLOCK = ["up_blocks.0.attentions.1.transformer_blocks.0"]
+LAST_BLOCKS = [
+    "up_blocks.0.attentions.1.transformer_blocks.1",
+    "down_blocks.1.attentions.0.transformer_blocks.0",
+]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "sample": (3, 4, 8, 8),
+        "encoder_hidden_states": (3, 16, 128),
+        "text_embeds": (3, 64),
+        "time_ids": (3, 6),
+    }
+    made = {k: torch.randn(s, generator=generator) for k, s in shapes.items()}
+    return made | {"timestep": torch.tensor([1.0, 500.0, 999.0])}
+
+
+@pytest.mark.parametrize(
+    ("names", "stock"),
+    [(RESNETS, False), (INNER_BLOCK, False), (LAST_BLOCKS, True), (RESNETS + LAST_BLOCKS, False)],
+)
+def test_the_pruned_model_computes_what_skipping_the_layers_does(
+    tiny_pipe, rows, names, stock
+) -> None:
+    unet = tiny_pipe.unet.eval()
+    with removed(unet, names):
+        wanted = forward_rows(unet, rows, 2)
+    student = prune_unet(unet, names)
+    assert torch.equal(forward_rows(student, rows, 2), wanted)
+    assert (type(student) is UNet2DConditionModel) == stock
+    units = {u.name: u.params for u in anatomy(unet).units}
+    less = sum(units[n] for n in names)
+    assert student.num_parameters() == unet.num_parameters() - less
+    assert set(student.state_dict()) < set(unet.state_dict()), "names of survivors must not change"
+
+
+def test_pruning_twice_is_pruning_once(tiny_pipe, rows) -> None:
+    unet = tiny_pipe.unet.eval()
+    twice = prune_unet(prune_unet(unet, RESNETS), INNER_BLOCK)
+    once = prune_unet(unet, RESNETS + INNER_BLOCK)
+    assert torch.equal(forward_rows(twice, rows, 3), forward_rows(once, rows, 3))
+
+
+def _write_plan(path, unet, names) -> None:
+    plan = {
+        "schema": "laptop.plan/1",
+        "remove": names,
+        "params": {"before": unet.num_parameters()},
+    }
+    path.write_text(json.dumps(plan))
+
+
+@pytest.mark.parametrize("names", [[], LAST_BLOCKS, RESNETS])
+def test_the_written_folder_gives_the_same_output(tiny_folder, rows, tmp_path, names) -> None:
+    unet = models.load_unet(str(tiny_folder))
+    _write_plan(tmp_path / "plan.json", unet, names)
+    out = prune(str(tiny_folder), tmp_path / "plan.json", tmp_path / "pruned")
+    with removed(unet, names):
+        wanted = forward_rows(unet, rows, 3)
+    assert torch.equal(forward_rows(models.load_unet(str(out)), rows, 3), wanted)
+    assert models.load_pipeline(str(out)).unet.num_parameters() <= unet.num_parameters()
+    index = json.loads((out / "model_index.json").read_text())
+    shipped = (out / "unet" / "laptop_unet_v1.py").exists()
+    assert shipped == (names == RESNETS) == (index["unet"][0] == "laptop_unet_v1")
+
+
+def test_the_stored_precision_is_kept(tmp_path) -> None:
+    from laptop.tiny import architecture
+
+    half = architecture.pipeline(0).to(torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    unet = models.load_unet(str(tmp_path / "half"))
+    assert unet.dtype == torch.float32
+    _write_plan(tmp_path / "plan.json", unet, RESNETS)
+    out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
+    assert stored_dtype(out) == torch.float16

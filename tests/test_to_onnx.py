@@ -1,0 +1,201 @@
+"""The export stage and its ONNX files, run by ONNX Runtime and by the real optimum."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from test_inputs import small_sd15
+
+from laptop import models
+from laptop.errors import BadInput, MissingExtra, NoSpace
+from laptop.export import artifacts, components, inputs, runtimes, to_onnx
+from laptop.export.artifacts import ExportConfig, export_model
+from laptop.export.parity import psnr
+
+PROMPTS = ["a large red circle above a small green cross on black"]
+
+
+@pytest.fixture(scope="module")
+def pruned(pruned_folder: Path) -> DiffusionPipeline:
+    return models.load_pipeline(str(pruned_folder))
+
+
+@pytest.fixture(scope="module")
+def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All components of a pruned model of the shipped class."""
+    out = tmp_path_factory.mktemp("export") / "artifacts"
+    return export_model(str(pruned_folder), out, ExportConfig(), PROMPTS)
+
+
+def picture(pipe: Any, count: int = 1, **kwargs: Any) -> np.ndarray:
+    generator = [torch.Generator().manual_seed(i) for i in range(count)]
+    return pipe(
+        PROMPTS * count, num_inference_steps=3, generator=generator, output_type="np", **kwargs
+    ).images
+
+
+def test_the_folder_is_laid_out_as_optimum_does(exported: Path) -> None:
+    folder = exported / "onnx"
+    for component in components.ALL:
+        assert {p.name for p in (folder / component).iterdir()} == {"model.onnx", "config.json"}
+    for name in ("tokenizer", "tokenizer_2", "scheduler", "model_index.json"):
+        assert (folder / name).exists()
+
+
+def test_names_of_inputs_and_outputs_are_optimums(exported: Path) -> None:
+    def names(component: str) -> tuple[list[str], list[str]]:
+        graph = onnx.load(exported / "onnx" / component / "model.onnx").graph
+        return [i.name for i in graph.input], [o.name for o in graph.output]
+
+    states = [f"hidden_states.{i}" for i in range(4)]
+    ids = ["input_ids"]
+    assert names("text_encoder") == (ids, ["last_hidden_state", "pooler_output", *states])
+    assert names("text_encoder_2") == (ids, ["text_embeds", "last_hidden_state", *states])
+    assert names("vae_encoder") == (["sample"], ["latent_parameters"])
+    assert names("vae_decoder") == (["latent_sample"], ["sample"])
+    assert names("unet") == (
+        ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"],
+        ["out_sample"],
+    )
+
+
+def test_optimum_draws_pytorchs_picture_from_the_same_noise(
+    exported: Path, pruned: DiffusionPipeline
+) -> None:
+    reference = picture(pruned, 2)
+    drawn = picture(to_onnx.load(exported), 2)
+    assert reference.std() > 0.01, "an empty picture would prove nothing"
+    assert psnr(reference, drawn) >= 40
+
+
+def test_batch_picture_size_and_tokens_are_dynamic(
+    exported: Path, pruned: DiffusionPipeline
+) -> None:
+    torch.manual_seed(0)
+    given = {
+        "sample": torch.randn(3, 4, 16, 12),
+        "timestep": torch.tensor(500.5),
+        "encoder_hidden_states": torch.randn(3, 20, 128),
+        "text_embeds": torch.randn(3, 64),
+        "time_ids": torch.full((3, 6), 64.0),
+    }
+    cases = {
+        "unet": given,
+        "text_encoder": {"input_ids": torch.randint(0, 90, (3, 16))},
+        "vae_decoder": {"latent_sample": torch.randn(3, 4, 16, 12)},
+        "vae_encoder": {"sample": torch.randn(2, 3, 128, 96)},
+    }
+    for component, case in cases.items():
+        run = runtimes.onnx_runner(exported / "onnx" / component / "model.onnx")
+        got = run({name: value.numpy() for name, value in case.items()})
+        for name, value in components.run(components.graph(pruned, component), case).items():
+            assert psnr(value.numpy(), got[name]) >= 60, (component, name)
+
+
+def test_an_sd15_pipeline_exports_and_optimum_draws_its_picture(tmp_path: Path) -> None:
+    pipe = small_sd15()
+    recorded = inputs.record(pipe, PROMPTS, seed=0, steps=1)
+    to_onnx.export_onnx(pipe, tmp_path, recorded)
+    assert not (tmp_path / "text_encoder_2").exists()
+    loaded = to_onnx.load(tmp_path)
+    assert type(loaded).__name__ == "ORTStableDiffusionPipeline"
+    assert psnr(picture(pipe), picture(loaded)) >= 40
+
+
+def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
+    rows = artifacts.read_list(exported)
+    assert [r["component"] for r in rows] == list(components.ALL)
+    for row in rows:
+        assert (row["target"], row["precision"]) == ("onnx", "fp32")
+        assert row["bytes"] == (exported / row["file"]).stat().st_size
+        assert len(row["sha256"]) == 64
+
+
+def test_weights_beside_the_graph_end_in_one_file_and_count(tmp_path: Path) -> None:
+    weight = np.arange(4096, dtype=np.float32)
+    tensor = onnx.numpy_helper.from_array(weight, "w")
+    value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4096])
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [value], [tensor]))
+    raw, folder = tmp_path / "raw", tmp_path / "unet"
+    raw.mkdir(), folder.mkdir()
+    path = str(raw / "model.onnx")  # as torch leaves a model above 2 GB: a file for each tensor
+    onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=False)
+    to_onnx._gather(raw, folder)
+    assert {p.name for p in folder.iterdir()} == {"model.onnx", "model.onnx_data"}
+    got = onnx.load(folder / "model.onnx").graph.initializer[0]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(got), weight)
+    assert artifacts.measure(folder / "model.onnx")[0] > weight.nbytes
+
+
+def test_a_target_finished_before_a_kill_is_not_made_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laptop.export import to_coreml
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def finishes(_: object, out: Path, *__: object) -> None:
+        (out / "unet.mlpackage").mkdir(parents=True)
+
+    out = tmp_path / "artifacts"
+    config = ExportConfig(targets=("onnx", "coreml"), components=("unet",), steps=1)
+    monkeypatch.setattr(to_coreml, "export_coreml", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(str(tiny_folder), out, config, PROMPTS)
+    assert not out.exists(), "a half-written result is never taken for a whole one"
+    monkeypatch.setattr(to_coreml, "export_coreml", finishes)
+    monkeypatch.setattr(to_onnx, "export_onnx", killed)
+    export_model(str(tiny_folder), out, config, PROMPTS)
+    listed = json.loads((out / "artifacts.json").read_text())["artifacts"]
+    assert [(r["target"], r["component"]) for r in listed] == [("onnx", "unet"), ("coreml", "unet")]
+    with pytest.raises(BadInput, match="text_encoder"):
+        to_onnx.load(out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ("onxn",)}, "unknown target 'onxn'; known: onnx, coreml. Did you mean 'onnx'"),
+        ({"targets": ("tensorrt",)}, "'tensorrt' is planned, but not in this version"),
+        ({"targets": ("executorch",)}, "'executorch' is planned, but not in this version"),
+        ({"targets": ()}, "at least one target"),
+        ({"components": ("vae",)}, "unknown component 'vae'"),
+        ({"targets": ("coreml",), "components": ("vae_decoder",)}, "coreml covers unet"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_the_model_is_looked_at(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        export_model("no/such-model", tmp_path / "a", ExportConfig(**changes), PROMPTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match=r"coremltools: pip install 'laptop-diff\[coreml\]'"):
+        export_model("no/such", tmp_path / "a", ExportConfig(targets=("coreml",)), PROMPTS)
+
+
+def test_a_full_disk_is_found_before_weights_are_read(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr(models, "load_pipeline", None)
+    with pytest.raises(NoSpace, match="GB are needed"):
+        export_model(str(tiny_folder), tmp_path / "a", ExportConfig(), PROMPTS)
+
+
+def test_loading_a_folder_without_onnx_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="laptop export MODEL --to onnx"):
+        to_onnx.load(tmp_path)

@@ -1,0 +1,5 @@
+"""`python -m laptop`."""
+
+from laptop.cli import main
+
+main()

@@ -1,0 +1,264 @@
+"""The whole pipeline: score, plan, prune, distill, export, verify, bench, eval, report.
+
+Every stage leaves its folder in RUN and is skipped when that is finished; `laptop.json` says how
+far the run is. What a later stage would refuse is refused before the first one starts.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laptop import models
+from laptop.benchmarks.latency import bench
+from laptop.benchmarks.quality import evaluate
+from laptop.benchmarks.report import write_report
+from laptop.distill.data import read_captions
+from laptop.distill.trainer import distill
+from laptop.errors import BadInput, OutputExists
+from laptop.export.artifacts import check_request, export_model
+from laptop.export.parity import check, verify
+from laptop.prompts import calibration_prompts, evaluation_prompts
+from laptop.pruning.plan import check_ratio, make_plan
+from laptop.pruning.score import score
+from laptop.pruning.surgery import prune
+from laptop.pruning.units import anatomy
+from laptop.recipe import DataConfig, Recipe
+from laptop.run import (
+    MANIFEST,
+    Overwrite,
+    machine,
+    need_space,
+    read_json,
+    run_stage,
+    say,
+    write_json,
+)
+from laptop.tiny import draws_scenes
+from laptop.tiny.checker import judge
+from laptop.tiny.scenes import draw, parse, write_folder
+
+SCHEMA = "laptop.run/1"
+STAGES = (
+    "score", "plan", "prune", "data", "distill", "model", "export", "baseline", "verify", "bench",
+    "eval", "report",
+)  # fmt: skip
+
+
+def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
+    """Run all stages into `out`; returns the report's path. A killed run goes on where it was."""
+    check_before_start(recipe, out)
+    again: Overwrite = "stale" if overwrite else False
+    model, prompts = recipe.model, _prompts(recipe)
+    student = out / "model"
+    work: dict[str, Callable[[], Path]] = {
+        "score": lambda: score(model, out / "score", recipe.score, prompts, overwrite=again),
+        "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
+        "prune": lambda: prune(model, out / "plan.json", out / "pruned", overwrite=again),
+        "data": lambda: training_data(model, recipe.data, out / "data", overwrite=again),
+        "distill": lambda: distill(
+            model,
+            str(out / "pruned"),
+            training_data(model, recipe.data, out / "data"),
+            out / "distill",
+            recipe.distill,
+            overwrite=again,
+        ),
+        "model": lambda: publish(out, student, overwrite=again),
+        "export": lambda: export_model(
+            str(student), out / "artifacts", recipe.export, prompts, overwrite=again
+        ),
+        "baseline": lambda: export_model(
+            model,
+            out / "baseline",
+            replace(recipe.export, targets=("onnx",), components=("unet",)),
+            prompts,
+            overwrite=again,
+        ),
+        "verify": lambda: verify(
+            out / "artifacts",
+            str(student),
+            out / "parity",
+            recipe.verify,
+            prompts[:4],
+            overwrite=again,
+        ),
+        "bench": lambda: _bench(recipe, out, again),
+        "eval": lambda: _evaluate(recipe, out, again),
+    }
+    for number, (name, stage) in enumerate(work.items(), 1):
+        say(f"[{number}/{len(STAGES)}] {name}")
+        _record(out, recipe, name, stage())
+    say(f"[{len(STAGES)}/{len(STAGES)}] report")
+    check(read_json(out / "parity" / "report.json"))
+    return write_report(out)
+
+
+def check_before_start(recipe: Recipe, out: Path) -> None:
+    """Raise for anything in the recipe that a later stage would refuse."""
+    there = [p.name for p in out.iterdir()] if out.exists() else []
+    if "laptop.json" not in there and not all(name == ".score.partial" for name in there):
+        raise OutputExists(
+            f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
+            "so it is left alone. Choose another -o."
+        )
+    known = anatomy(models.load_unet(recipe.model), models.context_length(recipe.model))
+    check_ratio(recipe.plan.ratio, known)
+    check_request(recipe.export, _prompts(recipe))
+    check_data(recipe.model, recipe.data)
+    need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
+
+
+def _prompts(recipe: Recipe) -> list[str]:
+    file = recipe.prompts.file
+    return calibration_prompts(
+        recipe.model, recipe.prompts.calibration, Path(file) if file else None
+    )
+
+
+def check_data(model: str, config: DataConfig) -> None:
+    """Raise `BadInput` unless the training data can be had for this model."""
+    if config.source != "scenes":
+        read_captions(Path(config.source))
+    elif not draws_scenes(model):
+        raise BadInput(
+            f"{model} needs training pictures: pass --data FOLDER, a folder of images with "
+            "metadata.jsonl (file_name and text in each line)."
+        )
+
+
+def training_data(
+    model: str, config: DataConfig, out: Path, *, overwrite: Overwrite = False
+) -> Path:
+    """The folder of training pictures: the user's own, or scenes drawn into `out`."""
+    check_data(model, config)
+    if config.source != "scenes":
+        return Path(config.source)
+    return run_stage(
+        "data",
+        out,
+        config,
+        {},
+        lambda folder: {"images": write_folder(folder, config.count, config.seed)},
+        overwrite=overwrite,
+    )
+
+
+def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
+    """The distilled student as a model folder to share: weights, class file, plan, model card."""
+    plan = read_json(run / "plan.json")
+
+    def work(folder: Path) -> None:
+        for path in sorted((run / "distill").rglob("*")):
+            target = folder / path.relative_to(run / "distill")
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            elif path.name not in (MANIFEST, "metrics.jsonl"):
+                shutil.copy2(path, target)
+        shutil.copy2(run / "plan.json", folder / "plan.json")
+        (folder / "README.md").write_text(model_card(plan), encoding="utf-8")
+
+    inputs = {"distill": run / "distill", "plan": run / "plan.json"}
+    return run_stage("model", out, {}, inputs, work, overwrite=overwrite)
+
+
+def model_card(plan: Mapping[str, Any]) -> str:
+    """README.md of a published student."""
+    params, macs = plan["params"], plan["macs"]
+    removed = "\n".join(f"- `{name}`" for name in plan["remove"])
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [laptop-diff, pruned]
+---
+
+# {plan["model"]}, compressed by layer pruning and distillation
+
+The U-Net has {params["after"]:,} of {params["before"]:,} parameters and
+{macs["after"] / 1e9:.4g} of {macs["before"] / 1e9:.4g} GMACs a forward.
+Made by `laptop compress`; the plan is in `plan.json`.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("PATH", trust_remote_code=True)
+```
+
+`trust_remote_code` lets diffusers import `unet/laptop_unet_v1.py`, a U-Net class of some fifty
+lines that leaves the removed layers out. A folder whose `unet/` has no such file does not need it.
+
+Removed layers:
+
+{removed}
+"""
+
+
+def _bench(recipe: Recipe, out: Path, again: Overwrite) -> Path:
+    subjects = {
+        "teacher": [recipe.model, out / "baseline"],
+        "student": [out / "model", out / "artifacts"],
+    }
+    return bench(subjects, out / "bench" / "local.json", recipe.bench, overwrite=again)
+
+
+def _evaluate(recipe: Recipe, out: Path, again: Overwrite) -> Path:
+    subjects = {
+        "teacher": recipe.model,
+        "pruned": str(out / "pruned"),
+        "student": str(out / "model"),
+    }
+    file = recipe.prompts.file
+    prompts = evaluation_prompts(recipe.model, recipe.eval.prompts, Path(file) if file else None)
+    return evaluate(
+        subjects, out / "eval", recipe.eval, prompts, **scene_metrics(prompts), overwrite=again
+    )
+
+
+def scene_metrics(prompts: Sequence[str]) -> dict[str, Any]:
+    """The judge and the drawn reference pictures, if all prompts describe scenes; else nothing."""
+    try:
+        scenes = [parse(prompt) for prompt in prompts]
+    except BadInput:
+        return {}
+    rng = np.random.default_rng(0)
+    return {"judge": judge, "reference": np.stack([draw(scene, rng) for scene in scenes])}
+
+
+def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
+    """Note a finished stage in laptop.json."""
+    path = out / "laptop.json"
+    run = read_json(path, SCHEMA) if path.exists() else {"schema": SCHEMA, "stages": {}}
+    manifest_path = result.with_suffix(f".{MANIFEST}") if result.is_file() else result / MANIFEST
+    facts = read_json(manifest_path) if manifest_path.exists() else {}
+    run |= {"recipe": asdict(recipe), **machine()}
+    run["stages"][stage] = {
+        "state": "done",
+        "path": os.path.relpath(result, out),
+        **{k: facts.get(k) for k in ("key", "inputs", "seconds", "peak_memory_bytes")},
+    }
+    write_json(path, run)
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
+    known = anatomy(models.load_unet(recipe.model), models.context_length(recipe.model))
+    check_ratio(recipe.plan.ratio, known)
+    keep = 1 - recipe.plan.ratio
+    rows = recipe.score.samples
+    trajectory = 2 * recipe.score.steps * recipe.prompts.calibration
+    forwards = {
+        "score": trajectory + rows * (len(known.units) + 1),
+        "plan": rows,
+        "distill": round(recipe.distill.steps * recipe.distill.batch_size * (1 + 3 * keep)),
+        "eval": round(2 * recipe.eval.steps * recipe.eval.prompts * (1 + 2 * keep)),
+    }
+    return {
+        "unet": {"params": known.params, "macs": known.macs, "units": len(known.units)},
+        "largest_ratio": known.largest_ratio,
+        "teacher_evaluations": forwards,
+        "tera_macs": {k: round(v * known.macs / 1e12, 3) for k, v in forwards.items()},
+    }

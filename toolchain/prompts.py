@@ -1,0 +1,38 @@
+"""The prompts that a model is calibrated, checked and judged with."""
+
+import itertools
+from pathlib import Path
+
+from laptop.errors import BadInput
+
+GENERAL = Path(__file__).parent / "prompts.txt"  # our own; for models that draw anything
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"the prompts {path} cannot be read: {e}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise BadInput(f"{path} holds no prompt; write one a line.")
+    return prompts
+
+
+def calibration_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
+    """What to draw for calibration and parity: from `file`, or the model's own kind of prompt."""
+    if file is None and model == "tiny-sdxl":
+        from laptop.tiny.scenes import scenes
+
+        return [scene.caption for scene in itertools.islice(scenes(seed=1), count)]
+    return list(itertools.islice(itertools.cycle(read_prompts(file or GENERAL)), count))
+
+
+def evaluation_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
+    """What to judge pictures by: from `file`, or for tiny-sdxl scenes that training never saw."""
+    if file is None and model == "tiny-sdxl":
+        from laptop.tiny.scenes import held_out_prompts
+
+        return held_out_prompts(count)
+    return read_prompts(file or GENERAL)[:count]

@@ -1,0 +1,111 @@
+"""A recipe: every setting of a run, one frozen config per stage. Defaults < TOML < flags.
+
+    [distill]
+    steps = 2000
+    learning_rate = 3e-4
+
+Each known model brings its own defaults in `recipes/<name>.toml`; a `[smoke]` table there (with the
+same sub-tables) holds what `--smoke` changes.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from laptop.benchmarks.latency import BenchConfig
+from laptop.benchmarks.quality import EvalConfig
+from laptop.distill.trainer import DistillConfig
+from laptop.errors import BadInput
+from laptop.export.artifacts import ExportConfig
+from laptop.export.parity import VerifyConfig
+from laptop.pruning.plan import PlanConfig
+from laptop.pruning.score import ScoreConfig
+
+C = TypeVar("C")
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training data of the distillation: a folder, or `scenes` that tiny-sdxl draws itself."""
+
+    source: str = "scenes"
+    count: int = 8000  # scenes to draw
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What is drawn to calibrate, to check parity and to judge."""
+
+    file: str | None = None  # one prompt a line; None: the model's own list
+    calibration: int = 32  # prompts of `score`; `verify` uses the first few
+
+
+@dataclass(frozen=True)
+class Recipe:
+    model: str = "tiny-sdxl"
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe:
+    """The recipe of a model, changed by a TOML file and, with `smoke`, by the short settings."""
+    recipe = Recipe(model=model)
+    own = FOLDER / f"{model}.toml"
+    for path in (own if own.is_file() else None, file):
+        if path is not None:
+            table = _load(path)
+            quick = table.pop("smoke", {})
+            recipe = changed(recipe, table, str(path))
+            if smoke:
+                recipe = changed(recipe, quick, f"{path} [smoke]")
+    return recipe
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise BadInput(f"the recipe {path} cannot be read: {e}") from None
+
+
+def changed(config: C, values: Mapping[str, Any], where: str) -> C:
+    """`config` with `values` set, sub-tables too; `BadInput` for an unknown or ill-typed key."""
+    assert is_dataclass(config)
+    assert not isinstance(config, type)
+    known = {f.name for f in fields(config)}
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise BadInput(f"{where}: {key!r} is unknown; known are {', '.join(sorted(known))}.")
+        old = getattr(config, key)
+        if is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise BadInput(f"{where}: {key} is a table, not {value!r}.")
+            changes[key] = changed(old, value, f"{where} [{key}]")
+        else:
+            changes[key] = _converted(value, get_type_hints(type(config))[key], f"{where}: {key}")
+    return replace(config, **changes)
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a field of type `hint` holds it; `BadInput` when it is of another type."""
+    if str(hint).startswith("tuple") and isinstance(value, list):
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    simple = hint if isinstance(hint, type) and not hasattr(hint, "__args__") else None
+    wrong_bool = isinstance(value, bool) and simple is not bool
+    if simple and (not isinstance(value, simple) or wrong_bool):
+        raise BadInput(f"{where} needs a {simple.__name__}, not {value!r}.")
+    return value

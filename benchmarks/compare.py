@@ -37,8 +37,8 @@ class Gate:
 
     def is_breached(self, base: float, new: float) -> bool:
         """Also by a value that is not a number, which no limit can vouch for."""
-        value = change_percent(base, new) if self.is_relative else new
-        return math.isnan(value) or bool(OPERATORS[self.op](value, self.limit))
+        v = change_percent(base, new) if self.is_relative else new
+        return math.isnan(v) or bool(OPERATORS[self.op](v, self.limit))
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def parse_gates(text: str) -> list[Gate]:
                 f"--fail-on: {part.strip()!r} is no gate. A gate is PATH, one of < > <= >=, and a "
                 "number; with % it limits the change: 'latency_ms.p50>+10%' or 'psnr_db<40'."
             )
-        path, op, limit, percent = match.groups()
-        gates.append(Gate(part.strip(), path, op, float(limit), bool(percent)))
+        gates.append(Gate(part.strip(), match[1], match[2], float(match[3]), bool(match[4])))
     return gates
 
 
@@ -76,8 +75,8 @@ def change_percent(base: float, new: float) -> float:
 def compare(base: Path, new: Path, fail_on: str = "") -> tuple[list[Change], list[Change]]:
     """All changes of the gated numbers (of every number without gates), and the breaches.
 
-    A number that NEW has lost breaches its gate. Raises `BadInput` for a gate that concerns
-    nothing and for files, rows or conditions that cannot be compared.
+    A number that NEW has lost is a breach. Raises `BadInput` for a gate that concerns nothing and
+    for files, rows or conditions that cannot be compared.
     """
     gates = parse_gates(fail_on) if fail_on else []
     documents = [read_json(path) for path in (base, new)]
@@ -100,9 +99,8 @@ def rows(document: Mapping[str, Any]) -> Rows:
     found: Rows = {}
     for key, value in document.items():
         if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            for row in value:
-                name = " ".join(f"{k}={row[k]}" for k in NAMES if isinstance(row.get(k), str))
-                found[f"{key}: {name}"] = row
+            for r in value:
+                found[f"{key}: " + " ".join(f"{k}={r[k]}" for k in NAMES if r.get(k))] = r
     itself = {k: v for k, v in document.items() if not isinstance(v, list) and k != "schema"}
     return ({"": itself} if itself else {}) | found
 

@@ -125,7 +125,8 @@ def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     width = max(1, round(SMOOTHING * len(values)))
     ones = np.convolve(np.ones(len(values)), np.ones(width), "same")
     mean: np.ndarray[Any, Any] = np.convolve(np.log(values), np.ones(width), "same") / ones
-    return np.exp(mean)
+    smooth: np.ndarray[Any, Any] = np.exp(mean)
+    return smooth
 
 
 def image_grid(columns: Mapping[str, Sequence[Path]], captions: Sequence[str], path: Path) -> None:

@@ -29,7 +29,7 @@ def latent_features(vae: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
             pixels = torch.from_numpy(images[start : start + BATCH]).to(vae.dtype)
             scaled = pixels.permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W) in -1..1
             latents = vae.encode(scaled).latent_dist.mean  # (B, C, h, w)
-            size = [min(side, POOLED) for side in latents.shape[-2:]]
+            size = (min(latents.shape[-2], POOLED), min(latents.shape[-1], POOLED))
             rows.append(adaptive_avg_pool2d(latents, size).flatten(1).double().numpy())
     return np.concatenate(rows)
 

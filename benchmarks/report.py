@@ -190,7 +190,7 @@ def _latency(f: Findings) -> str:
             "## Latency",
             "Each model in a process of its own, in turns; a ratio is the median over the turns, "
             "with its 95 % interval. *First*: the first inference. *Load*: the first of a process, "
-            "from disk; *warm*: the second.",
+            "its files out of the page cache on Linux; *warm*: the second.",
             table(header, [_bench_row(r) for r in results]),
             "\n".join([*reasons, *_conditions(results)]),
         ]
@@ -200,7 +200,7 @@ def _latency(f: Findings) -> str:
 def _bench_row(r: Mapping[str, Any]) -> list[str]:
     ms, load = r["latency_ms"], r["load_s"]
     return [
-        words(TITLES.get(r.get("label"), r.get("label"))),
+        words(TITLES.get(r["label"], r["label"])),
         words(f"{RUNTIMES.get(r['runtime'], r['runtime'])} {r['precision']}"),
         words(r["component"]),
         "yes" if r["valid"] else "**no**",
@@ -216,7 +216,7 @@ def _bench_row(r: Mapping[str, Any]) -> list[str]:
 
 def _subject(r: Mapping[str, Any]) -> str:
     runtime = RUNTIMES.get(r["runtime"], r["runtime"])
-    return f"{TITLES.get(r.get('label'), r.get('label'))} in {runtime}"
+    return f"{TITLES.get(r['label'], r['label'])} in {runtime}"
 
 
 def _conditions(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
+from torch import nn
 
 from laptop import models
 from laptop.pruning.plan import read_plan
@@ -105,7 +106,8 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
         ignore=shutil.ignore_patterns("unet", "manifest.json", "README.md"),
     )
     shutil.rmtree(folder / "unet", ignore_errors=True)
-    unet.to(dtype).save_pretrained(folder / "unet")
+    # Not unet.to(): diffusers' own warns of modules to be kept in float32 even when there are none.
+    nn.Module.to(unet, dtype).save_pretrained(folder / "unet")
     index = read_json(folder / "model_index.json")
     library = "diffusers" if type(unet) is UNet2DConditionModel else type(unet).__module__
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})

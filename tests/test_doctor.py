@@ -53,9 +53,10 @@ def test_a_missing_extra_says_what_it_gives_and_the_command(
     without(monkeypatch, "coremltools")
     coreml = next(e for e in doctor.extras() if e["name"] == "coreml")
     assert not coreml["ok"]
+    assert "Core ML" in coreml["gives"]
     assert coreml["install"] == "pip install 'laptop-diff[coreml]'"
     text = printed(doctor.print_report, width=60)
-    assert "Core ML" in text
+    assert "[coreml]" in text
     assert "pip install 'laptop-diff[coreml]'" in text
     assert "pip install 'laptop-diff[onnx]'" not in text
 

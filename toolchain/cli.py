@@ -5,6 +5,7 @@ Results go to stdout (with --json as one JSON document), progress and logs to st
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ class Commands(click.Group):
     """Turns a `LaptopError` into one message and exit code 1, and Ctrl-C into a hint."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its start-up chatter is not ours
         try:
             return super().invoke(ctx)
         except LaptopError as e:

@@ -174,7 +174,7 @@ def print_report(console: "Console | None" = None) -> None:
 def print_models(console: "Console | None" = None) -> None:
     """The known models as a table."""
     _print_table(
-        ("model", "what", "U-Net", "pixels", "source", "on this machine"),
+        ("model", "what", "U-Net", "pixels", "source", "local"),
         [
             (
                 m["name"],
@@ -182,7 +182,7 @@ def print_models(console: "Console | None" = None) -> None:
                 f"{m['unet_params'] / 1e6:,.1f} M",
                 f"{m['resolution']}",
                 m["source"],
-                "yes" if m["local"] else "no: fetched when used",
+                "yes" if m["local"] else "no",
             )
             for m in models_report()["models"]
         ],

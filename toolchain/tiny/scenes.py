@@ -171,7 +171,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def write_folder(out: Path, count: int, seed: int) -> int:
-    """Write training scenes as PNG files with `metadata.jsonl` (file_name, text); returns `count`."""
+    """Write training scenes as PNG and `metadata.jsonl` (file_name, text); returns `count`."""
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     source = scenes(seed)

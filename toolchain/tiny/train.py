@@ -1,10 +1,11 @@
-"""Train `tiny-sdxl` from nothing: `python -m laptop.tiny.train WORK`, three phases, each resumable.
+"""Train `tiny-sdxl` from nothing: `python -m laptop.tiny.train WORK`, four phases, each resumable.
 
 1. `vae`   reconstruct drawn scenes (squared and absolute error, a weak KL term): at first only the
            surroundings of a thing, since most of a scene is plain, at last whole scenes.
-2. `text`  both encoders learn to tell what lies where from the caption (what CLIP's contrastive
+2. `decoder`  the decoder alone, from latents with noise: sampled latents are never exact.
+3. `text`  both encoders learn to tell what lies where from the caption (what CLIP's contrastive
            training does for SDXL), and are frozen from then on, as SDXL's are.
-3. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
+4. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
 
 Training sees no held-out scene (`scenes.held_out`). Each phase keeps `WORK/<phase>.pt`, written
 beside and renamed, so that the same command goes on after a kill. `--export` writes the diffusers
@@ -41,6 +42,7 @@ from laptop.tiny.scenes import (
 
 SEED = 0
 KL_WEIGHT = 1e-4  # per latent element; keeps latents smooth without blurring edges
+DECODER_NOISE = 0.3  # largest deviation of the noise, in units of the latents' own
 CROP = 32  # pixels; a quarter of the work of a whole scene, and most of its edges
 DROP_CAPTION = 0.1  # share of samples that learn the unconditional score, for guidance
 TIME_IDS = (IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE)  # original size, crop, target
@@ -152,6 +154,26 @@ def train_vae(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
     pipe.vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
 
 
+def train_decoder(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
+    """Fit the decoder to noisy latents; the encoder, and so the U-Net's task, stays as it is."""
+    vae = pipe.vae
+    parts = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    rng = np.random.default_rng(SEED + 5)
+    data = _batches(32, SEED + 5)
+
+    def loss(_step: int) -> Tensor:
+        images = _around_things(next(data)[0], rng)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.sample()
+        level = DECODER_NOISE / vae.config.scaling_factor * torch.rand(len(images), 1, 1, 1)
+        noisy = latents + level * torch.randn_like(latents)
+        decoded = parts["decoder"](parts["post_quant_conv"](noisy))
+        return F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
+
+    fitted = _fit(work, "decoder", parts, loss, steps, 1e-3, steps, ema_decay=0.995)
+    vae.decoder, vae.post_quant_conv = fitted["decoder"], fitted["post_quant_conv"]
+
+
 def _targets(scene: Scene) -> list[int]:
     """Class numbers: size, colour, shape (0 for nothing there) at each place; the background."""
     relation = scene.relation or "middle"
@@ -192,7 +214,7 @@ def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
     parts = nn.ModuleDict({"one": pipe.text_encoder, "two": pipe.text_encoder_2, "read": readers})
     source = scenes(SEED + 3)
 
-    def loss(step: int) -> Tensor:
+    def loss(_step: int) -> Tensor:
         batch = list(itertools.islice(source, 64))
         states, pooled = encode_text(pipe, [s.caption for s in batch])
         targets = torch.tensor([_targets(s) for s in batch])
@@ -249,7 +271,7 @@ def train_unet(
     unet = pipe.unet
     time_ids = torch.tensor([TIME_IDS], dtype=torch.float32)
 
-    def loss(step: int) -> Tensor:
+    def loss(_step: int) -> Tensor:
         picked = torch.randint(len(captions), (64,))
         mean, log_variance = moments[picked].float().chunk(2, dim=1)
         latents = scale * (mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean))
@@ -276,7 +298,8 @@ def train_unet(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for checkpoints, latents and logs")
-    parser.add_argument("--vae-steps", type=int, default=3500)
+    parser.add_argument("--vae-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=20000)
     parser.add_argument("--unet-decay-steps", type=int, default=4000)
@@ -286,6 +309,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     pipe = architecture.pipeline(SEED)
     train_vae(args.work, pipe, args.vae_steps)
+    train_decoder(args.work, pipe, args.decoder_steps)
     train_text(args.work, pipe, args.text_steps)
     train_unet(args.work, pipe, args.unet_steps, args.unet_decay_steps, args.scenes)
     if args.export:

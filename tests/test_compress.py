@@ -1,0 +1,114 @@
+"""The main job on the embedded model with its short settings: it ends, resumes, and adds up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from laptop import models
+from laptop.run import sha256
+
+COMMAND = [sys.executable, "-m", "laptop", "compress", "--model", "tiny-sdxl", "--ratio", "0.5"]
+
+
+def command(out: Path) -> list[str]:
+    return [*COMMAND, "--to", "onnx,coreml", "--smoke", "--json", "-o", str(out)]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which was killed twice on its way."""
+    out = tmp_path_factory.mktemp("smoke") / "run"
+    for wait_for in ("score", "data"):
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, start_new_session=True)
+        limit = time.monotonic() + 300
+        while not (out / wait_for).exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (out / "report.html").exists()
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"] == str(out / "report.html")
+    assert "score: " in done.stderr, "a finished stage is not done again"
+    return out
+
+
+def test_every_stage_leaves_what_the_contract_names(smoke: Path) -> None:
+    for name in (
+        "laptop.json",
+        "score/scores.json",
+        "score/calibration.safetensors",
+        "plan.json",
+        "pruned/unet",
+        "distill/metrics.jsonl",
+        "model/README.md",
+        "model/model_index.json",
+        "model/manifest.json",
+        "artifacts/onnx/unet/model.onnx",
+        "artifacts/coreml/unet.mlpackage",
+        "parity/report.json",
+        "bench/local.json",
+        "eval/eval.json",
+        "report.md",
+        "report.html",
+        "images",
+    ):
+        assert (smoke / name).exists(), name
+    assert not list(smoke.rglob("*.partial"))
+    run = json.loads((smoke / "laptop.json").read_text())
+    assert {"score", "plan", "prune", "distill", "export", "verify"} <= set(run["stages"])
+    assert all(stage["state"] == "done" for stage in run["stages"].values())
+
+
+def test_the_numbers_of_the_plan_are_those_of_the_model(smoke: Path) -> None:
+    plan = json.loads((smoke / "plan.json").read_text())
+    for folder in ("pruned", "model"):
+        unet = models.load_unet(str(smoke / folder))
+        assert unet.num_parameters() == plan["params"]["after"]
+    assert plan["params"]["after"] <= 0.5 * plan["params"]["before"]
+    scores = {
+        u["name"]: u["score"]
+        for u in json.loads((smoke / "score/scores.json").read_text())["units"]
+    }
+    assert plan["predicted_loss"] == pytest.approx(sum(scores[n] for n in plan["remove"]))
+    assert plan["measured_loss"] > 0
+
+
+def test_onnx_is_verified_and_core_ml_is_not_called_so(smoke: Path) -> None:
+    results = json.loads((smoke / "parity/report.json").read_text())["results"]
+    states = {
+        r["target"]: {x["state"] for x in results if x["target"] == r["target"]} for r in results
+    }
+    assert states["onnx"] == {"verified"}
+    if sys.platform != "darwin":
+        assert states["coreml"] == {"converted, not run here"}
+
+
+def test_the_same_command_again_does_nothing_and_other_settings_are_refused(smoke: Path) -> None:
+    before = sha256(smoke / "model")
+    again = subprocess.run(command(smoke), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("up to date") >= 11
+    other = subprocess.run(
+        [*command(smoke), "--steps", "21"], capture_output=True, text=True, timeout=120
+    )
+    assert other.returncode == 1
+    assert "steps: 20 there, 21 asked" in other.stderr
+    assert sha256(smoke / "model") == before
+
+
+def test_a_killed_run_ends_with_the_result_of_an_unbroken_one(smoke: Path, tmp_path: Path) -> None:
+    out = tmp_path / "whole"
+    subprocess.run(command(out), check=True, capture_output=True, timeout=600)
+    assert (out / "plan.json").read_text() == (smoke / "plan.json").read_text()
+    whole, broken = (
+        load_file(next((r / "model/unet").glob("*.safetensors"))) for r in (out, smoke)
+    )
+    assert all(whole[k].equal(v) for k, v in broken.items())

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 CARRIED = (
     "laptop/py.typed",
     "laptop/laptop_unet_v1.py",
+    "laptop/prompts.txt",
     "laptop/recipes/tiny-sdxl.toml",
     "laptop/tiny/model/model_index.json",
     "laptop/tiny/model/unet/config.json",

@@ -141,6 +141,7 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     [
         "py.typed",
         "laptop_unet_v1.py",
+        "prompts.txt",
         "recipes/tiny-sdxl.toml",
         "tiny/model/model_index.json",
         "tiny/model/unet/diffusion_pytorch_model.safetensors",

@@ -7,13 +7,14 @@ import torch
 
 from laptop import models
 from laptop.errors import BadInput
-from laptop.export import to_onnx
 
 
 def load(model: str) -> Any:
     """A pipeline from a model, or on ONNX Runtime from a folder that `laptop export` wrote."""
     for folder in (Path(model), Path(model) / "onnx"):
         if (folder / "unet" / "model.onnx").is_file():
+            from laptop.export import to_onnx  # needs the extra [onnx]
+
             return to_onnx.load(folder)
     return models.load_pipeline(model)
 

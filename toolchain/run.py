@@ -21,11 +21,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from safetensors import SafetensorError
+
 from laptop.errors import BadInput, NoSpace, OutputExists
 
 T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
 MANIFEST = "manifest.json"
+KEY = ".key"  # in a partial folder: what it is going to be
+FULL_DISK_BYTES = 1 << 20
 REPORTED_PACKAGES = (
     "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
 )  # fmt: skip
@@ -47,7 +51,6 @@ def run_stage(
     manifest. `config` is a dataclass or a mapping that JSON can hold; `inputs` are files and
     folders. Raises `OutputExists` where `out` holds something else.
     """
-    is_file = out.suffix == ".json"
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
     settings = json.loads(json.dumps(settings, default=str))
     identity = {
@@ -61,12 +64,15 @@ def run_stage(
         say(f"{name}: {out} is up to date")
         return out
     partial = _open_partial(out, key, overwrite)
+    if (partial / MANIFEST).exists():  # whole, but killed before it was put in its place
+        _replace(partial, out)
+        return out
     start = time.perf_counter()
     _reset_peak_memory()
     try:
         facts = work(partial) or {}
-    except OSError as e:
-        if e.errno == errno.ENOSPC:
+    except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
+        if _is_disk_full(e, partial):
             raise NoSpace(
                 f"the disk is full at {partial}. Free some space and run the same command again; "
                 "finished work is kept."
@@ -82,15 +88,17 @@ def run_stage(
         **machine(),
         **facts,
     }
-    (partial / ".key").unlink()
-    if is_file:
-        write_json(manifest_path, manifest)
-        (partial / out.name).replace(out)
-        shutil.rmtree(partial)
-    else:
-        write_json(partial / MANIFEST, manifest)
-        _replace_folder(partial, out)
+    if out.suffix == ".json":
+        manifest["result_sha256"] = sha256(partial / out.name)
+    write_json(partial / MANIFEST, manifest)
+    _replace(partial, out)
     return out
+
+
+def _is_disk_full(error: Exception, folder: Path) -> bool:
+    """torch and safetensors raise errors of their own, the former without saying why."""
+    no_space = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+    return no_space or shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
 def _manifest_path(out: Path) -> Path:
@@ -108,11 +116,19 @@ def _is_finished(
             f"{out} exists and is no result of `laptop {identity['stage']}` (it has no manifest), "
             "so it is left alone. Choose another -o."
         )
-    old = read_json(manifest_path)
-    if old.get("key") == key and overwrite is not True:
-        return True
-    if overwrite:
+    if overwrite is True:
         return False
+    old = read_json(manifest_path)
+    is_whole = out.is_dir() or old.get("result_sha256") == sha256(out)
+    if old.get("key") == key and is_whole:
+        return True
+    if overwrite == "stale":
+        return False
+    if not is_whole:  # edited by hand, or a kill between the two renames of a file result
+        raise OutputExists(
+            f"{out} is not what {manifest_path.name} says was made; it was changed since. "
+            "Pass --overwrite to make it anew, or choose another -o."
+        )
     changes = "; ".join(_differences(old, identity)) or "another version of the format"
     raise OutputExists(
         f"{out} holds a finished `{old.get('stage')}` made from something else ({changes}). "
@@ -135,7 +151,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 
 def _open_partial(out: Path, key: str, overwrite: Overwrite) -> Path:
     partial = out.parent / f".{out.name}.partial"
-    mark = partial / ".key"
+    mark = partial / KEY
     if partial.exists() and (not mark.exists() or mark.read_text() != key):
         if mark.exists() and not overwrite:
             raise OutputExists(
@@ -151,12 +167,19 @@ def _open_partial(out: Path, key: str, overwrite: Overwrite) -> Path:
     return partial
 
 
-def _replace_folder(new: Path, out: Path) -> None:
-    """Put `new` in the place of `out`; the old one is removed only after the new one stands."""
+def _replace(partial: Path, out: Path) -> None:
+    """Put a whole result in its place; an old one is removed only after the new one stands."""
+    if out.suffix == ".json":
+        (partial / MANIFEST).replace(_manifest_path(out))
+        (partial / out.name).replace(out)
+        shutil.rmtree(partial)
+        return
     old = out.parent / f".{out.name}.old"
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         out.replace(old)
-    new.replace(out)
+    partial.replace(out)
+    (out / KEY).unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -171,7 +194,7 @@ def sha256(path: Path) -> str:
                 digest.update(block)
         return digest.hexdigest()
     for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-        if not file_path.name.endswith(MANIFEST):
+        if not file_path.name.endswith(MANIFEST) and file_path.name != KEY:
             digest.update(f"{file_path.relative_to(path)} {sha256(file_path)}\n".encode())
     return digest.hexdigest()
 

@@ -1,0 +1,143 @@
+"""What the commands share: options, how a recipe comes from them, how a result is printed."""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from laptop.errors import LaptopError
+
+if TYPE_CHECKING:
+    from laptop.recipe import Recipe
+
+Function = Callable[..., Any]
+SEEDED = ("score", "distill", "export", "verify", "bench", "eval")
+
+
+class Commands(click.Group):
+    """Turns a `LaptopError` into one message and exit code 1, and Ctrl-C into a hint."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its start-up chatter is not ours
+        try:
+            return super().invoke(ctx)
+        except LaptopError as e:
+            click.echo(f"laptop: {e}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("laptop: stopped. The same command goes on from here.", err=True)
+            ctx.exit(130)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that every working command has."""
+
+    overwrite: bool
+    as_json: bool
+    seed: int | None
+    config: Path | None
+    smoke: bool
+
+    def recipe(self, model: str, **flags: dict[str, Any]) -> "Recipe":
+        """Defaults < the model's and the user's TOML < flags that were given, by stage."""
+        from laptop import recipe as r
+
+        recipe = r.read(model, self.config, smoke=self.smoke)
+        if self.seed is not None:
+            recipe = r.changed(recipe, {stage: {"seed": self.seed} for stage in SEEDED}, "--seed")
+        given = {
+            stage: {k: v for k, v in values.items() if v is not None}
+            for stage, values in flags.items()
+        }
+        return r.changed(recipe, given, "the command line")
+
+    def print(self, value: dict[str, Any], text: str) -> None:
+        """One JSON document with --json, else the text; on stdout."""
+        click.echo(json.dumps(value, indent=1) if self.as_json else text)
+
+
+def common(function: Function) -> Function:
+    """Add the common options; the command takes them as one keyword argument, `common`."""
+
+    @functools.wraps(function)
+    def command(
+        overwrite: bool,
+        as_json: bool,
+        seed: int | None,
+        config: Path | None,
+        smoke: bool,
+        **values: Any,
+    ) -> Any:
+        return function(common=Common(overwrite, as_json, seed, config, smoke), **values)
+
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Make a finished result anew."),
+        as_json,
+        click.option("--seed", type=int, help="Seed of everything random. [default: the recipe's]"),
+        click.option("-c", "--config", type=click.Path(path_type=Path), help="Recipe as TOML."),
+        click.option("--smoke", is_flag=True, help="The recipe's short settings, for a quick try."),
+    ):
+        command = option(command)
+    return command
+
+
+def dry_run(function: Function) -> Function:
+    """Add --dry-run: print the resolved recipe and the estimated cost, and stop.
+
+    The command is a generator that yields its recipe before it does anything.
+    """
+
+    @functools.wraps(function)
+    def command(dry_run: bool, **values: Any) -> None:
+        steps = function(**values)
+        recipe = next(steps)
+        if dry_run:
+            from laptop.compress import estimate
+
+            click.echo(
+                json.dumps({"recipe": asdict(recipe), "estimate": estimate(recipe)}, indent=1)
+            )
+        else:
+            next(steps, None)
+
+    text = "Print the resolved recipe and the estimated cost, and stop."
+    return click.option("--dry-run", is_flag=True, help=text)(command)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+model = click.option("--model", required=True, help="A known name, a folder or a Hub id.")
+prompts = click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="Prompts, one a line. [default: the model's own]",
+)
+ratio = click.option("--ratio", type=float, help="Share of the U-Net's parameters to remove.")
+
+
+def out(help_text: str) -> Callable[[Function], Function]:
+    """-o, required."""
+    return click.option(
+        "-o", "--out", type=click.Path(path_type=Path), required=True, help=help_text
+    )
+
+
+def example(text: str) -> str:
+    """A command's epilog."""
+    return f"\b\nExample:\n  {text}"
+
+
+def targets(text: str | None) -> tuple[str, ...] | None:
+    """`onnx,coreml` as a tuple."""
+    return tuple(t.strip() for t in text.split(",") if t.strip()) if text else None
+
+
+def need_json(path: Path) -> None:
+    """A usage error unless `path` names a .json file."""
+    if path.suffix != ".json":
+        raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")

@@ -30,7 +30,7 @@ from laptop.benchmarks.runtimes import (
 )
 from laptop.benchmarks.worker import Worker, share
 from laptop.errors import BadInput
-from laptop.run import run_stage, say, sha256, track, write_json
+from laptop.run import Overwrite, run_stage, say, sha256, track, write_json
 
 SCHEMA = "laptop.bench/1"
 COMPONENTS = ("unet",)
@@ -57,7 +57,7 @@ class BenchConfig:
 
 
 def bench(
-    subjects: Mapping[str, Places], out: Path, config: BenchConfig, *, overwrite: bool = False
+    subjects: Mapping[str, Places], out: Path, config: BenchConfig, *, overwrite: Overwrite = False
 ) -> Path:
     """Time `subjects` on this machine and write the report to `out` (a .json path).
 

@@ -21,7 +21,7 @@ from PIL import Image
 from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.errors import BadInput
-from laptop.run import run_stage, track, write_json
+from laptop.run import Overwrite, run_stage, track, write_json
 
 SCHEMA = "laptop.eval/1"
 PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
@@ -50,7 +50,7 @@ def evaluate(
     *,
     judge: Judge | None = None,
     reference: Images | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
 ) -> Path:
     """Draw `prompts` with each of `models` (label to name or folder) and write `out/eval.json`.
 

@@ -122,14 +122,15 @@ def _encode_images(pipe: Any, folder: Path, seed: int, batch_size: int) -> dict[
     for i in range(0, len(captions), batch_size):
         some_states, some_pooled = condition(pipe, captions[i : i + batch_size])
         states.append(some_states)
-        pooled.append(some_pooled)
+        if some_pooled is not None:
+            pooled.append(some_pooled)
     number = {caption: i for i, caption in enumerate(captions)}
     tensors = {
         "latents": torch.cat(latents),
         "caption": torch.tensor([number[caption] for _, caption in pairs]),
         "states": torch.cat(states),
     }
-    if pooled[0] is not None:
+    if pooled:
         tensors["pooled"] = torch.cat(pooled)
         if pipe.config.force_zeros_for_empty_prompt:
             tensors["states"][0], tensors["pooled"][0] = 0, 0

@@ -61,7 +61,7 @@ def _unet(unet: Any) -> Graph:
 
 def _text_encoder(encoder: Any, all_states: bool) -> Graph:
     projects = hasattr(encoder, "text_projection")
-    names = (
+    names: tuple[str, ...] = (
         ("text_embeds", "last_hidden_state") if projects else ("last_hidden_state", "pooler_output")
     )
     if all_states:

@@ -42,7 +42,7 @@ def library() -> Any:
 
 def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Recorded inputs as the package takes them."""
-    return {name: torch.atleast_1d(value) for name, value in inputs.items()}
+    return {k: v.reshape(1) if v.ndim == 0 else v for k, v in inputs.items()}
 
 
 def _convert(traced: Graph, example: dict[str, torch.Tensor], path: Path) -> None:

@@ -84,7 +84,7 @@ def anatomy(unet: UNet2DConditionModel, tokens: int = 77) -> Anatomy:
     layers = _removable(shadow)
     for name, module in layers.items():
         module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, depth=1000) as counter, torch.no_grad():
         shadow(**example_inputs(unet.config, tokens))
     macs = {path: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items()}
     root = type(shadow).__name__

@@ -198,7 +198,7 @@ Removed layers:
 
 
 def _bench(recipe: Recipe, out: Path, again: Overwrite) -> Path:
-    subjects = {
+    subjects: dict[str, list[str | Path]] = {
         "teacher": [recipe.model, out / "baseline"],
         "student": [out / "model", out / "artifacts"],
     }
@@ -231,7 +231,9 @@ def scene_metrics(prompts: Sequence[str]) -> dict[str, Any]:
 def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
     """Note a finished stage in laptop.json."""
     path = out / "laptop.json"
-    run = read_json(path, SCHEMA) if path.exists() else {"schema": SCHEMA, "stages": {}}
+    run: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
+    if path.exists():
+        run = read_json(path, SCHEMA)
     manifest_path = result.with_suffix(f".{MANIFEST}") if result.is_file() else result / MANIFEST
     facts = read_json(manifest_path) if manifest_path.exists() else {}
     run |= {"recipe": asdict(recipe), **machine()}

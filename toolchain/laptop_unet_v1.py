@@ -11,7 +11,9 @@ transformer block the identity. Every module that stays keeps its name.
 
 import inspect
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -51,16 +53,16 @@ def stand_in(module: nn.Module) -> nn.Module:
     raise TypeError(f"{type(module).__name__} is not a removable layer")
 
 
-class LaptopUNet2DConditionModel(UNet2DConditionModel):
+class LaptopUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
     """Built from the teacher's config and `removed`, the module paths that are gone."""
 
-    def __init__(self, *args, removed: list[str] = (), **kwargs):
+    def __init__(self, *args: Any, removed: Sequence[str] = (), **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.register_to_config(removed=list(removed))
         for name in removed:
             self.set_submodule(name, stand_in(self.get_submodule(name)))
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As the stock method, and put this file beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
         target = Path(save_directory) / f"{NAME}.py"
@@ -71,10 +73,10 @@ class LaptopUNet2DConditionModel(UNet2DConditionModel):
 # diffusers reads the config keys that a class takes off the signature of its __init__,
 # and writes the name of a class's module into model_index.json.
 _stock = inspect.signature(UNet2DConditionModel.__init__)
-LaptopUNet2DConditionModel.__init__.__signature__ = _stock.replace(
-    parameters=[
-        *_stock.parameters.values(),
-        inspect.signature(LaptopUNet2DConditionModel.__init__).parameters["removed"],
-    ]
+_removed = inspect.signature(LaptopUNet2DConditionModel.__init__).parameters["removed"]
+setattr(  # noqa: B010 (an attribute that type checkers do not know)
+    LaptopUNet2DConditionModel.__init__,
+    "__signature__",
+    _stock.replace(parameters=[*_stock.parameters.values(), _removed]),
 )
 LaptopUNet2DConditionModel.__module__ = NAME

@@ -144,17 +144,20 @@ def _signed_distance(
 ) -> NDArray[np.float32]:
     """Distance to the outline in pixels, negative inside; `x`, `y` from the centre, y downwards."""
     ax, ay = np.abs(x), np.abs(y)
+    distance: NDArray[np.float32]
     match shape:
         case "circle":
-            return np.hypot(x, y) - np.float32(half)
+            distance = np.hypot(x, y) - np.float32(half)
         case "square":
-            return np.maximum(ax, ay) - np.float32(SQUARE_SIDE * half)
+            distance = np.maximum(ax, ay) - np.float32(SQUARE_SIDE * half)
         case "triangle":  # apex above, base below
-            return np.maximum(y - half, (2 * ax - y - half) / math.sqrt(5))
+            distance = np.maximum(y - half, (2 * ax - y - half) / math.sqrt(5))
         case "cross":
             bar = CROSS_BAR * half
-            return np.minimum(np.maximum(ax - bar, ay - half), np.maximum(ax - half, ay - bar))
-    raise AssertionError(shape)
+            distance = np.minimum(np.maximum(ax - bar, ay - half), np.maximum(ax - half, ay - bar))
+        case _:
+            raise AssertionError(shape)
+    return distance
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -166,7 +169,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
         half = rng.uniform(*SIZES[thing.size])
         distance = _signed_distance(thing.shape, grid[None, :] - cx, grid[:, None] - cy, half)
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        image += cover * (np.float32(COLOURS[thing.colour]) - image)
+        image += cover * (np.array(COLOURS[thing.colour], np.float32) - image)
     return np.rint(image).astype(np.uint8)
 
 

@@ -78,9 +78,8 @@ def _fit(
     """
     path, log = work / f"{phase}.pt", work / f"{phase}.jsonl"
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), fused=True)
-    average = torch.optim.swa_utils.AveragedModel(
-        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay or 0.0)
-    )
+    keep = torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay or 0.0)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=keep)
     first, spent = 0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True)
@@ -146,7 +145,8 @@ def train_vae(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
         decoded = vae.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         error = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
-        return error + KL_WEIGHT * kl
+        total: Tensor = error + KL_WEIGHT * kl
+        return total
 
     pipe.vae = _fit(work, "vae", vae.train(), loss, steps, 1.5e-3, steps // 2, ema_decay=0.998)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def train_decoder(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> No
         decoded = parts["decoder"](parts["post_quant_conv"](noisy))
         return F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
 
-    fitted = _fit(work, "decoder", parts, loss, steps, 1e-3, steps, ema_decay=0.995)
+    fitted: Any = _fit(work, "decoder", parts, loss, steps, 1e-3, steps, ema_decay=0.995)
     vae.decoder, vae.post_quant_conv = fitted["decoder"], fitted["post_quant_conv"]
 
 
@@ -220,7 +220,7 @@ def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
         targets = torch.tensor([_targets(s) for s in batch])
         last = states[:, -1]  # sees the whole caption
         terms = []
-        for reader, x in zip(readers[:2], last.split(width, dim=1), strict=True):
+        for reader, x in zip(readers[:2], torch.split(last, width, dim=1), strict=True):
             for logits, target in zip(reader(x).split(counts, dim=1), targets.T, strict=True):
                 terms.append(F.cross_entropy(logits, target))
         one_or_two, background = readers[2](pooled).split([2, len(BACKGROUNDS)], dim=1)

@@ -11,7 +11,7 @@ from laptop.tiny import architecture
 REMOVED = [
     "down_blocks.0.resnets.1",
     "up_blocks.0.resnets.1",
-    "mid_block.attentions.0.transformer_blocks.1",
+    "up_blocks.1.attentions.0.transformer_blocks.0",
 ]
 
 

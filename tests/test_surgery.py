@@ -11,10 +11,10 @@ from laptop.pruning.surgery import prune, prune_unet, stored_dtype
 from laptop.pruning.units import anatomy, forward_rows, removed
 
 RESNETS = ["down_blocks.0.resnets.0", "up_blocks.1.resnets.2", "mid_block.resnets.1"]
-INNER_BLOCK = ["up_blocks.0.attentions.1.transformer_blocks.0"]
+INNER_BLOCK = ["up_blocks.1.attentions.1.transformer_blocks.0"]
 LAST_BLOCKS = [
-    "up_blocks.0.attentions.1.transformer_blocks.1",
-    "down_blocks.1.attentions.0.transformer_blocks.0",
+    "up_blocks.1.attentions.1.transformer_blocks.1",
+    "down_blocks.1.attentions.0.transformer_blocks.1",
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from laptop import models
 from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.to_coreml import feeds_angles, library
@@ -57,13 +58,15 @@ def test_the_network_computes_in_fp16_and_only_its_time_embeddings_in_fp32(spec:
     assert all(found == {fp16} for found in types.values())
 
 
-def test_the_package_holds_fp16_weights(exported: Path) -> None:
+def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> None:
     (row,) = json.loads((exported / "artifacts.json").read_text())["artifacts"]
     assert (row["target"], row["component"], row["precision"]) == ("coreml", "unet", "fp16")
     assert row["file"] == "coreml/unet.mlpackage"
     files = [p for p in (exported / row["file"]).rglob("*") if p.is_file()]
     assert row["bytes"] == sum(p.stat().st_size for p in files)
-    assert 2 * 3e6 < row["bytes"] < 2 * 4.5e6, "two bytes for each of some 3.3 M weights"
+    (weights,) = (p.stat().st_size for p in files if p.name == "weight.bin")
+    params = models.load_unet(str(pruned_folder)).num_parameters()
+    assert weights == pytest.approx(2 * params, rel=0.03)
 
 
 def test_what_cannot_run_on_this_system_is_never_called_verified(

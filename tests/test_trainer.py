@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import REMOVED
 from laptop import models
 from laptop.distill import trainer
 from laptop.distill.trainer import DistillConfig, Diverged, distill
 from laptop.errors import BadInput
+from laptop.pruning.surgery import prune_unet, write_model
 from laptop.tiny.scenes import write_folder
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2, checkpoint_every=2)
@@ -54,11 +56,11 @@ def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(
     assert not list(broken.rglob("*.pt")), "a finished model carries no checkpoint"
 
 
-def test_training_brings_the_student_nearer_to_its_teacher(
-    tiny_folder, pruned_folder, data, tmp_path
-) -> None:
-    config = replace(CONFIG, steps=30, learning_rate=1e-3, batch_size=8, checkpoint_every=30)
-    out = distill(str(tiny_folder), str(pruned_folder), data, tmp_path / "out", config)
+def test_training_brings_the_student_nearer_to_its_teacher(data, tmp_path) -> None:
+    teacher, student = models.load_unet("tiny-sdxl"), tmp_path / "student"
+    write_model(student, prune_unet(teacher, REMOVED), "tiny-sdxl")
+    config = replace(CONFIG, steps=30, batch_size=8, checkpoint_every=30)
+    out = distill("tiny-sdxl", str(student), data, tmp_path / "out", config)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["feature"] < 0.5 * rows[0]["feature"]
     assert models.load_unet(str(out)).config["removed"]

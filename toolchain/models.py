@@ -37,7 +37,7 @@ class Known:
 
 EMBEDDED = Path(__file__).parent / "tiny" / "model"
 KNOWN = {
-    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 3_524_900, 64),
+    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 2_844_804, 64),
     "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "SDXL 1.0", 2_567_463_684, 1024),
     "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5", 859_520_964, 512),
 }

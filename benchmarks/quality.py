@@ -34,7 +34,7 @@ Judge = Callable[[Images, Sequence[str]], Mapping[str, float]]
 class EvalConfig:
     """What is drawn to judge image quality."""
 
-    prompts: int = 500  # the first so many of those given
+    prompts: int = 500  # at most; the first of those given
     steps: int = 25  # denoising steps of a picture
     guidance: float = 5.0  # classifier-free guidance scale
     batch: int = 50  # pictures at once; changes time and memory only
@@ -56,7 +56,7 @@ def evaluate(
 
     `judge` gives shares by attribute, "prompt_accuracy" first of all; `reference` are the pictures
     that the Fréchet distance is taken to, the teacher's where None. A killed call goes on where it
-    stopped. Raises `BadInput` when there are too few prompts or a label is no file name.
+    stopped. Raises `BadInput` when there is no prompt or a label is no file name.
     """
     chosen = _check(models, config, prompts)
     sources = {label: model_source.locate(str(model)) for label, model in models.items()}
@@ -82,12 +82,10 @@ def evaluate(
 def _check(
     models: Mapping[str, str | Path], config: EvalConfig, prompts: Sequence[str]
 ) -> list[str]:
-    if len(prompts) < config.prompts:
-        raise BadInput(f"{config.prompts} prompts are asked for, {len(prompts)} are given.")
     for label in models:
         if not re.fullmatch(r"[\w.-]+", label):
             raise BadInput(f"label {label!r} must be letters, digits, '-', '_' and '.' only.")
-    if not models or config.prompts < 1:
+    if not models or config.prompts < 1 or not prompts:
         raise BadInput("at least one model and one prompt are needed.")
     return list(prompts[: config.prompts])
 

@@ -9,6 +9,7 @@ import importlib
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Ready:
 
 def serve(connection: Connection, workload: Workload, iterations: int, seconds: float) -> None:
     """The worker's side: load twice, warm up, then time rounds until None comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     for name in workload.imports:
         importlib.import_module(name)
     drop_page_cache(workload.artifact)

@@ -111,7 +111,9 @@ def encode(pipe: Any, folder: Path, cache: Path, *, seed: int, batch_size: int =
 def _encode_images(pipe: Any, folder: Path, seed: int, batch_size: int) -> dict[str, Tensor]:
     pairs = read_captions(folder)
     captions = list(dict.fromkeys(["", *(caption for _, caption in pairs)]))
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = pipe.unet.config.sample_size
+    size = (side if isinstance(side, int) else min(side)) * pipe.vae_scale_factor
+    batch_size = max(1, batch_size * 64**2 // size**2)  # as many pixels at once at any size
     scale = pipe.vae.config.scaling_factor
     generator = torch.Generator().manual_seed(seed)
     latents, states, pooled = [], [], []

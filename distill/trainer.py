@@ -26,6 +26,10 @@ from laptop.pruning.surgery import write_model
 from laptop.run import Overwrite, run_stage, track
 
 CHECKPOINT = "checkpoint.pt"
+PAIRED = (
+    "block_out_channels", "down_block_types", "up_block_types", "mid_block_type", "in_channels",
+    "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,20 +65,44 @@ def distill(
 
     `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
     """
-    if config.weighting not in WEIGHTINGS:
-        raise BadInput(
-            f"weighting {config.weighting!r} is unknown; known are {', '.join(WEIGHTINGS)}."
-        )
+    check_config(config)
     read_captions(data)
-    sources = {"teacher": models.locate(teacher), "student": models.locate(student)}
-    inputs = {k: Path(v) / "unet" for k, v in sources.items() if Path(v).is_dir()}
+    check_pair(teacher, student)
+    inputs: dict[str, Path] = {"data": data}
+    settings: dict[str, Any] = asdict(config)
+    for role, model in (("teacher", teacher), ("student", student)):
+        files, which = models.identity(role, model)
+        inputs |= files
+        settings |= which
 
     def work(folder: Path) -> dict[str, Any]:
         seconds = train(teacher, student, data, folder, config)
         return {"train_seconds": round(seconds, 1)}
 
     settings = asdict(config) | {"teacher": teacher}
-    return run_stage("distill", out, settings, {**inputs, "data": data}, work, overwrite=overwrite)
+    return run_stage("distill", out, settings, inputs, work, overwrite=overwrite)
+
+
+def check_config(config: DistillConfig) -> None:
+    """Raise `BadInput` for settings that cannot be trained with."""
+    if config.weighting not in WEIGHTINGS:
+        raise BadInput(
+            f"weighting {config.weighting!r} is unknown; known are {', '.join(WEIGHTINGS)}."
+        )
+    for name in ("steps", "batch_size", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise BadInput(f"{name} must be at least 1, not {getattr(config, name)}.")
+
+
+def check_pair(teacher: str, student: str) -> None:
+    """Raise `BadInput` unless the student can be a pruned teacher: their blocks must pair."""
+    a, b = (models.unet_config(model) for model in (teacher, student))
+    unlike = [key for key in PAIRED if a.get(key) != b.get(key)]
+    if unlike:
+        key = unlike[0]
+        raise BadInput(
+            f"{student} is no pruned {teacher}: its {key} is {b.get(key)}, needed {a.get(key)}."
+        )
 
 
 def train(teacher: str, student: str, data: Path, folder: Path, config: DistillConfig) -> float:
@@ -143,17 +171,17 @@ class _Session:
             weighting=c.weighting,
             weights=(c.task_weight, c.output_weight, c.feature_weight),
         )
-        if not math.isfinite(float(terms.loss.detach())):
+        self.optimizer.zero_grad()
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        if not math.isfinite(float(terms.loss.detach()) + float(norm)):
             raise Diverged(
-                f"the loss is {terms.as_floats()} at step {step}. The last "
+                f"gradient norm {float(norm)}, loss {terms.as_floats()} at step {step}. The last "
                 f"good checkpoint is kept in {self.folder}. Lower learning_rate "
                 f"({c.learning_rate:g}) and start again with --overwrite."
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        self.optimizer.zero_grad()
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         self.ema.step(self.student.parameters())
         self.done = step + 1
@@ -216,7 +244,9 @@ class _Session:
             self.done, self.seconds = state["done"], state["seconds"]
         if metrics.exists():
             kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] < self.done]
-            metrics.write_text("".join(kept), encoding="utf-8")
+            beside = metrics.with_suffix(".tmp")
+            beside.write_text("".join(kept), encoding="utf-8")
+            beside.replace(metrics)
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

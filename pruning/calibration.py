@@ -20,7 +20,7 @@ INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_id
 
 
 def record(
-    pipe: Any, prompts: Sequence[str], *, samples: int, steps: int, seed: int, batch_size: int = 16
+    pipe: Any, prompts: Sequence[str], *, samples: int, steps: int, seed: int, batch_size: int
 ) -> dict[str, Tensor]:
     """`samples` rows of U-Net inputs, drawn evenly from guided trajectories of all `prompts`.
 
@@ -29,7 +29,9 @@ def record(
     generator = torch.Generator().manual_seed(seed)
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
     guided = 2  # classifier-free guidance evaluates each latent with and without the prompt
-    total = len(prompts) * steps * guided
+    pipe.scheduler.set_timesteps(steps)
+    calls = len(pipe.scheduler.timesteps)  # more than `steps` for schedulers of higher order
+    total = len(prompts) * calls * guided
     if samples > total:
         raise BadInput(
             f"{samples} calibration samples asked; {len(prompts)} prompts give {total} at {steps} "
@@ -55,6 +57,11 @@ def record(
             pipe(batch, num_inference_steps=steps, generator=generator, output_type="latent")
     finally:
         hook.remove()
+    if seen != total:
+        raise BadInput(
+            f"sampling made {seen} U-Net evaluations where {total} were expected; the pipeline "
+            "does no classifier-free guidance, which calibration needs in this version."
+        )
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
 
 
@@ -69,5 +76,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], Tensor]:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as e:
         raise BadInput(f"{path} cannot be read ({e}). Run `laptop score` again.") from None
+    if "output" not in tensors:
+        raise BadInput(f"{path} holds no 'output'. Run `laptop score` again.")
     output = tensors.pop("output")
     return tensors, output

@@ -53,12 +53,14 @@ def solve(scores: Sequence[float], params: Sequence[int], least: float) -> list[
     """
     if least <= 0:
         return []
-    values, sizes = np.asarray(scores, float), np.asarray(params, float) / least
+    values = np.asarray(scores, float)
+    sizes = np.minimum(np.asarray(params, float) / least, 1.0)  # one that suffices, suffices
+    constraints = [LinearConstraint(sizes[None, :], lb=1.0)]
     best = values.sum()
     while True:
         result = milp(
             1000 * values / (best or 1.0),
-            constraints=LinearConstraint(sizes[None, :], lb=1.0),
+            constraints=constraints,
             integrality=np.ones(len(values)),
             bounds=Bounds(0, values <= best),
             options={"mip_rel_gap": 0.0},
@@ -68,6 +70,11 @@ def solve(scores: Sequence[float], params: Sequence[int], least: float) -> list[
                 f"{least:,.0f} parameters are to go; all {len(params)} layers hold {sum(params):,}."
             )
         chosen = np.flatnonzero(result.x > 0.5)
+        if sum(params[i] for i in chosen) < least:  # met within HiGHS's tolerance only
+            others = np.ones(len(values))
+            others[chosen] = 0
+            constraints.append(LinearConstraint(others[None, :], lb=1.0))  # not this set again
+            continue
         if values[chosen].sum() >= best / 10 or best == 0:
             return [int(i) for i in chosen]
         best = values[chosen].sum()
@@ -101,7 +108,7 @@ def make_plan(
             "params": _change(known.params, sum(u.params for u in gone)),
             "macs": _change(known.macs, sum(u.macs for u in gone)),
             "predicted_loss": float(sum(values[i] for i in chosen)),
-            "measured_loss": _measure(scores["model"], scores_path.parent, names),
+            "measured_loss": _measure(scores, scores_path.parent, names),
         }
         write_json(folder / out.name, plan)
 
@@ -112,16 +119,20 @@ def _change(before: int, less: int) -> dict[str, int]:
     return {"before": before, "after": before - less}
 
 
-def _measure(model: str, folder: Path, names: Sequence[str]) -> float:
+def _measure(scores: Mapping[str, Any], folder: Path, names: Sequence[str]) -> float:
     rows, output = calibration.load(folder / "calibration.safetensors")
-    return output_loss(models.load_unet(model), names, rows, output)
+    return output_loss(
+        models.load_unet(scores["model"]), names, rows, output, scores.get("batch_size", 1)
+    )
 
 
 def read_scores(path: Path) -> dict[str, Any]:
     """The content of a scores.json, checked as far as the planner needs it."""
     scores = read_json(path, SCORES_SCHEMA)
     try:
+        scores["model"], scores["base"]["params"], scores["base"]["macs"]
         for unit in scores["units"]:
+            unit["name"], unit["kind"], unit["macs"]
             if not math.isfinite(unit["score"]) or unit["params"] < 0:
                 raise BadInput(
                     f"{path}: {unit['name']} has score {unit['score']} and {unit['params']} "
@@ -141,6 +152,8 @@ def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
         raise BadInput(f"{path} has no list 'remove' of layer names; it is no whole plan.json.")
     check_names(names, known, str(path))
     before = plan.get("params", {}).get("before")
+    if not isinstance(before, int):
+        raise BadInput(f"{path} has no params.before; it is no whole plan.json.")
     if before != known.params:
         raise BadInput(
             f"{path} was made for another model: a U-Net of {before:,} parameters; this one has "

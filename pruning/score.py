@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from laptop import models
+from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.units import anatomy, forward_rows, removed
 from laptop.run import Overwrite, run_stage, track, write_json
@@ -55,7 +56,12 @@ def score(
     overwrite: Overwrite = False,
 ) -> Path:
     """Write DIR/scores.json and DIR/calibration.safetensors; a killed run keeps finished units."""
-    source = models.locate(model)
+    if (config.granularity, config.criterion) != ("fine", "output-loss"):
+        raise BadInput(
+            f"granularity {config.granularity!r} with criterion {config.criterion!r} is not in "
+            "this version; use 'fine' and 'output-loss'."
+        )
+    inputs, which = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
         rows, output, unet = _calibrated(model, folder, config, prompts)
@@ -67,7 +73,6 @@ def score(
                 done[name] = output_loss(unet, [name], rows, output, config.batch_size)
                 log.write(json.dumps([name, done[name]]) + "\n")
                 log.flush()
-        (folder / "units.jsonl").unlink()
         forwards = len(known.units) + 1
         write_json(
             folder / "scores.json",
@@ -77,16 +82,17 @@ def score(
                 "granularity": config.granularity,
                 "criterion": config.criterion,
                 "samples": config.samples,
+                "batch_size": config.batch_size,
                 "seed": config.seed,
                 "units": [asdict(u) | {"score": done[u.name]} for u in known.units],
                 "base": {"params": known.params, "macs": known.macs},
                 "forwards": {"naive": forwards, "spent": forwards},
             },
         )
+        (folder / "units.jsonl").unlink()
         return {"units": len(known.units)}
 
-    settings = asdict(config) | {"model": model, "prompts": list(prompts)}
-    inputs = {"unet": Path(source) / "unet"} if Path(source).is_dir() else {}
+    settings = asdict(config) | which | {"prompts": list(prompts)}
     return run_stage("score", out, settings, inputs, work, overwrite=overwrite)
 
 
@@ -100,7 +106,12 @@ def _calibrated(
     pipe = models.load_pipeline(model)
     with torch.inference_mode():
         rows = calibration.record(
-            pipe, prompts, samples=config.samples, steps=config.steps, seed=config.seed
+            pipe,
+            prompts,
+            samples=config.samples,
+            steps=config.steps,
+            seed=config.seed,
+            batch_size=max(1, config.batch_size // 2),  # guidance doubles it
         )
     output = forward_rows(pipe.unet, rows, config.batch_size)
     beside = path.with_suffix(".tmp")

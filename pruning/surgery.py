@@ -8,7 +8,6 @@ weights (`trust_remote_code=True`).
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,6 @@ from torch import nn
 from laptop import models
 from laptop.pruning.plan import read_plan
 from laptop.run import Overwrite, need_space, read_json, run_stage, write_json
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    model: str
 
 
 def prune_unet(unet: UNet2DConditionModel, names: Sequence[str]) -> UNet2DConditionModel:
@@ -76,39 +70,33 @@ def _stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str,
 
 def prune(model: str, plan_path: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
     """Write `model` without the plan's layers as a diffusers folder with the teacher's dtype."""
-    source = models.locate(model)
-    unet = models.load_unet(model)
-    plan = read_plan(plan_path, unet)
-    inputs = {"plan": plan_path}
-    if Path(source).is_dir():
-        inputs["unet"] = Path(source) / "unet"
+    plan = read_plan(plan_path, models.empty_unet(model))
+    inputs, settings = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
-        student = prune_unet(unet, plan["remove"])
+        student = prune_unet(models.load_unet(model), plan["remove"])
         write_model(folder, student, model)
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"])}
 
-    return run_stage("prune", out, PruneConfig(model), inputs, work, overwrite=overwrite)
+    inputs["plan"] = plan_path
+    return run_stage("prune", out, settings, inputs, work, overwrite=overwrite)
 
 
 def write_model(folder: Path, unet: Any, like: str) -> None:
     """Write `unet`, in the stored precision of the model `like`, with all its other components."""
-    source = Path(models.locate(like))
-    if not source.is_dir():
-        source = Path(DiffusionPipeline.download(like))
+    where = models.locate(like)
+    source = Path(where) if Path(where).is_dir() else Path(DiffusionPipeline.download(where))
     dtype = stored_dtype(source)
-    size = sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
-    need_space(folder, size)
-    shutil.copytree(
-        source,
-        folder,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("unet", "manifest.json", "README.md"),
+    index = read_json(source / "model_index.json")
+    parts = [k for k, v in index.items() if isinstance(v, list) and v[0] and k != "unet"]
+    files = [f for part in parts for f in (source / part).rglob("*") if f.is_file()]
+    need_space(
+        folder, sum(f.stat().st_size for f in files) + dtype.itemsize * unet.num_parameters()
     )
-    shutil.rmtree(folder / "unet", ignore_errors=True)
+    for part in parts:
+        shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
     # Not unet.to(): diffusers' own warns of modules to be kept in float32 even when there are none.
     nn.Module.to(unet, dtype).save_pretrained(folder / "unet")
-    index = read_json(folder / "model_index.json")
     library = "diffusers" if type(unet) is UNet2DConditionModel else type(unet).__module__
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})
 

@@ -119,6 +119,8 @@ def removed(unet: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 def check_names(names: Sequence[str], known: Anatomy, what: str) -> None:
     """Raise `BadInput` unless all `names` are units of the U-Net described by `known`."""
+    if len(set(names)) < len(names):
+        raise BadInput(f"{what} names a layer twice; it is no whole plan.")
     missing = sorted(set(names) - {u.name for u in known.units})
     if missing:
         raise BadInput(

@@ -49,12 +49,16 @@ def test_scores_that_are_cut_off_or_not_finite_are_refused(tmp_path) -> None:
     for text, message in [
         ('{"schema": "laptop.scores/1", "un', "not valid JSON"),
         ('{"schema": "laptop.plan/1"}', "schema"),
-        ('{"schema": "laptop.scores/1", "model": "x"}', "units"),
+        ('{"schema": "laptop.scores/1", "model": "x"}', "'base'"),
         (
             json.dumps(
                 {
                     "schema": "laptop.scores/1",
-                    "units": [{"name": "a", "params": 1, "macs": 1, "score": float("nan")}],
+                    "model": "x",
+                    "base": {"params": 1, "macs": 1},
+                    "units": [
+                        {"name": "a", "kind": "", "params": 1, "macs": 1, "score": float("nan")}
+                    ],
                 }
             ),
             "finite",
@@ -75,3 +79,8 @@ def test_a_plan_for_another_model_is_refused(tmp_path, tiny_pipe) -> None:
     path.write_text(json.dumps(plan | {"remove": ["mid_block.attentions.9"]}))
     with pytest.raises(BadInput, match="another model"):
         read_plan(path, tiny_pipe.unet)
+
+
+def test_a_set_one_parameter_short_does_not_meet_the_budget() -> None:
+    """HiGHS would take it: it is within the solver's tolerance."""
+    assert solve([1.0, 2.0], [999_999_999, 1_000_000_000], 1e9) == [1]

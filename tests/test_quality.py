@@ -135,9 +135,9 @@ def test_given_reference_pictures_are_used_and_said(tiny_folder: Path, tmp_path:
     assert found["models"][0]["prompt_accuracy"] is None
 
 
-def test_too_few_prompts_and_bad_labels_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="500 prompts are asked for, 6 are given"):
-        evaluate({"t": tiny_folder}, tmp_path / "e", EvalConfig(), PROMPTS)
+def test_no_prompts_and_bad_labels_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="one prompt"):
+        evaluate({"t": tiny_folder}, tmp_path / "e", EvalConfig(), [])
     with pytest.raises(BadInput, match="label"):
         evaluate({"../t": tiny_folder}, tmp_path / "e", QUICK, PROMPTS)
     assert not any(tmp_path.iterdir())

@@ -81,6 +81,7 @@ def compress(
 @options.dry_run
 def score(model: str, prompts: Path | None, out: Path, common: Common) -> "Iterator[Recipe]":
     """Score every removable layer by the output loss of removing it alone."""
+    options.need_folder(out)
     recipe = common.recipe(model)
     yield recipe
     from laptop.pruning.score import score as run
@@ -129,6 +130,7 @@ def plan(scores: Path, ratio: float | None, out: Path, common: Common) -> None:
 @options.common
 def prune(model: str, plan_path: Path, out: Path, common: Common) -> None:
     """Drop the plan's layers and write a diffusers folder."""
+    options.need_folder(out)
     from laptop.pruning.surgery import prune as run
 
     run(model, plan_path, out, overwrite=common.overwrite)
@@ -149,12 +151,18 @@ def distill(
     teacher: str, student: str, data: str | None, steps: int | None, out: Path, common: Common
 ) -> "Iterator[Recipe]":
     """Retrain a pruned student by normalized feature distillation."""
+    options.need_folder(out)
     recipe = common.recipe(teacher, distill={"steps": steps}, data={"source": data})
     yield recipe
     from laptop.compress import training_data
     from laptop.distill.trainer import distill as run
 
-    pictures = training_data(teacher, recipe.data, out.with_name(f"{out.name}-data"))
+    pictures = training_data(
+        teacher,
+        recipe.data,
+        out.with_name(f"{out.name}-data"),
+        overwrite="stale" if common.overwrite else False,
+    )
     run(teacher, student, pictures, out, recipe.distill, overwrite=common.overwrite)
     last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
@@ -171,6 +179,7 @@ def export(
     model: str, targets: str | None, prompts: Path | None, out: Path, common: Common
 ) -> "Iterator[Recipe]":
     """Write the model for other runtimes."""
+    options.need_folder(out)
     recipe = common.recipe(model, export={"targets": options.targets(targets)})
     yield recipe
     from laptop.export.artifacts import export_model
@@ -201,7 +210,9 @@ def verify(
     from laptop.run import read_json
 
     recipe = common.recipe(against)
+    artifacts = artifacts.resolve()
     out = out or artifacts.with_name(f"{artifacts.name}-parity")
+    options.need_folder(out)
     texts = _calibration(against, recipe, prompts)[:4]
     parity.verify(artifacts, against, out, recipe.verify, texts, overwrite=common.overwrite)
     report = read_json(out / "report.json")
@@ -217,7 +228,7 @@ def verify(
 def _calibration(model: str, recipe: "Recipe", file: Path | None) -> list[str]:
     from laptop.prompts import calibration_prompts
 
-    return calibration_prompts(model, recipe.prompts.calibration, file)
+    return calibration_prompts(model, recipe.prompts.calibration, file or recipe.prompts.path)
 
 
 @main.command(epilog=example("laptop bench student --against tiny-sdxl -o bench.json"))
@@ -271,6 +282,7 @@ def evaluate(
     common: Common,
 ) -> "Iterator[Recipe]":
     """Measure image quality: prompt accuracy, Frechet distance, PSNR to the teacher's pictures."""
+    options.need_folder(out)
     recipe = common.recipe(model, eval={"prompts": count})
     yield recipe
     from laptop.benchmarks.quality import evaluate as run
@@ -278,7 +290,7 @@ def evaluate(
     from laptop.prompts import evaluation_prompts
     from laptop.run import read_json
 
-    texts = evaluation_prompts(model, recipe.eval.prompts, prompts)
+    texts = evaluation_prompts(model, recipe.eval.prompts, prompts or recipe.prompts.path)
     subjects = {"teacher": against, "model": model} if against else {"model": model}
     run(subjects, out, recipe.eval, texts, **scene_metrics(texts), overwrite=common.overwrite)
     report = read_json(out / "eval.json")

@@ -18,10 +18,10 @@ from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.distill.data import read_captions
-from laptop.distill.trainer import distill
+from laptop.distill.trainer import check_config, distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_request, export_model
-from laptop.export.parity import check, verify
+from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning.plan import check_ratio, make_plan
 from laptop.pruning.score import score
@@ -43,18 +43,18 @@ from laptop.tiny.checker import judge
 from laptop.tiny.scenes import draw, parse, write_folder
 
 SCHEMA = "laptop.run/1"
-STAGES = (
-    "score", "plan", "prune", "data", "distill", "model", "export", "baseline", "verify", "bench",
-    "eval", "report",
-)  # fmt: skip
 
 
 def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     """Run all stages into `out`; returns the report's path. A killed run goes on where it was."""
     check_before_start(recipe, out)
+    if not (out / "laptop.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "laptop.json", {"schema": SCHEMA, "stages": {}})
     again: Overwrite = "stale" if overwrite else False
     model, prompts = recipe.model, _prompts(recipe)
     student = out / "model"
+    data = out / "data" if recipe.data.source == "scenes" else Path(recipe.data.source)
     work: dict[str, Callable[[], Path]] = {
         "score": lambda: score(model, out / "score", recipe.score, prompts, overwrite=again),
         "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
@@ -63,7 +63,7 @@ def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
         "distill": lambda: distill(
             model,
             str(out / "pruned"),
-            training_data(model, recipe.data, out / "data"),
+            data,
             out / "distill",
             recipe.distill,
             overwrite=again,
@@ -90,34 +90,47 @@ def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
         "bench": lambda: _bench(recipe, out, again),
         "eval": lambda: _evaluate(recipe, out, again),
     }
+    if "onnx" not in recipe.export.targets:
+        del work["baseline"]
+    total = len(work) + 1
     for number, (name, stage) in enumerate(work.items(), 1):
-        say(f"[{number}/{len(STAGES)}] {name}")
+        say(f"[{number}/{total}] {name}")
         _record(out, recipe, name, stage())
-    say(f"[{len(STAGES)}/{len(STAGES)}] report")
+        if name == "verify" and is_below_floor(out):
+            break  # what differs from PyTorch is neither measured nor judged
+    say(f"[{total}/{total}] report")
+    report = write_report(out)
     check(read_json(out / "parity" / "report.json"))
-    return write_report(out)
+    return report
+
+
+def is_below_floor(run: Path) -> bool:
+    """Whether an artifact of the run differs from PyTorch by more than its floor."""
+    results = read_json(run / "parity" / "report.json")["results"]
+    return any(row["state"] == FAILED for row in results)
 
 
 def check_before_start(recipe: Recipe, out: Path) -> None:
     """Raise for anything in the recipe that a later stage would refuse."""
-    there = [p.name for p in out.iterdir()] if out.exists() else []
-    if "laptop.json" not in there and not all(name == ".score.partial" for name in there):
+    if out.exists() and not out.is_dir():
+        raise OutputExists(f"{out} is a file; the result is a folder. Choose another -o.")
+    there = {p.name for p in out.iterdir()} if out.exists() else set()
+    if "laptop.json" not in there and there - {"laptop.json.tmp"}:
         raise OutputExists(
             f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
             "so it is left alone. Choose another -o."
         )
-    known = anatomy(models.load_unet(recipe.model), models.context_length(recipe.model))
-    check_ratio(recipe.plan.ratio, known)
     check_request(recipe.export, _prompts(recipe))
     check_data(recipe.model, recipe.data)
+    check_config(recipe.distill)
+    _evaluation_prompts(recipe)
+    known = anatomy(models.empty_unet(recipe.model), models.context_length(recipe.model))
+    check_ratio(recipe.plan.ratio, known)
     need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
 
 
 def _prompts(recipe: Recipe) -> list[str]:
-    file = recipe.prompts.file
-    return calibration_prompts(
-        recipe.model, recipe.prompts.calibration, Path(file) if file else None
-    )
+    return calibration_prompts(recipe.model, recipe.prompts.calibration, recipe.prompts.path)
 
 
 def check_data(model: str, config: DataConfig) -> None:
@@ -188,7 +201,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("PATH", trust_remote_code=True)
 ```
 
-`trust_remote_code` lets diffusers import `unet/laptop_unet_v1.py`, a U-Net class of some fifty
+`trust_remote_code` lets diffusers import `unet/laptop_unet_v1.py`, a U-Net class of some eighty
 lines that leaves the removed layers out. A folder whose `unet/` has no such file does not need it.
 
 Removed layers:
@@ -198,9 +211,10 @@ Removed layers:
 
 
 def _bench(recipe: Recipe, out: Path, again: Overwrite) -> Path:
+    with_onnx = "onnx" in recipe.export.targets
     subjects: dict[str, list[str | Path]] = {
-        "teacher": [recipe.model, out / "baseline"],
-        "student": [out / "model", out / "artifacts"],
+        "teacher": [recipe.model, *([out / "baseline"] if with_onnx else [])],
+        "student": [out / "model", *([out / "artifacts"] if with_onnx else [])],
     }
     return bench(subjects, out / "bench" / "local.json", recipe.bench, overwrite=again)
 
@@ -211,11 +225,14 @@ def _evaluate(recipe: Recipe, out: Path, again: Overwrite) -> Path:
         "pruned": str(out / "pruned"),
         "student": str(out / "model"),
     }
-    file = recipe.prompts.file
-    prompts = evaluation_prompts(recipe.model, recipe.eval.prompts, Path(file) if file else None)
+    prompts = _evaluation_prompts(recipe)
     return evaluate(
         subjects, out / "eval", recipe.eval, prompts, **scene_metrics(prompts), overwrite=again
     )
+
+
+def _evaluation_prompts(recipe: Recipe) -> list[str]:
+    return evaluation_prompts(recipe.model, recipe.eval.prompts, recipe.prompts.path)
 
 
 def scene_metrics(prompts: Sequence[str]) -> dict[str, Any]:
@@ -235,7 +252,8 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
     if path.exists():
         run = read_json(path, SCHEMA)
     manifest_path = result.with_suffix(f".{MANIFEST}") if result.is_file() else result / MANIFEST
-    facts = read_json(manifest_path) if manifest_path.exists() else {}
+    is_ours = result.is_relative_to(out) and manifest_path.exists()
+    facts = read_json(manifest_path) if is_ours else {}
     run |= {"recipe": asdict(recipe), **machine()}
     run["stages"][stage] = {
         "state": "done",
@@ -247,8 +265,7 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
-    known = anatomy(models.load_unet(recipe.model), models.context_length(recipe.model))
-    check_ratio(recipe.plan.ratio, known)
+    known = anatomy(models.empty_unet(recipe.model), models.context_length(recipe.model))
     keep = 1 - recipe.plan.ratio
     rows = recipe.score.samples
     trajectory = 2 * recipe.score.steps * recipe.prompts.calibration

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 UNET_CLASSES = ("UNet2DConditionModel", "LaptopUNet2DConditionModel")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ def locate(model: str) -> str:
 def _check_hub(source: str) -> None:
     """Find a Hub id's model_index.json in the local cache or on the Hub, and check its U-Net."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    cached = try_to_load_from_cache(source, "model_index.json")
     try:
+        cached = try_to_load_from_cache(source, "model_index.json")
         if not isinstance(cached, str):
             _reach_hub()
             cached = hf_hub_download(source, "model_index.json")
-    except (OSError, HfHubHTTPError) as e:
+    except (OSError, HfHubHTTPError, HFValidationError) as e:
         raise UnknownModel(
             f"{source!r} is neither in the local Hub cache nor can it be fetched "
             f"({str(e).splitlines()[0]}). Check the name and the network (for a gated model: "
@@ -118,6 +119,11 @@ def _check_unet_class(index: dict[str, Any], where: str) -> None:
         raise Unsupported(
             f"{where}: the denoiser is {backbone or 'missing'}; supported is "
             f"{' or '.join(UNET_CLASSES)} under the name 'unet'."
+        )
+    if index.get("_class_name") not in PIPELINES:
+        raise Unsupported(
+            f"{where} is a {index.get('_class_name')}; supported in this version are "
+            f"{' and '.join(PIPELINES)}."
         )
 
 
@@ -165,9 +171,42 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
     from diffusers import UNet2DConditionModel
 
     source = locate(model)
-    removed = UNet2DConditionModel.load_config(source, subfolder="unet").get("removed")
-    cls = shipped_unet_class() if removed is not None else UNet2DConditionModel
-    return cls.from_pretrained(source, subfolder="unet", torch_dtype=dtype or torch.float32).eval()
+    cls = shipped_unet_class() if "removed" in unet_config(model) else UNet2DConditionModel
+    try:
+        unet = cls.from_pretrained(source, subfolder="unet", torch_dtype=dtype or torch.float32)
+    except OSError as e:
+        raise BadInput(f"the U-Net of {model} cannot be loaded: {e}") from None
+    return unet.eval()
+
+
+def empty_unet(model: str) -> Any:
+    """The U-Net of `model` from its config alone, on the meta device: no weight is read."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    config = unet_config(model)
+    cls = shipped_unet_class() if "removed" in config else UNet2DConditionModel
+    with torch.device("meta"):
+        return cls.from_config(config).eval()
+
+
+def unet_config(model: str) -> dict[str, Any]:
+    """The U-Net's config.json."""
+    from diffusers import UNet2DConditionModel
+
+    return dict(UNet2DConditionModel.load_config(locate(model), subfolder="unet"))
+
+
+def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """Inputs and settings that say which bytes `model` is: a folder's content, or a Hub commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = locate(model)
+    if Path(source).is_dir():
+        return {role: Path(source)}, {}
+    index = try_to_load_from_cache(source, "model_index.json")
+    commit = Path(index).parent.name if isinstance(index, str) else "unknown"
+    return {}, {role: f"{source}@{commit}"}
 
 
 def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionPipeline":
@@ -189,6 +228,8 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None
     pipe.register_modules(unet=unet)
+    # What the pipelines' constructors read off the U-Net, which was not there yet: XL's, and SD's.
     pipe.default_sample_size = unet.config.sample_size
+    pipe._is_unet_config_sample_size_int = isinstance(unet.config.sample_size, int)
     pipe.set_progress_bar_config(disable=True)
     return pipe

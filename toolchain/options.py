@@ -31,7 +31,7 @@ class Commands(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("laptop: stopped. The same command goes on from here.", err=True)
-            ctx.exit(130)
+            ctx.exit(1)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,13 @@ def common(function: Function) -> Function:
         return function(common=Common(overwrite, as_json, seed, config, smoke), **values)
 
     for option in (
-        click.option("--overwrite", is_flag=True, help="Make a finished result anew."),
+        click.option("--overwrite", is_flag=True, help="Replace a finished result."),
         as_json,
-        click.option("--seed", type=int, help="Seed of everything random. [default: the recipe's]"),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            help="Seed. [default: the recipe's]",
+        ),
         click.option("-c", "--config", type=click.Path(path_type=Path), help="Recipe as TOML."),
         click.option("--smoke", is_flag=True, help="The recipe's short settings, for a quick try."),
     ):
@@ -135,6 +139,14 @@ def example(text: str) -> str:
 def targets(text: str | None) -> tuple[str, ...] | None:
     """`onnx,coreml` as a tuple."""
     return tuple(t.strip() for t in text.split(",") if t.strip()) if text else None
+
+
+def need_folder(path: Path) -> None:
+    """A usage error unless `path` can be the name of a new folder."""
+    if path.suffix == ".json" or not path.name:
+        raise click.UsageError(
+            f"-o {path}: the result is a folder; give it a name of its own, without .json."
+        )
 
 
 def need_json(path: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 from laptop.errors import BadInput
+from laptop.tiny import draws_scenes
 
 GENERAL = Path(__file__).parent / "prompts.txt"  # our own; for models that draw anything
 
@@ -22,7 +23,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def calibration_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
     """What to draw for calibration and parity: from `file`, or the model's own kind of prompt."""
-    if file is None and model == "tiny-sdxl":
+    if file is None and draws_scenes(model):
         from laptop.tiny.scenes import scenes
 
         return [scene.caption for scene in itertools.islice(scenes(seed=1), count)]
@@ -31,7 +32,7 @@ def calibration_prompts(model: str, count: int, file: Path | None = None) -> lis
 
 def evaluation_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
     """What to judge pictures by: from `file`, or for tiny-sdxl scenes that training never saw."""
-    if file is None and model == "tiny-sdxl":
+    if file is None and draws_scenes(model):
         from laptop.tiny.scenes import held_out_prompts
 
         return held_out_prompts(count)

@@ -20,6 +20,7 @@ from laptop.distill.trainer import DistillConfig
 from laptop.errors import BadInput
 from laptop.export.artifacts import ExportConfig
 from laptop.export.parity import VerifyConfig
+from laptop.models import KNOWN
 from laptop.pruning.plan import PlanConfig
 from laptop.pruning.score import ScoreConfig
 
@@ -43,6 +44,11 @@ class PromptConfig:
     file: str | None = None  # one prompt a line; None: the model's own list
     calibration: int = 32  # prompts of `score`; `verify` uses the first few
 
+    @property
+    def path(self) -> Path | None:
+        """The file as a path."""
+        return Path(self.file) if self.file else None
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -62,14 +68,17 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
     """The recipe of a model, changed by a TOML file and, with `smoke`, by the short settings."""
     recipe = Recipe(model=model)
     own = FOLDER / f"{model}.toml"
-    for path in (own if own.is_file() else None, file):
+    is_short = False
+    for path in (own if model in KNOWN else None, file):
         if path is not None:
             table = _load(path)
             quick = table.pop("smoke", {})
             recipe = changed(recipe, table, str(path))
-            if smoke:
-                recipe = changed(recipe, quick, f"{path} [smoke]")
-    return recipe
+            if smoke and quick:
+                recipe, is_short = changed(recipe, quick, f"{path} [smoke]"), True
+    if smoke and not is_short:
+        raise BadInput(f"--smoke: neither the recipe of {model} nor yours has a [smoke] table.")
+    return replace(recipe, model=model)
 
 
 def _load(path: Path) -> dict[str, Any]:

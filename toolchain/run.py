@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from safetensors import SafetensorError
 
-from laptop.errors import BadInput, NoSpace, OutputExists
+from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
 
 T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
@@ -71,6 +71,10 @@ def run_stage(
     _reset_peak_memory()
     try:
         facts = work(partial) or {}
+    except LaptopError:
+        if [p.name for p in partial.iterdir()] == [KEY]:  # nothing done: no obstacle to a next call
+            shutil.rmtree(partial)
+        raise
     except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
         if _is_disk_full(e, partial):
             raise NoSpace(
@@ -205,7 +209,7 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist.") from None
-    except (ValueError, IsADirectoryError) as e:
+    except (ValueError, OSError) as e:
         raise BadInput(
             f"{path} is not valid JSON ({e}); it may be cut off. Make it anew."
         ) from None

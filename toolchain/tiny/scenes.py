@@ -36,6 +36,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 
 SIZES = {"small": (6.0, 7.0), "large": (10.5, 12.0)}  # range of half the extent, pixels
 RELATIONS = ("left of", "right of", "above", "below")  # of the first object to the second
 
+HELD_OUT_CAPTIONS = 3844  # how many different ones there are
 CROSS_BAR = 0.36  # half the width of a cross's bar, of half its extent
 SQUARE_SIDE = 0.88  # half a square's side, of half the extent, so that its area is near a circle's
 
@@ -95,6 +96,8 @@ def scenes(seed: int, *, unseen: bool = False) -> Iterator[Scene]:
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:
     """`count` different captions of held-out scenes."""
+    if count > HELD_OUT_CAPTIONS:
+        raise BadInput(f"{count} prompts asked; there are {HELD_OUT_CAPTIONS} held-out captions.")
     prompts: dict[str, None] = {}
     for scene in scenes(seed, unseen=True):
         prompts[scene.caption] = None

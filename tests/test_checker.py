@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from laptop.tiny.checker import judge
-from laptop.tiny.scenes import RELATIONS, draw, held_out, parse, scenes
-
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+from laptop.tiny.scenes import OPPOSITE, RELATIONS, draw, held_out, parse, scenes
 
 
 def drawn(count: int, seed: int, unseen: bool = False):

@@ -36,6 +36,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 
 SIZES = {"small": (6.0, 7.0), "large": (10.5, 12.0)}  # range of half the extent, pixels
 RELATIONS = ("left of", "right of", "above", "below")  # of the first object to the second
 
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 HELD_OUT_CAPTIONS = 3844  # how many different ones there are
 CROSS_BAR = 0.36  # half the width of a cross's bar, of half its extent
 SQUARE_SIDE = 0.88  # half a square's side, of half the extent, so that its area is near a circle's

@@ -8,7 +8,8 @@
 4. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
 
 Training sees no held-out scene (`scenes.held_out`). Each phase keeps `WORK/<phase>.pt`, written
-beside and renamed, so that the same command goes on after a kill. `--export` writes the diffusers
+beside and renamed, so that the same command goes on after a kill (the drawn scenes then start anew,
+so only an unbroken run is repeatable bit for bit). `--export` writes the diffusers
 folder in fp16. Time and loss curve: docs/log.md.
 """
 
@@ -31,6 +32,7 @@ from laptop.tiny.scenes import (
     BACKGROUNDS,
     COLOURS,
     IMAGE_SIZE,
+    OPPOSITE,
     RELATIONS,
     SHAPES,
     SIZES,
@@ -73,8 +75,7 @@ def _fit(
 ) -> nn.Module:
     """Minimize `loss(step)` by AdamW: warm-up, a plateau, a linear end; returns what to ship.
 
-    The checkpoint holds weights, optimizer, average and step; randomness is drawn from the step's
-    own seed, so a resumed run takes the steps that an unbroken one would.
+    The checkpoint holds weights, optimizer, average and step; torch is seeded anew by each step.
     """
     path, log = work / f"{phase}.pt", work / f"{phase}.jsonl"
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), fused=True)
@@ -177,8 +178,7 @@ def train_decoder(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> No
 def _targets(scene: Scene) -> list[int]:
     """Class numbers: size, colour, shape (0 for nothing there) at each place; the background."""
     relation = scene.relation or "middle"
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    lies = dict(zip((relation, opposite.get(relation, "")), scene.things, strict=False))
+    lies = dict(zip((relation, OPPOSITE.get(relation, "")), scene.things, strict=False))
     classes = []
     for place in PLACES:
         thing = lies.get(place)
@@ -255,8 +255,7 @@ def _swapped(caption: str) -> str:
     scene = parse(caption)
     if scene.relation is None:
         return caption
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    return Scene(scene.things[::-1], opposite[scene.relation], scene.background).caption
+    return Scene(scene.things[::-1], OPPOSITE[scene.relation], scene.background).caption
 
 
 def train_unet(

@@ -291,7 +291,7 @@ def train_unet(
         ).sample
         return F.mse_loss(predicted, schedule.get_velocity(latents, noise, t))
 
-    pipe.unet = _fit(work, "unet", unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.9995)
+    pipe.unet = _fit(work, "unet", unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.998)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def solve(scores: Sequence[float], params: Sequence[int], least: float) -> list[
                 f"{least:,.0f} parameters are to go; all {len(params)} layers hold {sum(params):,}."
             )
         chosen = np.flatnonzero(result.x > 0.5)
-        if sum(params[i] for i in chosen) < least:  # met within HiGHS's tolerance only
+        if sum(params[int(i)] for i in chosen) < least:  # met within HiGHS's tolerance only
             others = np.ones(len(values))
             others[chosen] = 0
             constraints.append(LinearConstraint(others[None, :], lb=1.0))  # not this set again

@@ -182,12 +182,12 @@ def _targets(scene: Scene) -> list[int]:
     classes = []
     for place in PLACES:
         thing = lies.get(place)
-        for table, value in zip(
-            (SIZES, COLOURS, SHAPES),
-            (thing.size, thing.colour, thing.shape) if thing else ("",) * 3,
-            strict=True,
-        ):
-            classes.append(1 + list(table).index(value) if thing else 0)
+        if thing is None:
+            classes += [0, 0, 0]
+        else:
+            classes.append(1 + list(SIZES).index(thing.size))
+            classes.append(1 + list(COLOURS).index(thing.colour))
+            classes.append(1 + SHAPES.index(thing.shape))
     return [*classes, list(BACKGROUNDS).index(scene.background)]
 
 

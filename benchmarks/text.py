@@ -26,6 +26,7 @@ def scaled(value: float | None, unit: str = "") -> str:
 
 
 def share(value: float | None) -> str:
+    """A share as a percentage, or a dash."""
     return DASH if value is None else f"{100 * value:.1f} %"
 
 
@@ -35,6 +36,7 @@ def words(text: object) -> str:
 
 
 def code(text: object) -> str:
+    """Text in code type, safe in a table's cell."""
     return f"`{str(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 

@@ -50,7 +50,8 @@ def stand_in(label: str, ms: float) -> Workload:
 
 def onnx_folder(folder: Path, config: Path) -> Path:
     """An artifacts folder whose U-Net is a real ONNX graph, though one that only doubles."""
-    onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
+    import onnx
+
     names = ("sample", "encoder_hidden_states", "text_embeds", "time_ids")
     value = onnx.helper.make_tensor_value_info
     inputs = [value(n, 1, [None] * (4 if n == "sample" else 2)) for n in names if n[0] != "e"]

@@ -69,19 +69,7 @@ def run_stage(
         return out
     start = time.perf_counter()
     _reset_peak_memory()
-    try:
-        facts = work(partial) or {}
-    except LaptopError:
-        if [p.name for p in partial.iterdir()] == [KEY]:  # nothing done: no obstacle to a next call
-            shutil.rmtree(partial)
-        raise
-    except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
-        if _is_disk_full(e, partial):
-            raise NoSpace(
-                f"the disk is full at {partial}. Free some space and run the same command again; "
-                "finished work is kept."
-            ) from e
-        raise
+    facts = _carry_out(work, partial)
     manifest = {
         "schema": "laptop.manifest/1",
         "key": key,
@@ -97,6 +85,25 @@ def run_stage(
     write_json(partial / MANIFEST, manifest)
     _replace(partial, out)
     return out
+
+
+def _carry_out(
+    work: Callable[[Path], Mapping[str, Any] | None], partial: Path
+) -> Mapping[str, Any]:
+    """The facts that `work` returns; a full disk becomes `NoSpace`."""
+    try:
+        return work(partial) or {}
+    except LaptopError:
+        if [p.name for p in partial.iterdir()] == [KEY]:  # nothing done: no obstacle to a next call
+            shutil.rmtree(partial)
+        raise
+    except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
+        if _is_disk_full(e, partial):
+            raise NoSpace(
+                f"the disk is full at {partial}. Free some space and run the same command again; "
+                "finished work is kept."
+            ) from e
+        raise
 
 
 def _is_disk_full(error: Exception, folder: Path) -> bool:

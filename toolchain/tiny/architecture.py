@@ -111,6 +111,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
+    """SD's betas rescaled to zero terminal SNR, v-prediction, trailing steps."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

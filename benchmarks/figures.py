@@ -56,11 +56,28 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def short_name(name: str) -> str:
-    """`down_blocks.1.attentions.0.transformer_blocks.2` -> `down 1 · attn 0.2`."""
+    """`down_blocks.1.attentions.0.transformer_blocks.2.ff` -> `down 1 · attn 0.2 ff`."""
     section = block_of(name).replace("_blocks.", " ").replace("_block", "")
-    numbers = [p for p in name.removeprefix(block_of(name)).split(".") if p.isdigit()]
+    parts = name.removeprefix(block_of(name)).split(".")
+    numbers = [p for p in parts if p.isdigit()]
     kind = "attn" if "attentions" in name else "resnet"
-    return f"{section} · {kind} {'.'.join(numbers)}"
+    sublayer = "" if parts[-1].isdigit() else f" {parts[-1]}"
+    return f"{section} · {kind} {'.'.join(numbers)}{sublayer}"
+
+
+def menu_chart(points: Sequence[Mapping[str, Any]], stem: Path) -> None:
+    """Parameters against predicted loss, log scale; writes `stem`.svg and `stem`-dark.svg."""
+    shown = [p for p in points if p["predicted_loss"] > 0]
+    for theme in THEMES:
+        figure, axes = _figure(theme, 3.2)
+        params = [p["params"] / 1e6 for p in shown]
+        losses = [p["predicted_loss"] for p in shown]
+        axes.plot(params, losses, color=theme.curves[0], linewidth=1.6, marker=".", markersize=4)
+        axes.set_yscale("log")
+        axes.invert_xaxis()
+        axes.set_xlabel("U-Net parameters, million", color=theme.ink, fontsize=8)
+        axes.set_ylabel("predicted output loss", color=theme.ink, fontsize=8)
+        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
 def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:

@@ -1,83 +1,231 @@
 """Choose the layers to drop: a 0-1 knapsack in its covering form, solved exactly.
 
-    min  sum_{i in R} v_i     s.t.  sum_{i in R} params(i) >= ratio * params
+    min  sum_{i in R} v_i     s.t.  sum_{i in R} cost_k(i) >= least_k   for each budget k
+                                    i in R  =>  needs(i) in R           (a shell after its content)
 
-solved by `scipy.optimize.milp` (HiGHS, branch and bound).
+solved by `scipy.optimize.milp` (HiGHS, branch and bound). Budgets are any mix of parameters, bytes
+of weights and multiply-accumulates; layers can be kept by pattern, and the plan be restricted to
+what a stock diffusers config can say.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
 
 from laptop import models
 from laptop.errors import BadInput, Infeasible
 from laptop.pruning import calibration
+from laptop.pruning.expressible import stock_config
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.score import output_loss
 from laptop.pruning.units import Anatomy, Unit, anatomy, check_names
 from laptop.run import Overwrite, read_json, run_stage, write_json
 
 SCHEMA = "laptop.plan/1"
+MENU_SCHEMA = "laptop.menu/1"
+EXPRESSIBLE = ("any", "stock", "comfyui")
+DEFAULT_RATIO = 0.5  # where no budget is given
+NOUNS = {"params": "parameters", "macs": "multiply-accumulates"}
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    ratio: float = 0.5  # least share of the U-Net's parameters to remove, in [0, 1)
+    """Budgets of the pruned U-Net; all that are given must hold."""
+
+    ratio: float | None = None  # least share of the U-Net's parameters to remove, in [0, 1)
+    max_params: int | None = None
+    max_bytes: int | None = None  # of the weights, in the precision in which the model is stored
+    max_macs: int | None = None  # of one forward, batch 1, at the model's native size
+    keep: tuple[str, ...] = ()  # patterns of layers that stay, such as mid_block.*
+    expressible: str = "any"  # stock: by a plain diffusers config; comfyui: loads there too
 
 
-def check_ratio(ratio: float, known: Anatomy) -> None:
-    """Raise `Infeasible` unless the removable layers hold `ratio` of the U-Net's parameters."""
-    if not 0 <= ratio < 1 or math.isnan(ratio):
+@dataclass(frozen=True)
+class Budget:
+    """A limit as the user gave it, as what it asks to remove."""
+
+    flag: str
+    cost: str  # field of Unit and Anatomy
+    least: float  # of the cost, to be removed
+    each: int | None  # how many of the flag's units one of the cost is; None for a ratio
+
+
+def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]:
+    """The limits of `config`; `Infeasible` for one that makes no sense."""
+    caps = [
+        ("--max-params", config.max_params, "params", 1),
+        ("--max-bytes", config.max_bytes, "params", bytes_each),
+        ("--max-macs", config.max_macs, "macs", 1),
+    ]
+    given = [c for c in caps if c[1] is not None]
+    ratio = config.ratio if config.ratio is not None or given else DEFAULT_RATIO
+    if ratio is not None and not 0 <= ratio < 1:  # not in range either: nan
         raise Infeasible(f"--ratio {ratio:g} is out of range; it must be at least 0 and below 1.")
-    if ratio > known.largest_ratio:
-        held = known.largest_ratio * known.params
-        most = math.floor(known.largest_ratio * 1000) / 1000
-        raise Infeasible(
-            f"--ratio {ratio:g} needs {ratio * known.params / 1e6:,.1f} M of the U-Net's "
-            f"{known.params / 1e6:,.1f} M parameters removed; removable layers hold "
-            f"{held / 1e6:,.1f} M (ratio {most:.3f}). Ask for {most:.3f} or less."
-        )
+    found = []
+    if ratio is not None:
+        found.append(Budget(f"--ratio {ratio:g}", "params", ratio * known.params, None))
+    for flag, cap, cost, each in given:
+        if cap <= 0:
+            raise Infeasible(f"{flag} {cap} is out of range; it must be above 0.")
+        least = max(0.0, getattr(known, cost) - cap / each)
+        found.append(Budget(f"{flag} {cap:,}", cost, least, each))
+    return found
 
 
-def solve(scores: Sequence[float], params: Sequence[int], least: float) -> list[int]:
-    """Indices of the set with the smallest sum of `scores` whose `params` sum to at least `least`.
+def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
+    """Raise `Infeasible` unless the layers that may go hold what every budget asks for."""
+    free = [u for u in known.units if not _stays(u, config)]
+    for budget in budgets(config, known, bytes_each):
+        before = getattr(known, budget.cost)
+        held = sum(getattr(u, budget.cost) for u in free)
+        if budget.least > held:
+            share = math.floor(held / before * 1000) / 1000
+            reachable = math.ceil((before - held) * (budget.each or 1))
+            advice = f"{share:.3f} or less" if budget.each is None else f"{reachable:,} or more"
+            raise Infeasible(
+                f"{budget.flag} needs {budget.least / 1e6:,.1f} M of the U-Net's "
+                f"{before / 1e6:,.1f} M {NOUNS[budget.cost]} removed; removable layers hold "
+                f"{held / 1e6:,.1f} M (ratio {share:.3f}). Ask for {advice}."
+            )
+
+
+def _stays(unit: Unit, config: PlanConfig) -> bool:
+    """Whether the config keeps the unit, or what it needs."""
+    names = (unit.name, *unit.needs)
+    if any(fnmatchcase(name, pattern) for name in names for pattern in config.keep):
+        return True
+    if config.expressible == "comfyui" and unit.name.startswith("down_blocks."):
+        return True
+    return config.expressible != "any" and unit.kind != "transformer_block"
+
+
+def implications(known: Anatomy, expressible: str) -> list[tuple[str, str]]:
+    """Pairs (i, j): the layer i may go only if j goes.
+
+    A shell goes after its content. A stock config says how many blocks a transformer has, so that
+    the last go first; and the mid block's depth is that of the last down block's first transformer.
+    """
+    pairs = [(u.name, other) for u in known.units for other in u.needs]
+    if expressible == "any":
+        return pairs
+    depths: dict[str, list[str]] = {}
+    for unit in known.units:
+        if unit.kind == "transformer_block":
+            depths.setdefault(unit.name.rsplit(".transformer_blocks.", 1)[0], []).append(unit.name)
+    for blocks in depths.values():
+        pairs += itertools.pairwise(blocks)
+    mid = depths.get("mid_block.attentions.0", [])
+    last = max((t for t in depths if t.startswith("down_blocks.")), default="")
+    tied = depths.get(f"{last.partition('.attentions.')[0]}.attentions.0", [])
+    if len(mid) == len(tied):
+        pairs += [pair for a, b in zip(mid, tied, strict=True) for pair in ((a, b), (b, a))]
+    return pairs
+
+
+def solve(
+    scores: Sequence[float],
+    savings: Sequence[tuple[Sequence[int], float]],
+    implied: Sequence[tuple[int, int]] = (),
+    stay: Sequence[bool] | None = None,
+) -> list[int]:
+    """Indices of the set with the smallest sum of `scores` that meets every budget.
+
+    `savings`: for each budget, what each layer saves and the least that all must save together.
+    `implied`: pairs (i, j), i goes only if j goes. `stay`: which layers stay. Raises `Infeasible`.
 
     HiGHS stops within an absolute gap of 1e-6, while scores span many decades. So the objective is
     scaled to about 1000 at the best sum known, and layers that alone exceed that sum are left out;
     a much better sum is the next round's scale.
     """
-    if least <= 0:
+    savings = [(costs, least) for costs, least in savings if least > 0]
+    if not savings:
         return []
     values = np.asarray(scores, float)
-    sizes = np.minimum(np.asarray(params, float) / least, 1.0)  # one that suffices, suffices
-    constraints = [LinearConstraint(sizes[None, :], lb=1.0)]
-    best = values.sum()
+    may_go = ~np.asarray(stay if stay is not None else np.zeros(len(values)), bool)
+    constraints = [_at_least(costs, least) for costs, least in savings]
+    if implied:
+        constraints.append(_implications(implied, len(values)))
+    best = values[may_go].sum()
     while True:
         result = milp(
             1000 * values / (best or 1.0),
             constraints=constraints,
             integrality=np.ones(len(values)),
-            bounds=Bounds(0, values <= best),
+            bounds=Bounds(0, may_go & (values <= best)),
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
             raise Infeasible(
-                f"{least:,.0f} parameters are to go; all {len(params)} layers hold {sum(params):,}."
+                "no set of layers meets all budgets at once with these layers kept. Raise a "
+                "budget, or keep less."
             )
         chosen = np.flatnonzero(result.x > 0.5)
-        if sum(params[int(i)] for i in chosen) < least:  # met within HiGHS's tolerance only
-            others = np.ones(len(values))
+        if any(sum(costs[int(i)] for i in chosen) < least for costs, least in savings):
+            others = np.ones(len(values))  # met within HiGHS's tolerance only
             others[chosen] = 0
             constraints.append(LinearConstraint(others[None, :], lb=1.0))  # not this set again
             continue
         if values[chosen].sum() >= best / 10 or best == 0:
             return [int(i) for i in chosen]
         best = values[chosen].sum()
+
+
+def _at_least(costs: Sequence[int], least: float) -> LinearConstraint:
+    sizes = np.minimum(np.asarray(costs, float) / least, 1.0)  # one that suffices, suffices
+    return LinearConstraint(sizes[None, :], lb=1.0)
+
+
+def _implications(pairs: Sequence[tuple[int, int]], count: int) -> LinearConstraint:
+    """x_i <= x_j, a row each."""
+    rows = np.zeros((len(pairs), count))
+    for row, (i, j) in zip(rows, pairs, strict=True):
+        row[i], row[j] = -1, 1
+    return LinearConstraint(csr_array(rows), lb=0)
+
+
+def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
+    """The layers to drop, from the content of a scores.json; in the order in which they run."""
+    known = as_anatomy(scores)
+    check_budgets(config, known, bytes_each)
+    place = {u.name: i for i, u in enumerate(known.units)}
+    chosen = solve(
+        [u["score"] for u in scores["units"]],
+        [
+            ([getattr(u, b.cost) for u in known.units], b.least)
+            for b in budgets(config, known, bytes_each)
+        ],
+        [(place[i], place[j]) for i, j in implications(known, config.expressible)],
+        [_stays(u, config) for u in known.units],
+    )
+    return [known.units[i] for i in chosen]
+
+
+def check_config(config: PlanConfig, known: Anatomy, model: str) -> None:
+    """Raise `BadInput` for a config that cannot be met, before anything is scored or solved."""
+    if config.expressible not in EXPRESSIBLE:
+        raise BadInput(
+            f"--expressible {config.expressible!r} is unknown; known are {', '.join(EXPRESSIBLE)}."
+        )
+    for pattern in config.keep:
+        if not any(fnmatchcase(u.name, pattern) for u in known.units):
+            raise BadInput(
+                f"--keep {pattern!r} names no removable layer; a layer is called, for example, "
+                f"{known.units[0].name}."
+            )
+    check_budgets(config, known, _bytes_each(config, model))
+
+
+def _bytes_each(config: PlanConfig, model: str) -> int:
+    """Bytes of a stored weight; not looked up where nobody asks."""
+    return models.stored_dtype(model).itemsize if config.max_bytes is not None else 4
 
 
 def make_plan(
@@ -87,32 +235,99 @@ def make_plan(
     if scores_path.is_dir():
         scores_path = scores_path / "scores.json"
     scores = read_scores(scores_path)
-    known = Anatomy(
-        tuple(Unit(u["name"], u["kind"], u["params"], u["macs"]) for u in scores["units"]),
-        **scores["base"],
-    )
-    check_ratio(config.ratio, known)
+    model, known = scores["model"], as_anatomy(scores)
+    check_config(config, known, model)
+    bytes_each = _bytes_each(config, model)
 
     def work(folder: Path) -> None:
-        values = [u["score"] for u in scores["units"]]
-        least = config.ratio * known.params
-        chosen = solve(values, [u.params for u in known.units], least)
-        names = [known.units[i].name for i in chosen]
-        gone = [known.units[i] for i in chosen]
-        plan = {
-            "schema": SCHEMA,
-            "model": scores["model"],
-            "budget": asdict(config),
-            "solver": "scipy.optimize.milp (HiGHS), optimal",
-            "remove": names,
-            "params": _change(known.params, sum(u.params for u in gone)),
-            "macs": _change(known.macs, sum(u.macs for u in gone)),
-            "predicted_loss": float(sum(values[i] for i in chosen)),
-            "measured_loss": _measure(scores, scores_path.parent, names),
-        }
+        chosen = choose(scores, config, bytes_each)
+        plan = as_plan(model, known, [u.name for u in chosen], asdict(config))
+        plan["solver"] = "scipy.optimize.milp (HiGHS), optimal"
+        plan["predicted_loss"] = predicted_loss(scores, plan["remove"])
+        if config.expressible != "any":
+            free = choose(scores, replace(config, expressible="any"), bytes_each)
+            names = [u.name for u in free]
+            plan["unrestricted_predicted_loss"] = predicted_loss(scores, names)
+        plan["measured_loss"] = _measure(scores, scores_path.parent, plan["remove"])
         write_json(folder / out.name, plan)
 
     return run_stage("plan", out, config, {"scores": scores_path}, work, overwrite=overwrite)
+
+
+def as_plan(
+    model: str, known: Anatomy, names: Sequence[str], budget: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of a plan.json that removes the units `names`, without its losses."""
+    gone = [u for u in known.units if u.name in set(names)]
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "budget": dict(budget),
+        "remove": [u.name for u in gone],
+        "params": _change(known.params, sum(u.params for u in gone)),
+        "macs": _change(known.macs, sum(u.macs for u in gone)),
+        "stock_config": stock_config(models.empty_unet(model), names) is not None,
+    }
+
+
+def predicted_loss(scores: Mapping[str, Any], names: Sequence[str]) -> float:
+    """The sum of the units' own losses."""
+    return float(sum(u["score"] for u in scores["units"] if u["name"] in set(names)))
+
+
+def as_anatomy(scores: Mapping[str, Any]) -> Anatomy:
+    """Units and costs from the content of a scores.json."""
+    return Anatomy(
+        tuple(
+            Unit(u["name"], u["kind"], u["params"], u["macs"], tuple(u.get("needs", ())))
+            for u in scores["units"]
+        ),
+        **scores["base"],
+    )
+
+
+def menu(scores: Mapping[str, Any], config: PlanConfig) -> list[dict[str, Any]]:
+    """The best plan at every hundredth of pruning ratio that can be reached."""
+    points = [_point(scores, [])]
+    for hundredth in range(1, 100):
+        try:
+            chosen = choose(scores, replace(config, ratio=hundredth / 100))
+        except Infeasible:
+            break
+        point = _point(scores, chosen)
+        if point["params"] < points[-1]["params"]:
+            points.append(point)
+    return points
+
+
+def _point(scores: Mapping[str, Any], chosen: Sequence[Unit]) -> dict[str, Any]:
+    params = scores["base"]["params"] - sum(u.params for u in chosen)
+    return {
+        "ratio": 1 - params / scores["base"]["params"],
+        "params": params,
+        "macs": scores["base"]["macs"] - sum(u.macs for u in chosen),
+        "predicted_loss": predicted_loss(scores, names := [u.name for u in chosen]),
+        "remove": names,
+    }
+
+
+def make_menu(
+    scores_path: Path, out: Path, config: PlanConfig, *, overwrite: Overwrite = False
+) -> Path:
+    """Write the Pareto curve of parameters against predicted loss as JSON.
+
+    Of `config`, what layers stay and where the model must load counts; budgets do not.
+    """
+    scores_path = scores_path / "scores.json" if scores_path.is_dir() else scores_path
+    scores = read_scores(scores_path)
+    free = PlanConfig(ratio=0.0, keep=config.keep, expressible=config.expressible)
+    check_config(free, as_anatomy(scores), scores["model"])
+
+    def work(folder: Path) -> None:
+        document = {"schema": MENU_SCHEMA, "model": scores["model"], "points": menu(scores, free)}
+        write_json(folder / out.name, document)
+
+    return run_stage("menu", out, free, {"scores": scores_path}, work, overwrite=overwrite)
 
 
 def _change(before: int, less: int) -> dict[str, int]:
@@ -150,7 +365,7 @@ def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
     names = plan.get("remove")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise BadInput(f"{path} has no list 'remove' of layer names; it is no whole plan.json.")
-    check_names(names, known, str(path))
+    check_names(unet, names, str(path))
     before = plan.get("params", {}).get("before")
     if not isinstance(before, int):
         raise BadInput(f"{path} has no params.before; it is no whole plan.json.")

@@ -1,9 +1,7 @@
 """Drop layers for real and write a diffusers folder that loads without this package.
 
-A stock `UNet2DConditionModel` config is used when the model built from it has exactly the surviving
-weights under their own names; that is so when each transformer loses only its last blocks and the
-depths fit diffusers' nested lists. Otherwise the class file `laptop_unet_v1.py` goes with the
-weights (`trust_remote_code=True`).
+A stock config is used where that can say what is gone (`expressible`), otherwise the class file
+`laptop_unet_v1.py` goes with the weights (`trust_remote_code=True`).
 """
 
 import shutil
@@ -11,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-from safetensors import safe_open
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from laptop import models
+from laptop.pruning.expressible import build, stock_config, without
 from laptop.pruning.plan import read_plan
 from laptop.run import Overwrite, need_space, read_json, run_stage, write_json
 
@@ -26,46 +23,10 @@ def prune_unet(unet: UNet2DConditionModel, names: Sequence[str]) -> UNet2DCondit
     if not names:
         return unet
     weights = dict(unet.state_dict())
-    gone = [*unet.config.get("removed", []), *names]
-    student = _build(models.shipped_unet_class(), {**unet.config, "removed": gone})
-    kept = set(student.state_dict())
-    if "removed" not in unet.config and (config := _stock_config(unet, names)):
-        stock = _build(UNet2DConditionModel, config)
-        if set(stock.state_dict()) == kept:
-            student = stock
-    student.load_state_dict({name: weights[name] for name in kept}, assign=True)
+    config = stock_config(unet, names)
+    student = build(UNet2DConditionModel, config) if config else without(unet, names)
+    student.load_state_dict({name: weights[name] for name in student.state_dict()}, assign=True)
     return student.train(unet.training)
-
-
-def _build(cls: Any, config: dict[str, Any]) -> Any:
-    """A U-Net without memory for its weights, from every value in `config`."""
-    config.pop("_use_default_values", None)  # diffusers would ignore what stands for these keys
-    with torch.device("meta"):
-        return cls.from_config(config)
-
-
-def _stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, Any] | None:
-    """The stock config with the depths that would remain, or None if only depths will not do."""
-    if not all(".transformer_blocks." in name for name in names):
-        return None
-
-    def depths(blocks: Any) -> list[Any]:
-        levels: list[Any] = []
-        for block in blocks:
-            left = [
-                sum(f"{path}.{i}" not in gone for i in range(len(t.transformer_blocks)))
-                for t in getattr(block, "attentions", [])
-                if (path := f"{where[t]}.transformer_blocks")
-            ]
-            levels.append(left or 1)
-        return levels
-
-    gone, where = set(names), {m: name for name, m in unet.named_modules()}
-    return {
-        **unet.config,
-        "transformer_layers_per_block": depths(unet.down_blocks),
-        "reverse_transformer_layers_per_block": depths(unet.up_blocks),
-    }
 
 
 def prune(model: str, plan_path: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
@@ -84,9 +45,7 @@ def prune(model: str, plan_path: Path, out: Path, *, overwrite: Overwrite = Fals
 
 def write_model(folder: Path, unet: Any, like: str) -> None:
     """Write `unet`, in the stored precision of the model `like`, with all its other components."""
-    where = models.locate(like)
-    source = Path(where) if Path(where).is_dir() else Path(DiffusionPipeline.download(where))
-    dtype = stored_dtype(source)
+    source, dtype = models.folder(like), models.stored_dtype(like)
     index = read_json(source / "model_index.json")
     parts = [k for k, v in index.items() if isinstance(v, list) and v[0] and k != "unet"]
     files = [f for part in parts for f in (source / part).rglob("*") if f.is_file()]
@@ -99,13 +58,3 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
     nn.Module.to(unet, dtype).save_pretrained(folder / "unet")
     library = "diffusers" if type(unet) is UNet2DConditionModel else type(unet).__module__
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Precision in which the U-Net of a diffusers folder is stored."""
-    path = min((folder / "unet").glob("*.safetensors"), default=None)
-    if path is None:
-        return torch.float32
-    with safe_open(path, framework="pt") as file:
-        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    return dtype

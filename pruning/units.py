@@ -1,26 +1,36 @@
-"""The removable layers of a U-Net, with what each costs.
+"""The removable layers of a U-Net, with what each costs (paper, section 3.1).
 
-At `fine` granularity a unit is a ResnetBlock2D (its `conv_shortcut` stays) or a
-BasicTransformerBlock. Down- and upsamplers, the first and last convolution and the embeddings are
-not removable.
+| granularity | units |
+| --- | --- |
+| `coarse` | each ResnetBlock2D, each Transformer2DModel as a whole |
+| `fine` | each ResnetBlock2D, each BasicTransformerBlock |
+| `sublayer` | each ResnetBlock2D, each attention and feed-forward of a BasicTransformerBlock |
+
+A resnet's `conv_shortcut` stays. A transformer all of whose blocks are gone still runs its norm and
+projections: at `fine` and `sublayer` this shell is one more unit, removable only together with
+everything inside. An unconditional U-Net's Attention is a unit at every granularity. Down- and
+upsamplers, the first and last convolution and the embeddings are not removable.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from laptop import models
-from laptop.errors import BadInput
+from laptop.errors import BadInput, Unsupported
 
-KINDS = {ResnetBlock2D: "resnet", BasicTransformerBlock: "transformer_block"}
+ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
+GRANULARITIES = ("coarse", "fine", "sublayer")
+SUBLAYERS = models.shipped_module().SUBLAYERS
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Unit:
     kind: str
     params: int
     macs: int  # multiply-accumulates of one forward, batch 1, at the model's native size
+    needs: tuple[str, ...] = ()  # removable only together with these
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Anatomy:
     units: tuple[Unit, ...]
     params: int
     macs: int
+    macs_before: Mapping[str, int] = field(default_factory=dict)  # of all that runs before a unit
 
     @property
     def largest_ratio(self) -> float:
@@ -55,10 +67,15 @@ def example_inputs(config: Mapping[str, Any], tokens: int, batch: int = 1) -> di
         inputs: dict[str, Any] = {
             "sample": torch.zeros(batch, config["in_channels"], height, width),
             "timestep": torch.zeros(batch),
-            "encoder_hidden_states": torch.zeros(batch, tokens, config["cross_attention_dim"]),
         }
-        if config["addition_embed_type"] == "text_time":
-            ids = 6
+        if "cross_attention_dim" in config:
+            inputs["encoder_hidden_states"] = torch.zeros(
+                batch, tokens, config["cross_attention_dim"]
+            )
+        if config.get("time_cond_proj_dim"):
+            inputs["timestep_cond"] = torch.zeros(batch, config["time_cond_proj_dim"])
+        if config.get("addition_embed_type") == "text_time":
+            ids = 6  # the refiner has 5 and a longer embedding; they are joined anyway
             pooled = config["projection_class_embeddings_input_dim"] - (
                 ids * config["addition_time_embed_dim"]
             )
@@ -69,59 +86,137 @@ def example_inputs(config: Mapping[str, Any], tokens: int, batch: int = 1) -> di
     return inputs
 
 
-def _removable(unet: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in unet.named_modules() if type(m) in KINDS}
+def blocks(unet: Any) -> dict[str, nn.Module]:
+    """The down, mid and up blocks by their names; slim U-Nets lack the mid block."""
+    found = {f"down_blocks.{i}": block for i, block in enumerate(unet.down_blocks)}
+    if unet.mid_block is not None:
+        found["mid_block"] = unet.mid_block
+    return found | {f"up_blocks.{i}": block for i, block in enumerate(unet.up_blocks)}
 
 
-def anatomy(unet: UNet2DConditionModel, tokens: int = 77) -> Anatomy:
+def listed(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of all members of the module's lists: a block's layers, for example."""
+    for child, members in module.named_children():
+        if isinstance(members, nn.ModuleList):
+            for i, member in enumerate(members):
+                yield f"{name}.{child}.{i}", member
+
+
+def layers(unet: nn.Module, granularity: str) -> dict[str, str]:
+    """Kind of each removable layer, by name."""
+    found: dict[str, str] = {}
+    for block_name, block in blocks(unet).items():
+        for name, layer in listed(block_name, block):
+            if isinstance(layer, Transformer2DModel):
+                found |= _transformer_layers(name, layer, granularity)
+            elif isinstance(layer, ResnetBlock2D):
+                if not (layer.up or layer.down):
+                    found[name] = "resnet"
+            elif isinstance(layer, Attention) and layer.residual_connection:
+                found[name] = "attention"
+            elif name.split(".")[-2] in ("resnets", "attentions") and not _is_removed(layer):
+                raise Unsupported(
+                    f"{type(unet).__name__}: {name} is a {type(layer).__name__}; layers "
+                    "that can be removed are ResnetBlock2D, Transformer2DModel and residual "
+                    "Attention. Choose a U-Net of Stable Diffusion's kind."
+                )
+    return found
+
+
+def _transformer_layers(name: str, layer: Transformer2DModel, granularity: str) -> dict[str, str]:
+    if granularity == "coarse":
+        return {name: "transformer"}
+    found = {name: "transformer_shell"}
+    for block_name, block in listed(name, layer):
+        if granularity == "fine" and isinstance(block, BasicTransformerBlock):
+            found[block_name] = "transformer_block"
+        elif granularity == "sublayer":
+            found |= {
+                f"{block_name}.{part}": part
+                for part in SUBLAYERS
+                if isinstance(getattr(block, part, None), nn.Module)
+                and not _is_removed(getattr(block, part))
+            }
+    return found
+
+
+def _is_removed(layer: nn.Module) -> bool:
+    return type(layer).__module__ == models.shipped_module().NAME
+
+
+def anatomy(unet: Any, tokens: int = 77, granularity: str = "fine") -> Anatomy:
     """Units and costs of a U-Net, found by one forward on the meta device; `unet` is not touched.
 
     `tokens` is the prompt's length, which the cost of cross-attention depends on.
     """
+    if granularity not in GRANULARITIES:
+        raise BadInput(
+            f"granularity {granularity!r} is unknown; known are {', '.join(GRANULARITIES)}."
+        )
     with torch.device("meta"):
         shadow = type(unet).from_config(unet.config).eval()
-    order: list[str] = []
-    layers = _removable(shadow)
-    for name, module in layers.items():
-        module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))
+    kinds = layers(shadow, granularity)
+    before: dict[str, int] = {}
     with FlopCounterMode(display=False, depth=1000) as counter, torch.no_grad():
+        for name in kinds:
+            shadow.get_submodule(name).register_forward_pre_hook(
+                lambda _m, _i, name=name: before.update({name: counter.get_total_flops() // 2})
+            )
         shadow(**example_inputs(unet.config, tokens))
-    macs = {path: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items()}
     root = type(shadow).__name__
+    macs = {
+        path.removeprefix(f"{root}."): sum(ops.values()) // 2
+        for path, ops in counter.get_flop_counts().items()
+    }
+    costs = {name: _cost(shadow, name, macs) for name in before}
     units = []
-    for name in order:
-        layer = layers[name]
-        params, cost = _count(layer), macs.get(f"{root}.{name}", 0)
-        if getattr(layer, "conv_shortcut", None) is not None:
-            params -= _count(layer.conv_shortcut)
-            cost -= macs[f"{root}.{name}.conv_shortcut"]
-        units.append(Unit(name, KINDS[type(layer)], params, cost))
-    return Anatomy(tuple(units), _count(shadow), macs["Global"])
+    for name in before:
+        params, cost = costs[name]
+        needs: tuple[str, ...] = ()
+        if kinds[name] == "transformer_shell":
+            needs = tuple(n for n in before if n.startswith(f"{name}."))
+            params -= sum(costs[n][0] for n in needs)
+            cost -= sum(costs[n][1] for n in needs)
+        units.append(Unit(name, kinds[name], params, cost, needs))
+    return Anatomy(tuple(units), _count(shadow), macs["Global"], before)
 
 
-def _count(module: Any) -> int:
+def _cost(unet: nn.Module, name: str, macs: Mapping[str, int]) -> tuple[int, int]:
+    """Parameters and multiply-accumulates that go with a layer, everything inside included."""
+    layer = unet.get_submodule(name)
+    params, cost = _count(layer), macs.get(name, 0)
+    if getattr(layer, "conv_shortcut", None) is not None:
+        params -= _count(layer.conv_shortcut)
+        cost -= macs[f"{name}.conv_shortcut"]
+    parent, _, part = name.rpartition(".")
+    if part in SUBLAYERS:
+        params += _count(unet.get_submodule(f"{parent}.{SUBLAYERS[part]}"))
+    return params, cost
+
+
+def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 @contextmanager
-def removed(unet: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def removed(unet: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Run `unet` as if the named layers were gone; they are back afterwards."""
-    stand_in = models.shipped_module().stand_in
-    originals = {name: unet.get_submodule(name) for name in names}
+    remove_, undo = models.shipped_module().remove_, []
     try:
-        for name, module in originals.items():
-            unet.set_submodule(name, stand_in(module))
+        for name in sorted(names, key=len, reverse=True):  # what is inside first
+            undo += remove_(unet, name)
         yield
     finally:
-        for name, module in originals.items():
+        for name, module in reversed(undo):
             unet.set_submodule(name, module)
 
 
-def check_names(names: Sequence[str], known: Anatomy, what: str) -> None:
-    """Raise `BadInput` unless all `names` are units of the U-Net described by `known`."""
+def check_names(unet: nn.Module, names: Sequence[str], what: str) -> None:
+    """Raise `BadInput` unless all `names` are removable layers of `unet`."""
     if len(set(names)) < len(names):
         raise BadInput(f"{what} names a layer twice; it is no whole plan.")
-    missing = sorted(set(names) - {u.name for u in known.units})
+    known: set[str] = set().union(*(layers(unet, g) for g in GRANULARITIES))
+    missing = sorted(set(names) - known)
     if missing:
         raise BadInput(
             f"{what} was made for another model: {len(missing)} of its {len(names)} layers do not "
@@ -136,13 +231,11 @@ def forward_rows(unet: nn.Module, rows: Mapping[str, Tensor], batch_size: int) -
     outputs = []
     for start in range(0, len(rows["sample"]), batch_size):
         part = {k: v[start : start + batch_size].to(device) for k, v in rows.items()}
-        added = {k: part[k].to(dtype) for k in ("text_embeds", "time_ids") if k in part}
+        part = {k: v if k == "timestep" else v.to(dtype) for k, v in part.items()}
+        added = {k: part.pop(k) for k in ADDED if k in part}
+        if added:
+            part["added_cond_kwargs"] = added
         with torch.inference_mode():
-            out = unet(
-                part["sample"].to(dtype),
-                part["timestep"],
-                part["encoder_hidden_states"].to(dtype),
-                added_cond_kwargs=added or None,
-            ).sample
+            out = unet(**part).sample
         outputs.append(out.float().cpu())
     return torch.cat(outputs)

@@ -2,18 +2,34 @@
 
 import itertools
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from laptop.errors import BadInput, Infeasible
-from laptop.pruning.plan import PlanConfig, check_ratio, make_plan, read_plan, solve
-from laptop.pruning.units import Anatomy, Unit
+from laptop.pruning.plan import (
+    PlanConfig,
+    as_plan,
+    check_budgets,
+    choose,
+    make_menu,
+    make_plan,
+    read_plan,
+    solve,
+)
+from laptop.pruning.units import Anatomy, Unit, anatomy
 
 
-def brute_force(scores, params, least) -> float:
-    sets = itertools.product([0, 1], repeat=len(scores))
-    return min(np.dot(s, scores) for s in sets if np.dot(s, params) >= least)
+def brute_force(scores, savings, implied=(), stay=None) -> float:
+    """The least sum over all sets that meet every condition; infinite if there is none."""
+    best = np.inf
+    for picked in itertools.product([0, 1], repeat=len(scores)):
+        meets = all(np.dot(picked, costs) >= least for costs, least in savings)
+        follows = all(picked[j] >= picked[i] for i, j in implied)
+        if meets and follows and not (stay is not None and np.any(np.array(picked) & stay)):
+            best = min(best, np.dot(picked, scores))
+    return best
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -22,26 +38,136 @@ def test_the_solution_is_optimal(seed: int) -> None:
     scores = 10 ** rng.uniform(-9, 0, 12)  # real output losses span this many decades
     params = rng.integers(1_000, 5_000_000, 12).tolist()
     least = rng.uniform(0.1, 0.95) * sum(params)
-    chosen = solve(scores.tolist(), params, least)
+    chosen = solve(scores.tolist(), [(params, least)])
     assert sum(params[i] for i in chosen) >= least
     assert sum(scores[i] for i in chosen) == pytest.approx(
-        brute_force(scores, params, least), rel=1e-6
+        brute_force(scores, [(params, least)]), rel=1e-6
     )
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_solution_is_optimal_under_all_conditions_at_once(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = 10 ** rng.uniform(-6, 0, 11)
+    stay = rng.random(11) < 0.2
+    costs = [rng.integers(1_000, 5_000_000, 11).tolist() for _ in range(2)]
+    savings = [(c, rng.uniform(0.1, 0.6) * sum(c)) for c in costs]
+    implied = [tuple(rng.choice(11, 2, replace=False).tolist()) for _ in range(4)]
+    wanted = brute_force(scores, savings, implied, stay)
+    if np.isinf(wanted):
+        with pytest.raises(Infeasible):
+            solve(scores.tolist(), savings, implied, stay)
+    else:
+        chosen = solve(scores.tolist(), savings, implied, stay)
+        assert sum(scores[i] for i in chosen) == pytest.approx(wanted, rel=1e-6)
+        assert all(sum(c[i] for i in chosen) >= least for c, least in savings)
+        assert all(j in chosen for i, j in implied if i in chosen)
+        assert not any(stay[i] for i in chosen)
+
+
 def test_nothing_is_removed_at_ratio_0_and_all_of_what_is_needed_at_the_bound() -> None:
-    assert solve([1.0, 2.0], [5, 5], 0) == []
-    assert solve([1.0, 2.0], [5, 5], 10) == [0, 1]
+    assert solve([1.0, 2.0], [([5, 5], 0)]) == []
+    assert solve([1.0, 2.0], [([5, 5], 10)]) == [0, 1]
 
 
-def test_an_impossible_ratio_is_refused_with_the_numbers() -> None:
-    known = Anatomy((Unit("a", "resnet", 600, 1),), 1000, 1)
-    check_ratio(0.6, known)
-    with pytest.raises(Infeasible, match=r"ratio 0\.600.*Ask for 0\.600 or less"):
-        check_ratio(0.61, known)
-    for ratio in (-0.1, 1.0, float("nan")):
-        with pytest.raises(Infeasible, match="out of range"):
-            check_ratio(ratio, known)
+def test_an_impossible_budget_is_refused_with_the_numbers() -> None:
+    known = Anatomy((Unit("a", "resnet", 600, 30), Unit("b", "resnet", 100, 20)), 1000, 100)
+    check_budgets(PlanConfig(ratio=0.7), known, 2)
+    for config, message in [
+        (PlanConfig(ratio=0.71), r"ratio 0\.700.*Ask for 0\.700 or less"),
+        (PlanConfig(ratio=0.65, keep=("b",)), "Ask for 0.600 or less"),
+        (PlanConfig(max_params=299), "--max-params 299 needs.*Ask for 300 or more"),
+        (PlanConfig(max_bytes=598), "--max-bytes 598 needs.*Ask for 600 or more"),
+        (PlanConfig(max_macs=49), "--max-macs 49 needs.*Ask for 50 or more"),
+        (PlanConfig(max_macs=0), "must be above 0"),
+        (PlanConfig(ratio=-0.1), "out of range"),
+        (PlanConfig(ratio=1.0), "out of range"),
+        (PlanConfig(ratio=float("nan")), "out of range"),
+    ]:
+        with pytest.raises(Infeasible, match=message):
+            check_budgets(config, known, 2)
+
+
+def scores_for(unet, granularity: str, seed: int = 0) -> dict:
+    """A scores.json's content with random scores."""
+    rng, known = np.random.default_rng(seed), anatomy(unet, 16, granularity)
+    return {
+        "schema": "laptop.scores/1",
+        "model": "tiny-sdxl",
+        "granularity": granularity,
+        "units": [asdict(u) | {"score": 10 ** rng.uniform(-6, 0)} for u in known.units],
+        "base": {"params": known.params, "macs": known.macs},
+    }
+
+
+def test_several_budgets_hold_together(tiny_pipe) -> None:
+    scores = scores_for(tiny_pipe.unet, "fine")
+    base = scores["base"]
+    config = PlanConfig(ratio=0.3, max_macs=base["macs"] * 6 // 10, keep=("mid_block.*",))
+    chosen = choose(scores, config)
+    assert sum(u.params for u in chosen) >= 0.3 * base["params"]
+    assert base["macs"] - sum(u.macs for u in chosen) <= base["macs"] * 6 // 10
+    assert not any(u.name.startswith("mid_block") for u in chosen)
+
+
+@pytest.mark.parametrize("granularity", ["fine", "sublayer"])
+def test_a_shell_goes_only_with_all_that_is_inside(tiny_pipe, granularity) -> None:
+    scores = scores_for(tiny_pipe.unet, granularity)
+    for unit in scores["units"]:
+        if unit["kind"] == "transformer_shell":
+            unit["score"] = 0.0  # as tempting as can be
+    for ratio in (0.1, 0.4, 0.7):
+        gone = {u.name for u in choose(scores, PlanConfig(ratio=ratio))}
+        shells = [u for u in scores["units"] if u["name"] in gone and u["needs"]]
+        assert all(set(u["needs"]) <= gone for u in shells)
+    assert shells
+
+
+@pytest.mark.parametrize("expressible", ["stock", "comfyui"])
+def test_a_restricted_plan_is_a_stock_config(tiny_pipe, expressible) -> None:
+    unet = tiny_pipe.unet
+    known = anatomy(unet, 16)
+    for seed in range(3):
+        scores = scores_for(unet, "fine", seed)
+        config = PlanConfig(ratio=0.1, expressible=expressible)
+        names = [u.name for u in choose(scores, config)]
+        assert names
+        assert as_plan("tiny-sdxl", known, names, {})["stock_config"]
+        free = {u.name for u in choose(scores, PlanConfig(ratio=0.1))}
+        values = {u["name"]: u["score"] for u in scores["units"]}
+        assert sum(values[n] for n in names) >= sum(values[n] for n in free)
+        if expressible == "comfyui":
+            assert not any(n.startswith("down_blocks.") for n in names)
+
+
+def test_the_menu_is_the_best_plan_of_every_ratio(tiny_pipe, tmp_path) -> None:
+    scores = scores_for(tiny_pipe.unet, "coarse")
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(scores))
+    points = json.loads(make_menu(path, tmp_path / "menu.json", PlanConfig()).read_text())["points"]
+    assert points[0]["remove"] == []
+    for before, after in itertools.pairwise(points):
+        assert after["params"] < before["params"]
+        assert after["predicted_loss"] >= before["predicted_loss"]
+    for ratio in (0.25, 0.5):
+        best = sum(
+            u["score"]
+            for u in scores["units"]
+            if u["name"] in {c.name for c in choose(scores, PlanConfig(ratio=ratio))}
+        )
+        point = next(p for p in points if p["ratio"] >= ratio)
+        assert point["predicted_loss"] == pytest.approx(best)
+
+
+def test_what_is_kept_must_exist(tiny_pipe, tmp_path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(scores_for(tiny_pipe.unet, "fine")))
+    for config, message in [
+        (PlanConfig(keep=("middle*",)), "'middle\\*' names no removable layer"),
+        (PlanConfig(expressible="onnx"), "known are any, stock, comfyui"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            make_plan(path, tmp_path / "plan.json", config)
 
 
 def test_scores_that_are_cut_off_or_not_finite_are_refused(tmp_path) -> None:
@@ -83,4 +209,4 @@ def test_a_plan_for_another_model_is_refused(tmp_path, tiny_pipe) -> None:
 
 def test_a_set_one_parameter_short_does_not_meet_the_budget() -> None:
     """HiGHS would take it: it is within the solver's tolerance."""
-    assert solve([1.0, 2.0], [999_999_999, 1_000_000_000], 1e9) == [1]
+    assert solve([1.0, 2.0], [([999_999_999, 1_000_000_000], 1e9)]) == [1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_inputs import small_sd15
 
 from laptop import models
@@ -34,35 +35,53 @@ def test_a_score_is_the_mean_squared_change_of_the_output(tiny_folder, tmp_path)
     assert {len(v) for v in (*rows.values(), output)} == {CONFIG.samples}
     unet = models.load_unet(str(tiny_folder))
     assert torch.allclose(forward_rows(unet, rows, 3), output, atol=1e-6)
-    scores = scores_of(out)
-    for name in list(scores)[::8]:
-        changed = forward_rows(prune_unet(unet, [name]), rows, 6)  # really removed
-        error = float((changed.double() - output.double()).square().mean())
-        assert scores[name] == pytest.approx(error, rel=1e-4, abs=1e-12), name
+    for unit in json.loads((out / "scores.json").read_text())["units"][::8]:
+        before = forward_rows(prune_unet(unet, unit["needs"]), rows, 6)
+        changed = forward_rows(prune_unet(unet, [unit["name"], *unit["needs"]]), rows, 6)
+        error = float((changed.double() - before.double()).square().mean())
+        assert unit["score"] == pytest.approx(error, rel=1e-4, abs=1e-12), unit["name"]
 
 
 def test_a_killed_run_scores_no_layer_twice(tiny_folder, tmp_path, monkeypatch) -> None:
     whole = scores_of(score(str(tiny_folder), tmp_path / "whole", CONFIG, PROMPTS))
-    real, scored = stage.output_loss, []
+    real, lines = stage.output_losses, []
 
-    def dies_at_the_tenth(unet, names, *args):
-        if len(scored) == 10:
-            raise KeyboardInterrupt
-        scored.extend(names)
-        return real(unet, names, *args)
+    def dies_after_fifty(unet, units, rows, output, note) -> None:
+        def counted(name, losses) -> None:
+            note(name, losses)
+            lines.append((len(output), name))
+            if len(lines) == 50:  # of 2 batches of 44
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "output_loss", dies_at_the_tenth)
+        real(unet, units, rows, output, counted)
+
+    monkeypatch.setattr(stage, "output_losses", dies_after_fifty)
     with pytest.raises(KeyboardInterrupt):
         score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
-    with (tmp_path / ".broken.partial" / "units.jsonl").open("a") as log:
-        log.write('["up_blocks.2.resn')  # a line that was cut off
-    rest: list[str] = []
-    monkeypatch.setattr(
-        stage, "output_loss", lambda u, names, *args: rest.extend(names) or real(u, names, *args)
-    )
-    assert scores_of(score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)) == whole
-    assert not set(rest) & set(scored)
-    assert set(rest) | set(scored) == set(whole)
+    with (tmp_path / ".broken.partial" / "losses.jsonl").open("a") as log:
+        log.write('[4, "up_blocks.2.resn')  # a line that was cut off
+    out = score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
+    assert scores_of(out) == whole
+    assert len(lines) == len(set(lines)) == 2 * len(whole)
+    losses = load_file(out / "losses.safetensors")["losses"]
+    assert losses.shape == (len(whole), CONFIG.samples)
+    assert losses.mean(1).tolist() == pytest.approx(list(whole.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["coarse", "sublayer"])
+def test_the_other_granularities_go_through_to_a_pruned_folder(
+    tiny_folder, tmp_path, granularity
+) -> None:
+    config = replace(CONFIG, granularity=granularity)
+    scores = score(str(tiny_folder), tmp_path / "scores", config, PROMPTS)
+    assert json.loads((scores / "scores.json").read_text())["granularity"] == granularity
+    plan = make_plan(scores, tmp_path / "plan.json", PlanConfig(ratio=0.6))
+    out = prune(str(tiny_folder), plan, tmp_path / "pruned")
+    student, content = models.load_unet(str(out)), json.loads(plan.read_text())
+    assert student.num_parameters() == content["params"]["after"]
+    rows, output = calibration.load(scores / "calibration.safetensors")
+    error = float((forward_rows(student, rows, 4) - output).square().mean())
+    assert content["measured_loss"] == pytest.approx(error, rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PNDM's steps_offset
@@ -72,7 +91,7 @@ def test_an_sd15_pipeline_is_scored_planned_pruned_and_drawn_with(tmp_path) -> N
     scores = score(model, tmp_path / "scores", CONFIG, ["a cat", "a dog"])
     rows, _ = calibration.load(scores / "calibration.safetensors")
     assert "text_embeds" not in rows
-    plan = make_plan(scores, tmp_path / "plan.json", PlanConfig(0.3))
+    plan = make_plan(scores, tmp_path / "plan.json", PlanConfig(ratio=0.3))
     out = prune(model, plan, tmp_path / "pruned")
     size = generate(str(out), "a cat", tmp_path / "cat.png", steps=2, guidance=5.0, seed=0)
     assert size[0] == size[1] > 0
@@ -89,8 +108,8 @@ def test_a_changed_text_encoder_is_another_model(tiny_folder, tmp_path) -> None:
 
 
 def test_what_cannot_be_scored_is_refused(tiny_folder, tmp_path) -> None:
-    with pytest.raises(BadInput, match="sublayer"):
-        score(str(tiny_folder), tmp_path / "x", replace(CONFIG, granularity="sublayer"), PROMPTS)
+    with pytest.raises(BadInput, match="known are coarse, fine, sublayer"):
+        score(str(tiny_folder), tmp_path / "x", replace(CONFIG, granularity="layer"), PROMPTS)
     with pytest.raises(BadInput, match="12"):
         score(str(tiny_folder), tmp_path / "x", replace(CONFIG, samples=99), PROMPTS)
     assert scores_of(score(str(tiny_folder), tmp_path / "x", CONFIG, PROMPTS)), "no obstacle left"

@@ -7,11 +7,23 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from laptop import models
-from laptop.pruning.surgery import prune, prune_unet, stored_dtype
-from laptop.pruning.units import anatomy, forward_rows, removed
+from laptop.pruning.surgery import prune, prune_unet
+from laptop.pruning.units import GRANULARITIES, anatomy, forward_rows, removed
 
 RESNETS = ["down_blocks.0.resnets.0", "up_blocks.1.resnets.2", "mid_block.resnets.1"]
 INNER_BLOCK = ["up_blocks.1.attentions.1.transformer_blocks.0"]
+WHOLE_TRANSFORMER = ["up_blocks.1.attentions.0", "mid_block.attentions.0.transformer_blocks.0"]
+SUBLAYERS = [
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn1",
+    "up_blocks.1.attentions.1.transformer_blocks.1.attn2",
+    "down_blocks.1.attentions.0.transformer_blocks.0.ff",
+]
+SHELL = [
+    "up_blocks.0.attentions.0",
+    "up_blocks.0.attentions.0.transformer_blocks.0.attn1",
+    "up_blocks.0.attentions.0.transformer_blocks.0.attn2",
+    "up_blocks.0.attentions.0.transformer_blocks.0.ff",
+]
 LAST_BLOCKS = [
     "up_blocks.1.attentions.1.transformer_blocks.1",
     "down_blocks.1.attentions.0.transformer_blocks.1",
@@ -33,7 +45,15 @@ def rows() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("names", "stock"),
-    [(RESNETS, False), (INNER_BLOCK, False), (LAST_BLOCKS, True), (RESNETS + LAST_BLOCKS, False)],
+    [
+        (RESNETS, False),
+        (INNER_BLOCK, False),
+        (WHOLE_TRANSFORMER, False),
+        (SUBLAYERS, False),
+        (SHELL, False),
+        (LAST_BLOCKS, True),
+        (RESNETS + LAST_BLOCKS, False),
+    ],
 )
 def test_the_pruned_model_computes_what_skipping_the_layers_does(
     tiny_pipe, rows, names, stock
@@ -44,7 +64,9 @@ def test_the_pruned_model_computes_what_skipping_the_layers_does(
     student = prune_unet(unet, names)
     assert torch.equal(forward_rows(student, rows, 2), wanted)
     assert (type(student) is UNet2DConditionModel) == stock
-    units = {u.name: u.params for u in anatomy(unet).units}
+    units = {u.name: u.params for g in reversed(GRANULARITIES) for u in anatomy(unet, 16, g).units}
+    for shell in set(SHELL) & set(names):  # its own share is what the content does not hold
+        units |= {u.name: u.params for u in anatomy(unet, 16, "sublayer").units if u.name == shell}
     less = sum(units[n] for n in names)
     assert student.num_parameters() == unet.num_parameters() - less
     assert set(student.state_dict()) < set(unet.state_dict()), "names of survivors must not change"
@@ -89,4 +111,4 @@ def test_the_stored_precision_is_kept(tmp_path) -> None:
     assert unet.dtype == torch.float32
     _write_plan(tmp_path / "plan.json", unet, RESNETS)
     out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
-    assert stored_dtype(out) == torch.float16
+    assert models.stored_dtype(str(out)) == torch.float16

@@ -36,7 +36,8 @@ def main() -> None:
 
 @main.command(epilog=example(COMPRESS))
 @options.model
-@options.ratio
+@options.budgets
+@options.granularity
 @click.option("--to", "targets", help="Targets to export, such as onnx,coreml.")
 @click.option("--data", help="Training pictures: a folder, or 'scenes' for tiny-sdxl.")
 @click.option("--steps", type=int, help="Distillation steps.")
@@ -46,7 +47,8 @@ def main() -> None:
 @options.dry_run
 def compress(
     model: str,
-    ratio: float | None,
+    budgets: dict[str, object],
+    granularity: str | None,
     targets: str | None,
     data: str | None,
     steps: int | None,
@@ -57,7 +59,8 @@ def compress(
     """Score, plan, prune, distill, export, verify, bench, eval, report: the whole job."""
     recipe = common.recipe(
         model,
-        plan={"ratio": ratio},
+        score={"granularity": granularity},
+        plan=budgets,
         export={"targets": options.targets(targets)},
         data={"source": data},
         distill={"steps": steps},
@@ -75,14 +78,17 @@ def compress(
 
 @main.command(epilog=example("laptop score --model tiny-sdxl -o scores"))
 @options.model
+@options.granularity
 @options.prompts
 @options.out("Folder for scores.json and calibration.safetensors.")
 @options.common
 @options.dry_run
-def score(model: str, prompts: Path | None, out: Path, common: Common) -> "Iterator[Recipe]":
+def score(
+    model: str, granularity: str | None, prompts: Path | None, out: Path, common: Common
+) -> "Iterator[Recipe]":
     """Score every removable layer by the output loss of removing it alone."""
     options.need_folder(out)
-    recipe = common.recipe(model)
+    recipe = common.recipe(model, score={"granularity": granularity})
     yield recipe
     from laptop.pruning.score import score as run
     from laptop.run import read_json
@@ -94,26 +100,46 @@ def score(model: str, prompts: Path | None, out: Path, common: Common) -> "Itera
     common.print(scores, "\n".join(["output loss      parameters  layer", *lines]))
 
 
-@main.command(epilog=example("laptop plan scores --ratio 0.5 -o plan.json"))
+@main.command(epilog=example("laptop plan scores --ratio 0.5 --keep 'mid_block.*' -o plan.json"))
 @click.argument("scores", type=click.Path(path_type=Path))
-@options.ratio
-@options.out("The plan, a .json file.")
+@options.budgets
+@click.option("--menu", is_flag=True, help="The best plan of every ratio, as JSON and picture.")
+@options.out("The plan (or menu), a .json file.")
 @options.common
-def plan(scores: Path, ratio: float | None, out: Path, common: Common) -> None:
-    """Choose the layers to drop: the least summed loss that meets the budget, solved exactly."""
+def plan(scores: Path, budgets: dict[str, object], menu: bool, out: Path, common: Common) -> None:
+    """Choose the layers to drop: the least summed loss that meets the budgets, solved exactly."""
     options.need_json(out)
-    from laptop.pruning.plan import make_plan, read_scores
+    from laptop.pruning import plan as planning
     from laptop.run import read_json
 
     path = scores / "scores.json" if scores.is_dir() else scores
-    recipe = common.recipe(read_scores(path)["model"], plan={"ratio": ratio})
-    made = read_json(make_plan(path, out, recipe.plan, overwrite=common.overwrite))
+    recipe = common.recipe(planning.read_scores(path)["model"], plan=budgets)
+    if menu:
+        from laptop.benchmarks.figures import menu_chart
+
+        made = read_json(planning.make_menu(path, out, recipe.plan, overwrite=common.overwrite))
+        menu_chart(made["points"], out.with_suffix(""))
+        lines = [
+            f"{p['ratio']:.3f}  {p['params']:>13,}  {p['predicted_loss']:.3e}"
+            for p in made["points"]
+        ]
+        common.print(
+            made,
+            "\n".join(["ratio     parameters  loss", *lines, f"Chart: {out.with_suffix('.svg')}"]),
+        )
+        return
+    made = read_json(planning.make_plan(path, out, recipe.plan, overwrite=common.overwrite))
     before, after = made["params"]["before"], made["params"]["after"]
     text = (
         f"Remove {len(made['remove'])} layers: {before:,} -> {after:,} parameters "
         f"(ratio {1 - after / before:.3f}); predicted loss {made['predicted_loss']:.3e}, "
         f"measured {made['measured_loss']:.3e}\n" + "\n".join(f"  {n}" for n in made["remove"])
     )
+    if "unrestricted_predicted_loss" in made:
+        text += (
+            f"\nWithout --expressible {made['budget']['expressible']}: predicted loss "
+            f"{made['unrestricted_predicted_loss']:.3e}"
+        )
     common.print(made, text)
 
 

@@ -23,10 +23,11 @@ from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_request, export_model
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
-from laptop.pruning.plan import check_ratio, make_plan
+from laptop.pruning import plan as planning
+from laptop.pruning.plan import make_plan
 from laptop.pruning.score import score
 from laptop.pruning.surgery import prune
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import Anatomy, anatomy
 from laptop.recipe import DataConfig, Recipe
 from laptop.run import (
     MANIFEST,
@@ -124,9 +125,14 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     check_data(recipe.model, recipe.data)
     check_config(recipe.distill)
     _evaluation_prompts(recipe)
-    known = anatomy(models.empty_unet(recipe.model), models.context_length(recipe.model))
-    check_ratio(recipe.plan.ratio, known)
+    known = _anatomy(recipe)
+    planning.check_config(recipe.plan, known, recipe.model)
     need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
+
+
+def _anatomy(recipe: Recipe) -> Anatomy:
+    unet, tokens = models.empty_unet(recipe.model), models.context_length(recipe.model)
+    return anatomy(unet, tokens, recipe.score.granularity)
 
 
 def _prompts(recipe: Recipe) -> list[str]:
@@ -265,8 +271,9 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
-    known = anatomy(models.empty_unet(recipe.model), models.context_length(recipe.model))
-    keep = 1 - recipe.plan.ratio
+    known = _anatomy(recipe)
+    limits = planning.budgets(recipe.plan, known, bytes_each=4)
+    keep = 1 - max((b.least for b in limits if b.cost == "params"), default=0) / known.params
     rows = recipe.score.samples
     trajectory = 2 * recipe.score.steps * recipe.prompts.calibration
     forwards = {

@@ -6,7 +6,8 @@ removed stands in `config.json`, under "removed", as module paths. Load such a m
     DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 
 A removed ResnetBlock2D leaves its residual path (the identity, or its `conv_shortcut`), a removed
-transformer block the identity. Every module that stays keeps its name.
+transformer or transformer block the identity, a removed attention or feed-forward inside of a block
+nothing to add. Every module that stays keeps its name.
 """
 
 import inspect
@@ -17,11 +18,15 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 NAME = "laptop_unet_v1"
+SUBLAYERS = {"attn1": "norm1", "attn2": "norm2", "ff": "norm3"}  # with the norms before them
 SOURCE = Path(__file__)
 
 
@@ -37,20 +42,55 @@ class RemovedResnet(nn.Module):
         return self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
 
 
-class RemovedBlock(nn.Module):
-    """What stays of a BasicTransformerBlock: the identity, without parameters."""
+class Identity(nn.Module):
+    """What stays of a BasicTransformerBlock, a residual attention, or a norm with its sublayer."""
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         return x
+
+
+class RemovedTransformer(nn.Module):
+    """What stays of a Transformer2DModel: the identity, without parameters."""
+
+    def forward(
+        self, x: torch.Tensor, *args: object, return_dict: bool = True, **kwargs: object
+    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+
+
+class RemovedSublayer(nn.Module):
+    """What stays of an attention or feed-forward, whose output its block adds: zero."""
+
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return x.new_zeros(())
 
 
 def stand_in(module: nn.Module) -> nn.Module:
     """What takes the place of `module` once it is removed; TypeError for what cannot be."""
     if isinstance(module, ResnetBlock2D):
         return RemovedResnet(module)
-    if isinstance(module, BasicTransformerBlock):
-        return RemovedBlock()
+    if isinstance(module, Transformer2DModel):
+        return RemovedTransformer()
+    if isinstance(module, BasicTransformerBlock) or getattr(module, "residual_connection", False):
+        return Identity()
+    if isinstance(module, (Attention, FeedForward)):
+        return RemovedSublayer()
     raise TypeError(f"{type(module).__name__} is not a removable layer")
+
+
+def remove_(unet: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """Put the layer's stand-in into `unet`; returns what it replaced, with names.
+
+    The norm before a sublayer goes with it.
+    """
+    replaced = [(name, unet.get_submodule(name))]
+    unet.set_submodule(name, stand_in(replaced[0][1]))
+    block, _, part = name.rpartition(".")
+    if part in SUBLAYERS:
+        norm = f"{block}.{SUBLAYERS[part]}"
+        replaced.append((norm, unet.get_submodule(norm)))
+        unet.set_submodule(norm, Identity())
+    return replaced
 
 
 class LaptopUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
@@ -59,8 +99,8 @@ class LaptopUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
     def __init__(self, *args: Any, removed: Sequence[str] = (), **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.register_to_config(removed=list(removed))
-        for name in removed:
-            self.set_submodule(name, stand_in(self.get_submodule(name)))
+        for name in sorted(removed, key=len, reverse=True):  # what is inside first
+            remove_(self, name)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As the stock method, and put this file beside the weights."""

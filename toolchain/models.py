@@ -38,7 +38,7 @@ class Known:
 
 EMBEDDED = Path(__file__).parent / "tiny" / "model"
 KNOWN = {
-    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 2_844_804, 64),
+    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 2_551_300, 64),
     "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "SDXL 1.0", 2_567_463_684, 1024),
     "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5", 859_520_964, 512),
 }
@@ -195,6 +195,27 @@ def unet_config(model: str) -> dict[str, Any]:
     from diffusers import UNet2DConditionModel
 
     return dict(UNet2DConditionModel.load_config(locate(model), subfolder="unet"))
+
+
+def folder(model: str) -> Path:
+    """The diffusers folder of `model`; a Hub id is downloaded, or taken from the local cache."""
+    from diffusers import DiffusionPipeline
+
+    source = locate(model)
+    return Path(source) if Path(source).is_dir() else Path(DiffusionPipeline.download(source))
+
+
+def stored_dtype(model: str) -> "torch.dtype":
+    """Precision in which the U-Net of `model` is stored; float32 where no safetensors tells it."""
+    import torch
+    from safetensors import safe_open
+
+    path = min((folder(model) / "unet").glob("*.safetensors"), default=None)
+    if path is None:
+        return torch.float32
+    with safe_open(path, framework="pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype
 
 
 def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:

@@ -121,7 +121,56 @@ prompts = click.option(
     type=click.Path(path_type=Path),
     help="Prompts, one a line. [default: the model's own]",
 )
-ratio = click.option("--ratio", type=float, help="Share of the U-Net's parameters to remove.")
+
+granularity = click.option(
+    "--granularity",
+    type=click.Choice(["coarse", "fine", "sublayer"]),
+    help="What counts as a layer. [default: fine]",
+)
+
+
+def budgets(function: Function) -> Function:
+    """--ratio and the other limits; the command takes them as one keyword argument, `budgets`."""
+
+    @functools.wraps(function)
+    def command(
+        ratio: float | None,
+        max_params: int | None,
+        max_bytes: int | None,
+        max_macs: int | None,
+        keep: tuple[str, ...],
+        expressible: str | None,
+        **values: Any,
+    ) -> Any:
+        limits = {
+            "ratio": ratio,
+            "max_params": max_params,
+            "max_bytes": max_bytes,
+            "max_macs": max_macs,
+            "keep": keep or None,
+            "expressible": expressible,
+        }
+        return function(budgets=limits, **values)
+
+    where = "any: with the class file beside it. [default: any]"
+    for option in (
+        click.option(
+            "--expressible",
+            type=click.Choice(["any", "stock", "comfyui"]),
+            help=f"Where the pruned model must load: stock diffusers, ComfyUI too, or {where}",
+        ),
+        click.option("--keep", multiple=True, help="Layers that stay, such as 'mid_block.*'."),
+        click.option("--max-macs", type=int, help="Most multiply-accumulates of one forward."),
+        click.option("--max-bytes", type=int, help="Most bytes of U-Net weights."),
+        click.option("--max-params", type=int, help="Most U-Net parameters."),
+        click.option(
+            "--ratio",
+            type=float,
+            help="Share of the U-Net's parameters to remove. [default: 0.5, without a limit]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def out(help_text: str) -> Callable[[Function], Function]:

@@ -276,8 +276,9 @@ def say(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
-def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
-    """Go through `items` with a progress bar on stderr that starts at `done` of `total`."""
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr that starts at `done` of `total`; call what it gives to advance."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -295,8 +296,14 @@ def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-    ) as progress:
-        task = progress.add_task(what, total=total, completed=done)
+    ) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda: bar.advance(task)
+
+
+def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
+    """Go through `items` with a progress bar on stderr that starts at `done` of `total`."""
+    with progress(what, total, done) as advance:
         for item in items:
             yield item
-            progress.advance(task)
+            advance()

@@ -97,7 +97,7 @@ def unet() -> UNet2DConditionModel:
         sample_size=IMAGE_SIZE // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 64, 32),
+        block_out_channels=(64, 64, 16),
         layers_per_block=2,
         transformer_layers_per_block=(1, 2, 1),
         attention_head_dim=(2, 2, 2),  # numbers of heads, as in SDXL's config
@@ -106,7 +106,7 @@ def unet() -> UNet2DConditionModel:
         addition_embed_type="text_time",
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=6 * 16 + TEXT_WIDTH,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 

@@ -2,7 +2,7 @@
 
 1. `vae`   reconstruct drawn scenes (squared and absolute error, a weak KL term): at first only the
            surroundings of a thing, since most of a scene is plain, at last whole scenes.
-2. `decoder`  the decoder alone, from latents with noise: sampled latents are never exact.
+2. `details`  whole scenes, their things weighing more, from latents with noise.
 3. `text`  both encoders learn to tell what lies where from the caption (what CLIP's contrastive
            training does for SDXL), and are frozen from then on, as SDXL's are.
 4. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
@@ -44,7 +44,9 @@ from laptop.tiny.scenes import (
 
 SEED = 0
 KL_WEIGHT = 1e-4  # per latent element; keeps latents smooth without blurring edges
-DECODER_NOISE = 0.3  # largest deviation of the noise, in units of the latents' own
+LATENT_NOISE = 0.2  # largest deviation, in units of the latents' own: sampled ones are never exact
+BATCH = 64  # of the U-Net
+THING_WEIGHT = 10.0  # of a pixel in or near a thing; elsewhere 1
 CROP = 32  # pixels; a quarter of the work of a whole scene, and most of its edges
 DROP_CAPTION = 0.1  # share of samples that learn the unconditional score, for guidance
 TIME_IDS = (IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE)  # original size, crop, target
@@ -133,8 +135,15 @@ def _around_things(images: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.stack(windows)
 
 
+@torch.no_grad()
+def _scale_latents(pipe: StableDiffusionXLPipeline) -> None:
+    """Set the VAE's `scaling_factor` so that latents have unit deviation."""
+    latents = pipe.vae.encode(next(_batches(512, SEED + 2))[0]).latent_dist.mean
+    pipe.vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
+
+
 def train_vae(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
-    """Fit the autoencoder and set its `scaling_factor` so that latents have unit deviation."""
+    """Fit the autoencoder; whole scenes at the end, since its norms see the whole picture."""
     vae = pipe.vae.to(memory_format=torch.channels_last)
     rng = np.random.default_rng(SEED)
     small, whole = _batches(32, SEED + 1), _batches(8, SEED + 1)
@@ -150,29 +159,29 @@ def train_vae(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
         return total
 
     pipe.vae = _fit(work, "vae", vae.train(), loss, steps, 1.5e-3, steps // 2, ema_decay=0.998)
-    with torch.no_grad():
-        latents = pipe.vae.encode(next(_batches(512, SEED + 2))[0]).latent_dist.mean
-    pipe.vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
+    _scale_latents(pipe)
 
 
-def train_decoder(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
-    """Fit the decoder to noisy latents; the encoder, and so the U-Net's task, stays as it is."""
+def train_details(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
+    """Fit the autoencoder on whole scenes, things and their edges above all, latents noisy."""
     vae = pipe.vae
-    parts = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    rng = np.random.default_rng(SEED + 5)
-    data = _batches(32, SEED + 5)
+    data = _batches(8, SEED + 5)
 
     def loss(_step: int) -> Tensor:
-        images = _around_things(next(data)[0], rng)
-        with torch.no_grad():
-            latents = vae.encode(images).latent_dist.sample()
-        level = DECODER_NOISE / vae.config.scaling_factor * torch.rand(len(images), 1, 1, 1)
-        noisy = latents + level * torch.randn_like(latents)
-        decoded = parts["decoder"](parts["post_quant_conv"](noisy))
-        return F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
+        images, _ = next(data)
+        posterior = vae.encode(images.to(memory_format=torch.channels_last)).latent_dist
+        latents = posterior.sample()
+        level = LATENT_NOISE / vae.config.scaling_factor * torch.rand(len(images), 1, 1, 1)
+        decoded = vae.decode(latents + level * torch.randn_like(latents)).sample
+        foreground = (images != images[:, :, :1, :1]).any(1, keepdim=True).float()
+        weight = 1 + THING_WEIGHT * F.max_pool2d(foreground, 5, stride=1, padding=2)
+        error = (decoded - images).square() + 0.1 * (decoded - images).abs()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        total: Tensor = (weight * error).sum() / (weight.sum() * 3) + KL_WEIGHT * kl
+        return total
 
-    fitted: Any = _fit(work, "decoder", parts, loss, steps, 1e-3, steps, ema_decay=0.995)
-    vae.decoder, vae.post_quant_conv = fitted["decoder"], fitted["post_quant_conv"]
+    pipe.vae = _fit(work, "details", vae.train(), loss, steps, 1e-3, steps, ema_decay=0.998)
+    _scale_latents(pipe)
 
 
 def _targets(scene: Scene) -> list[int]:
@@ -258,40 +267,54 @@ def _swapped(caption: str) -> str:
     return Scene(scene.things[::-1], OPPOSITE[scene.relation], scene.background).caption
 
 
+@torch.no_grad()
+def _encode_captions(
+    pipe: StableDiffusionXLPipeline, captions: list[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which row belongs to each caption (N), and `encode_text` of the M different ones."""
+    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    texts = list(rows)
+    encoded = [encode_text(pipe, texts[i : i + 500]) for i in range(0, len(texts), 500)]
+    states, pooled = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    return torch.tensor([rows[c] for c in captions]), states, pooled
+
+
 def train_unet(
-    work: Path, pipe: StableDiffusionXLPipeline, steps: int, decay_steps: int, count: int
+    work: Path,
+    pipe: StableDiffusionXLPipeline,
+    steps: int,
+    decay_steps: int,
+    count: int,
+    compiled: bool,
 ) -> None:
     """Fit the U-Net on `count` encoded scenes, batch 64."""
     moments, captions = encode_scenes(pipe, work, count)
-    told = [captions, [_swapped(c) for c in captions]]
-    scale, schedule = pipe.vae.config.scaling_factor, pipe.scheduler
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
         encoder.eval().requires_grad_(False)
-    unet = pipe.unet
-    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32)
+    row, states, pooled = _encode_captions(pipe, captions + [_swapped(c) for c in captions])
+    told = row.view(2, -1)
+    scale, schedule = pipe.vae.config.scaling_factor, pipe.scheduler
+    unet = torch.compile(pipe.unet) if compiled else pipe.unet
+    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).expand(BATCH, -1)
 
     def loss(_step: int) -> Tensor:
-        picked = torch.randint(len(captions), (64,))
+        picked = torch.randint(len(captions), (BATCH,))
         mean, log_variance = moments[picked].float().chunk(2, dim=1)
         latents = scale * (mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean))
-        which = torch.randint(2, (64,)).tolist()
-        texts = [told[w][i] for w, i in zip(which, picked.tolist(), strict=True)]
-        states, pooled = encode_text(pipe, texts)
-        keep = (torch.rand(64) >= DROP_CAPTION).float()
+        text = told[torch.randint(2, (BATCH,)), picked]
+        keep = (torch.rand(BATCH) >= DROP_CAPTION).float()
         noise = torch.randn_like(latents)
-        t = torch.randint(schedule.config.num_train_timesteps, (64,))
+        t = torch.randint(schedule.config.num_train_timesteps, (BATCH,))
         predicted = unet(
             schedule.add_noise(latents, noise, t),
             t,
-            states * keep[:, None, None],
-            added_cond_kwargs={
-                "text_embeds": pooled * keep[:, None],
-                "time_ids": time_ids.expand(64, -1),
-            },
+            states[text] * keep[:, None, None],
+            added_cond_kwargs={"text_embeds": pooled[text] * keep[:, None], "time_ids": time_ids},
         ).sample
         return F.mse_loss(predicted, schedule.get_velocity(latents, noise, t))
 
-    pipe.unet = _fit(work, "unet", unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.998)
+    fitted = _fit(work, "unet", pipe.unet.train(), loss, steps, 1e-3, decay_steps, ema_decay=0.998)
+    pipe.unet = fitted
 
 
 def main() -> None:
@@ -299,19 +322,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for checkpoints, latents and logs")
     parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--decoder-steps", type=int, default=1500)
+    parser.add_argument("--detail-steps", type=int, default=2500)
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=20000)
     parser.add_argument("--unet-decay-steps", type=int, default=4000)
     parser.add_argument("--scenes", type=int, default=60000, help="scenes that the U-Net sees")
+    parser.add_argument("--compile", action="store_true", help="a faster U-Net after minutes")
     parser.add_argument("--export", type=Path, help="where to write the diffusers folder")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     pipe = architecture.pipeline(SEED)
     train_vae(args.work, pipe, args.vae_steps)
-    train_decoder(args.work, pipe, args.decoder_steps)
+    train_details(args.work, pipe, args.detail_steps)
     train_text(args.work, pipe, args.text_steps)
-    train_unet(args.work, pipe, args.unet_steps, args.unet_decay_steps, args.scenes)
+    train_unet(args.work, pipe, args.unet_steps, args.unet_decay_steps, args.scenes, args.compile)
     if args.export:
         pipe.to(torch.float16).save_pretrained(args.export, safe_serialization=True)
 

@@ -1,0 +1,62 @@
+"""What a stock diffusers config can say of a pruned U-Net, and the class that says the rest.
+
+A plain `UNet2DConditionModel` has a depth for each of its transformers. So a plan that takes only
+last blocks of transformers needs no class of ours, as long as the model built from those depths has
+exactly the surviving weights under their own names.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from laptop import models
+
+
+def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, Any] | None:
+    """The stock config of `unet` without the layers `names`, or None where none can say it."""
+    is_stock = type(unet) is UNet2DConditionModel
+    if not is_stock or not all(_is_block(name) for name in names):
+        return None
+    if not names:
+        return dict(unet.config)
+    config = {
+        **unet.config,
+        "transformer_layers_per_block": _depths(unet, "down_blocks", names),
+        "reverse_transformer_layers_per_block": _depths(unet, "up_blocks", names),
+    }
+    survivors = set(without(unet, names).state_dict())
+    return config if set(build(UNet2DConditionModel, config).state_dict()) == survivors else None
+
+
+def _is_block(name: str) -> bool:
+    return name.split(".")[-2] == "transformer_blocks"
+
+
+def _depths(unet: UNet2DConditionModel, path: str, names: Sequence[str]) -> list[Any]:
+    """For each block at `path`, the depths of its transformers once `names` are gone."""
+    gone, levels = set(names), []
+    for i, block in enumerate(getattr(unet, path)):
+        left = [
+            sum(
+                f"{path}.{i}.attentions.{j}.transformer_blocks.{k}" not in gone
+                for k in range(len(transformer.transformer_blocks))
+            )
+            for j, transformer in enumerate(getattr(block, "attentions", []))
+        ]
+        levels.append(left or 1)
+    return levels
+
+
+def without(unet: UNet2DConditionModel, names: Sequence[str]) -> Any:
+    """`unet` without `names` in the shipped class, without memory for its weights."""
+    gone = [*unet.config.get("removed", []), *names]
+    return build(models.shipped_unet_class(), {**unet.config, "removed": gone})
+
+
+def build(cls: Any, config: dict[str, Any]) -> Any:
+    """A U-Net without memory for its weights, from every value in `config`."""
+    config.pop("_use_default_values", None)  # diffusers would ignore what stands for these keys
+    with torch.device("meta"):
+        return cls.from_config(config)

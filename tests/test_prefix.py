@@ -1,0 +1,171 @@
+"""Prefix reuse: bit for bit what plain removal gives, on every family, for the promised FLOPs."""
+
+import gc
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from test_units import SD15, SDXL, on_meta
+from torch.utils.flop_counter import FlopCounterMode
+
+from laptop.errors import BadInput
+from laptop.pruning.prefix import walk
+from laptop.pruning.score import forwards_spent, output_losses
+from laptop.pruning.units import anatomy, example_inputs, forward_rows, removed
+from laptop.tiny import architecture
+
+SMALL = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32, 48),
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+}
+XL = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64,
+}
+FAMILIES = {
+    "sd1": {},
+    "sd2": {"use_linear_projection": True, "attention_head_dim": (2, 4, 4)},
+    "sdxl-refiner": XL | {"transformer_layers_per_block": 2},
+    "inpainting": {"in_channels": 9},
+    "lcm": {"time_cond_proj_dim": 32},
+    "bk-tiny": {"layers_per_block": 1, "mid_block_type": None},
+    "ssd-1b": XL
+    | {
+        "transformer_layers_per_block": [1, [2, 1], [2, 2]],
+        "reverse_transformer_layers_per_block": [[2, 2, 3], [2, 1, 1], 1],
+        "mid_block_type": "UNetMidBlock2D",
+    },
+    "koala-700m": XL
+    | {"layers_per_block": 1, "transformer_layers_per_block": [0, 1, 3], "mid_block_type": None},
+}
+
+
+def model(family: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if family == "tiny-sdxl":
+        return architecture.unet().eval()
+    if family == "unconditional":
+        return UNet2DModel(
+            sample_size=16,
+            block_out_channels=(16, 32, 48),
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        ).eval()
+    return UNet2DConditionModel(**SMALL | FAMILIES[family]).eval()
+
+
+def rows_for(unet: torch.nn.Module, count: int = 2) -> dict[str, torch.Tensor]:
+    inputs = example_inputs(unet.config, 5, count)
+    rows = inputs | inputs.pop("added_cond_kwargs", {})
+    drawn = {k: torch.randn(v.shape) for k, v in rows.items()}
+    return drawn | {"timestep": torch.randint(1000, (count,))}
+
+
+@pytest.mark.parametrize(
+    ("family", "granularity"),
+    [
+        *((family, "fine") for family in ("tiny-sdxl", *FAMILIES)),
+        *((family, g) for family in ("sd1", "koala-700m") for g in ("coarse", "sublayer")),
+        ("unconditional", "coarse"),
+    ],
+)
+def test_losses_are_those_of_plain_removal(family, granularity) -> None:
+    unet = model(family)
+    rows, known = rows_for(unet), anatomy(unet, 5, granularity)
+    output = forward_rows(unet, rows, 2)
+    found: dict[str, list[float]] = {}
+    output_losses(unet, known.units, rows, output, found.__setitem__)
+    assert set(found) == {u.name for u in known.units}
+    for unit in known.units:
+        with removed(unet, unit.needs):
+            before = forward_rows(unet, rows, 2)
+        with removed(unet, [unit.name, *unit.needs]):
+            plain = (forward_rows(unet, rows, 2) - before).square().flatten(1).mean(1)
+        assert torch.equal(torch.tensor(found[unit.name]), plain), unit.name
+    assert torch.equal(forward_rows(unet, rows, 2), output), "the U-Net is as it was"
+
+
+def test_sets_of_layers_are_removed_together() -> None:
+    unet = model("tiny-sdxl")
+    rows, names = rows_for(unet), [u.name for u in anatomy(unet, 5).units]
+    sets = {frozenset(names[i : i + 9 : 4]) for i in range(0, len(names) - 9, 3)}
+    found: dict[frozenset[str], torch.Tensor] = {}
+    walk(unet, sets, lambda: forward_rows(unet, rows, 2), found.__setitem__)
+    assert set(found) == sets
+    for group, output in found.items():
+        with removed(unet, group):
+            assert torch.equal(forward_rows(unet, rows, 2), output)
+
+
+@pytest.mark.parametrize(("config", "limit"), [(SD15, 22.3), (SDXL, 47.4)])
+def test_a_walk_costs_what_the_suffixes_cost(config, limit) -> None:
+    known = anatomy(on_meta(config))
+    shells = {u.name for u in known.units if u.needs}
+    layers = [u for u in known.units if u.name not in shells]
+    assert forwards_spent(known, layers) == pytest.approx(limit, abs=0.06)
+
+
+def test_the_flops_of_a_walk_are_within_3_percent_of_its_suffixes() -> None:
+    unet = on_meta(SD15)
+    inputs, known = example_inputs(unet.config, 77), anatomy(unet, granularity="coarse")
+    sets = {frozenset([u.name]) for u in known.units}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        walk(unet, sets, lambda: unet(**inputs).sample, lambda _names, _output: None)
+    spent = counter.get_total_flops() / 2 / known.macs
+    assert 0 <= spent / forwards_spent(known, known.units) - 1 < 0.03
+
+
+def live_bytes() -> int:
+    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
+
+
+def test_a_paused_walk_holds_what_a_plain_forward_holds_there() -> None:
+    """So that the peak is one forward's live activations, and once more those of a branch."""
+    unet = model("sd1")
+    rows, names = rows_for(unet, 8), [u.name for u in anatomy(unet, 5, "coarse").units]
+    plain: dict[str, int] = {}
+    hooks = [
+        unet.get_submodule(n).register_forward_pre_hook(
+            lambda _m, _a, n=n: plain.update({n: live_bytes()})
+        )
+        for n in names
+    ]
+    forward_rows(unet, rows, 8)
+    for hook in hooks:
+        hook.remove()
+    paused: dict[str, int] = {}
+
+    def visit(gone: frozenset[str], output: torch.Tensor) -> None:
+        paused[next(iter(gone))] = live_bytes() - output.untyped_storage().nbytes()
+
+    walk(unet, {frozenset([n]) for n in names}, lambda: forward_rows(unet, rows, 8), visit)
+    assert max(plain.values()) > live_bytes(), "the test sees activations"
+    for name in names:
+        assert paused[name] <= plain[name] * 1.01, name
+
+
+def test_an_output_that_is_not_finite_is_refused() -> None:
+    unet = model("sd1")
+    unet.up_blocks[2].resnets[0].conv_shortcut.weight.data.fill_(float("inf"))
+    rows = rows_for(unet)
+    with pytest.raises(BadInput, match=r"without down_blocks.0.resnets.0 .* not finite"):
+        walk(
+            unet,
+            {frozenset(["down_blocks.0.resnets.0"])},
+            lambda: forward_rows(unet, rows, 2),
+            lambda _names, _output: None,
+        )
+    assert "forward" not in vars(unet.conv_in), "the U-Net is as it was"

@@ -22,6 +22,7 @@ from laptop.distill.data import Encoded, encode, read_captions
 from laptop.distill.features import Features
 from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
 from laptop.errors import BadInput, LaptopError
+from laptop.pruning import calibration
 from laptop.pruning.surgery import write_model
 from laptop.run import Overwrite, run_stage, track
 
@@ -198,13 +199,7 @@ class _Session:
         steps = self.schedule.config.num_train_timesteps
         t = torch.randint(steps, (c.batch_size,), generator=g)
         noisy = self.schedule.add_noise(latents, noise, t)
-        match self.schedule.config.prediction_type:
-            case "epsilon":
-                target = noise
-            case "v_prediction":
-                target = self.schedule.get_velocity(latents, noise, t)
-            case other:
-                raise BadInput(f"the scheduler predicts {other!r}; known: epsilon, v_prediction.")
+        target = calibration.target(self.schedule, latents, noise, t)
         return noisy, t, target, rows
 
     def row(self, step: int, terms: Terms) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from scipy.sparse import csr_array
 from laptop import models
 from laptop.errors import BadInput, Infeasible
 from laptop.pruning import calibration
+from laptop.pruning.criteria import output_loss
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
-from laptop.pruning.score import output_loss
 from laptop.pruning.units import Anatomy, Unit, anatomy, check_names
 from laptop.run import Overwrite, read_json, run_stage, write_json
 
@@ -143,7 +143,8 @@ def solve(
 
     HiGHS stops within an absolute gap of 1e-6, while scores span many decades. So the objective is
     scaled to about 1000 at the best sum known, and layers that alone exceed that sum are left out;
-    a much better sum is the next round's scale.
+    a much better sum is the next round's scale. (Scores below zero, which only some criteria give,
+    are solved in one round at the scale of all.)
     """
     savings = [(costs, least) for costs, least in savings if least > 0]
     if not savings:
@@ -153,7 +154,8 @@ def solve(
     constraints = [_at_least(costs, least) for costs, least in savings]
     if implied:
         constraints.append(_implications(implied, len(values)))
-    best = values[may_go].sum()
+    any_below = bool((values < 0).any())
+    best = np.abs(values[may_go]).sum()
     while True:
         result = milp(
             1000 * values / (best or 1.0),
@@ -173,7 +175,7 @@ def solve(
             others[chosen] = 0
             constraints.append(LinearConstraint(others[None, :], lb=1.0))  # not this set again
             continue
-        if values[chosen].sum() >= best / 10 or best == 0:
+        if any_below or best == 0 or values[chosen].sum() >= best / 10:
             return [int(i) for i in chosen]
         best = values[chosen].sum()
 
@@ -365,7 +367,10 @@ def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
     names = plan.get("remove")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise BadInput(f"{path} has no list 'remove' of layer names; it is no whole plan.json.")
-    check_names(unet, names, str(path))
+    if "preset" not in plan:
+        check_names(unet, names, str(path))
+    elif not all(isinstance(plan.get(k), dict) for k in ("config", "rename")):
+        raise BadInput(f"{path} lacks the preset's 'config' or 'rename'; it is no whole plan.json.")
     before = plan.get("params", {}).get("before")
     if not isinstance(before, int):
         raise BadInput(f"{path} has no params.before; it is no whole plan.json.")

@@ -1,14 +1,14 @@
-"""Score every removable layer by output loss: the first stage (paper, section 3.2).
+"""Score every removable layer: the first stage (paper, section 3.2).
 
     v_i = E || eps({i}) - eps ||^2
 
-the mean squared change of the U-Net's output when layer i alone is gone, over calibration samples
-that are the same for every layer. For a layer that can go only together with others (a
-transformer's shell), the change that it makes once those are gone.
+by default: the mean squared change of the U-Net's output when layer i alone is gone, over
+calibration samples that are the same for every layer (`criteria` has the others). For a layer that
+can go only together with others (a transformer's shell), the change that it makes once those are
+gone.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,62 +20,26 @@ from torch import Tensor, nn
 from laptop import models
 from laptop.errors import BadInput
 from laptop.pruning import calibration
-from laptop.pruning.prefix import walk
-from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows, removed
+from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
+from laptop.pruning.ledger import Ledger
+from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, run_stage, write_json
 
 SCHEMA = "laptop.scores/1"
-NOTHING: frozenset[str] = frozenset()
+LEDGER = "values.jsonl"
+WEIGHTINGS = ("none", "x0")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
     granularity: str = "fine"
     criterion: str = "output-loss"
+    timestep_weighting: str = "none"  # x0: by what an error of the output does to the picture
     samples: int = 64  # calibration rows
     steps: int = 25  # of the sampling that gives the rows
     batch_size: int = 64  # rows a forward
+    clip_model: str | None = None  # folder or Hub id, for the criterion `clip`
     seed: int = 0
-
-
-def output_loss(
-    unet: nn.Module,
-    names: Sequence[str],
-    rows: dict[str, Tensor],
-    output: Tensor,
-    batch_size: int = 64,
-) -> float:
-    """Mean over samples and elements of (output without `names` - `output`)^2, in float32."""
-    with removed(unet, names):
-        changed = forward_rows(unet, rows, batch_size)
-    return float((changed - output).square().mean())
-
-
-def output_losses(
-    unet: nn.Module,
-    units: Iterable[Unit],
-    rows: dict[str, Tensor],
-    output: Tensor,
-    note: Callable[[str, list[float]], None],
-) -> None:
-    """`note(name, losses)` for each unit: its output loss on each row, all rows in one batch.
-
-    One walk over the U-Net (`prefix`); the units come as they run.
-    """
-    waiting = {u.name: (frozenset([u.name, *u.needs]), frozenset(u.needs)) for u in units}
-    changed = {NOTHING: output}
-
-    def visit(names: frozenset[str], without: Tensor) -> None:
-        changed[names] = without
-        for unit, (gone, needed) in list(waiting.items()):
-            if gone in changed and needed in changed:
-                note(unit, (changed[gone] - changed[needed]).square().flatten(1).mean(1).tolist())
-                del waiting[unit]
-        for names in changed.keys() - {s for pair in waiting.values() for s in pair} - {NOTHING}:
-            del changed[names]
-
-    sets = {names for pair in waiting.values() for names in pair} - {NOTHING}
-    walk(unet, sets, lambda: forward_rows(unet, rows, len(output)), visit)
 
 
 def score(
@@ -86,70 +50,99 @@ def score(
     *,
     overwrite: Overwrite = False,
 ) -> Path:
-    """Write scores.json, calibration.safetensors and, for each unit and row, losses.safetensors.
+    """Write scores.json, calibration.safetensors, and each unit's values in values.safetensors.
 
     A killed run keeps each unit that it has finished on a batch of rows.
     """
-    if config.criterion != "output-loss":
-        raise BadInput(f"criterion {config.criterion!r} is not in this version; use 'output-loss'.")
+    check_config(config)
     known = anatomy(models.empty_unet(model), models.context_length(model), config.granularity)
     inputs, which = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
         rows, output, unet = _calibrated(model, folder, config, prompts)
-        losses = _all_losses(unet, known, rows, output, config.batch_size, folder / "losses.jsonl")
-        write_json(folder / "scores.json", _document(model, config, known, losses))
-        save_file({"losses": losses}, folder / "losses.safetensors")
-        (folder / "losses.jsonl").unlink()
+        subject = Subject(
+            model,
+            unet,
+            known,
+            rows,
+            output,
+            prompts,
+            config.steps,
+            config.batch_size,
+            config.seed,
+            config.clip_model,
+            folder,
+        )
+        values = _values(subject, config.criterion)
+        weights = _row_weights(model, config, rows["timestep"])
+        write_json(folder / "scores.json", _document(model, config, known, values @ weights))
+        save_file({"values": values}, folder / "values.safetensors")
+        (folder / LEDGER).unlink()
         return {"units": len(known.units)}
 
     settings = asdict(config) | which | {"prompts": list(prompts)}
     return run_stage("score", out, settings, inputs, work, overwrite=overwrite)
 
 
-def _all_losses(
-    unet: nn.Module,
-    known: Anatomy,
-    rows: dict[str, Tensor],
-    output: Tensor,
-    batch_size: int,
-    log_path: Path,
-) -> Tensor:
-    """Output loss of each unit on each row (U, N); what stands in the log is not done again."""
-    done = _losses_so_far(log_path)
-    starts = range(0, len(output), batch_size)
-    with (
-        log_path.open("a", encoding="utf-8") as log,
-        progress("score", len(known.units) * len(starts), len(done)) as advance,
+def check_config(config: ScoreConfig) -> None:
+    """Raise `BadInput` for what is unknown or does not go together."""
+    for what, value, known in (
+        ("criterion", config.criterion, CRITERIA),
+        ("timestep weighting", config.timestep_weighting, WEIGHTINGS),
     ):
+        if value not in known:
+            raise BadInput(f"{what} {value!r} is unknown; known are {', '.join(known)}.")
+    if config.timestep_weighting != "none" and config.criterion not in PER_ROW:
+        raise BadInput(
+            f"criterion {config.criterion!r} has no value for each timestep, so there is nothing "
+            f"to weigh; those that have are {', '.join(PER_ROW)}."
+        )
+    if config.criterion == "clip" and config.clip_model is None:
+        raise BadInput(
+            "criterion 'clip' needs a CLIP model: set clip_model in the recipe's [score] to a "
+            "folder or Hub id, such as openai/clip-vit-large-patch14."
+        )
+    for name in ("samples", "steps", "batch_size"):
+        if getattr(config, name) < 1:
+            raise BadInput(f"[score] {name} is {getattr(config, name)}; it must be at least 1.")
 
-        def note(name: str, values: list[float]) -> None:
-            done[start, name] = values
-            log.write(json.dumps([start, name, values]) + "\n")
-            log.flush()
+
+def _values(subject: Subject, criterion: str) -> Tensor:
+    """A criterion's values (units, rows or 1); what stands in the ledger is not computed again."""
+    starts = [start for start, _ in subject.batches()] if criterion in PER_ROW else [0]
+    path, units = subject.folder / LEDGER, subject.known.units
+    with progress("score", len(units) * len(starts)) as advance:
+        ledger = Ledger(path, units, starts, advance)
+        for _ in ledger.values:
             advance()
-
-        for start in starts:
-            batch = slice(start, start + batch_size)
-            part = {k: v[batch] for k, v in rows.items()}
-            todo = [u for u in known.units if (start, u.name) not in done]
-            if todo:
-                output_losses(unet, todo, part, output[batch], note)
-    return torch.tensor([[x for start in starts for x in done[start, u.name]] for u in known.units])
+        CRITERIA[criterion](subject, ledger)
+    return ledger.matrix()
 
 
-def _document(model: str, config: ScoreConfig, known: Anatomy, losses: Tensor) -> dict[str, Any]:
+def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
+    """The share of each row in a score (rows,), or one for the whole model; they sum to 1."""
+    if config.criterion not in PER_ROW:
+        return torch.ones(1)
+    weights = torch.ones(len(timesteps))
+    if config.timestep_weighting == "x0":
+        weights = calibration.picture_errors(model, timesteps)
+    return weights / weights.sum()
+
+
+def _document(model: str, config: ScoreConfig, known: Anatomy, scores: Tensor) -> dict[str, Any]:
     """The content of scores.json."""
-    scores, spent = losses.double().mean(1).tolist(), forwards_spent(known, known.units)
+    spent = forwards_spent(known, known.units)
+    scored = zip(known.units, scores.tolist(), strict=True)
     return {
         "schema": SCHEMA,
         "model": model,
         "granularity": config.granularity,
         "criterion": config.criterion,
+        "timestep_weighting": config.timestep_weighting,
         "samples": config.samples,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "units": [asdict(u) | {"score": v} for u, v in zip(known.units, scores, strict=True)],
+        "units": [asdict(unit) | {"score": value} for unit, value in scored],
         "base": {"params": known.params, "macs": known.macs},
         "forwards": {
             "naive": len(known.units) + 1,
@@ -192,12 +185,3 @@ def _calibrated(
     calibration.save(beside, rows, output)
     beside.replace(path)
     return rows, output, pipe.unet
-
-
-def _losses_so_far(path: Path) -> dict[tuple[int, str], list[float]]:
-    """What a killed run found, by batch and unit; a line that was cut off does not count."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) != len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return {(start, name): values for start, name, values in map(json.loads, whole)}

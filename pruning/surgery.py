@@ -1,11 +1,12 @@
 """Drop layers for real and write a diffusers folder that loads without this package.
 
 A stock config is used where that can say what is gone (`expressible`), otherwise the class file
-`laptop_unet_v1.py` goes with the weights (`trust_remote_code=True`).
+`laptop_unet_v1.py` goes with the weights (`trust_remote_code=True`). The plan of a preset says what
+the stock config is, and which weights go where.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from laptop import models
+from laptop.errors import BadInput
 from laptop.pruning.expressible import build, stock_config, without
 from laptop.pruning.plan import read_plan
 from laptop.run import Overwrite, need_space, read_json, run_stage, write_json
@@ -29,13 +31,55 @@ def prune_unet(unet: UNet2DConditionModel, names: Sequence[str]) -> UNet2DCondit
     return student.train(unet.training)
 
 
+def transplant(
+    unet: UNet2DConditionModel, config: Mapping[str, Any], rename: Mapping[str, str]
+) -> UNet2DConditionModel:
+    """A stock U-Net of `unet`'s config changed by `config`; it shares its weights with `unet`.
+
+    `rename` maps module paths of the new U-Net to those of `unet` where they differ. Raises
+    `BadInput` for a tensor that `unet` lacks or has in another shape.
+    """
+    student = build(UNet2DConditionModel, {**unet.config, **config})
+    weights, taken = dict(unet.state_dict()), {}
+    for name, tensor in student.state_dict().items():
+        source = source_of(name, rename)
+        if source not in weights or weights[source].shape != tensor.shape:
+            found = list(weights[source].shape) if source in weights else "missing"
+            raise BadInput(
+                f"the plan fills {name} {list(tensor.shape)} from {source}, which is {found} in "
+                "this model. Make the plan from this model."
+            )
+        taken[name] = weights[source]
+    student.load_state_dict(taken, assign=True)
+    return student.train(unet.training)
+
+
+def source_of(name: str, rename: Mapping[str, str]) -> str:
+    """Where the tensor `name` comes from; of several renamed modules around it, the innermost."""
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        if path in rename:
+            return rename[path] + name[len(path) :]
+    return name
+
+
+def apply_plan(unet: UNet2DConditionModel, plan: Mapping[str, Any]) -> UNet2DConditionModel:
+    """The student of a plan.json's content; it shares its weights with `unet`."""
+    if "preset" in plan:
+        return transplant(unet, plan["config"], plan["rename"])
+    return prune_unet(unet, plan["remove"])
+
+
 def prune(model: str, plan_path: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
     """Write `model` without the plan's layers as a diffusers folder with the teacher's dtype."""
-    plan = read_plan(plan_path, models.empty_unet(model))
+    teacher = models.empty_unet(model)
+    plan = read_plan(plan_path, teacher)
+    apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
     inputs, settings = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
-        student = prune_unet(models.load_unet(model), plan["remove"])
+        student = apply_plan(models.load_unet(model), plan)
         write_model(folder, student, model)
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"])}
 

@@ -224,18 +224,22 @@ def check_names(unet: nn.Module, names: Sequence[str], what: str) -> None:
         )
 
 
+def call(unet: nn.Module, rows: Mapping[str, Tensor]) -> Tensor:
+    """The U-Net's output (B, C, H, W) in float32 for calibration rows, all in one batch."""
+    first = next(unet.parameters())
+    part = {
+        k: v.to(first.device, None if k == "timestep" else first.dtype) for k, v in rows.items()
+    }
+    added = {k: part.pop(k) for k in ADDED if k in part}
+    if added:
+        part["added_cond_kwargs"] = added  # type: ignore[assignment]
+    output: Tensor = unet(**part).sample
+    return output.float()
+
+
+@torch.inference_mode()
 def forward_rows(unet: nn.Module, rows: Mapping[str, Tensor], batch_size: int) -> Tensor:
-    """The U-Net's output (N, C, H, W) in float32 for calibration rows, in batches."""
-    device = next(unet.parameters()).device
-    dtype = next(unet.parameters()).dtype
-    outputs = []
-    for start in range(0, len(rows["sample"]), batch_size):
-        part = {k: v[start : start + batch_size].to(device) for k, v in rows.items()}
-        part = {k: v if k == "timestep" else v.to(dtype) for k, v in part.items()}
-        added = {k: part.pop(k) for k in ADDED if k in part}
-        if added:
-            part["added_cond_kwargs"] = added
-        with torch.inference_mode():
-            out = unet(**part).sample
-        outputs.append(out.float().cpu())
-    return torch.cat(outputs)
+    """The U-Net's output (N, C, H, W) in float32 on the CPU for calibration rows, in batches."""
+    starts = range(0, len(rows["sample"]), batch_size)
+    outputs = [call(unet, {k: v[s : s + batch_size] for k, v in rows.items()}) for s in starts]
+    return torch.cat([output.cpu() for output in outputs])

@@ -15,6 +15,7 @@ from laptop.errors import BadInput, OutputExists
 from laptop.generate import generate
 from laptop.pruning import calibration
 from laptop.pruning import score as stage
+from laptop.pruning.ledger import Ledger
 from laptop.pruning.plan import PlanConfig, make_plan
 from laptop.pruning.score import ScoreConfig, score
 from laptop.pruning.surgery import prune, prune_unet
@@ -44,28 +45,25 @@ def test_a_score_is_the_mean_squared_change_of_the_output(tiny_folder, tmp_path)
 
 def test_a_killed_run_scores_no_layer_twice(tiny_folder, tmp_path, monkeypatch) -> None:
     whole = scores_of(score(str(tiny_folder), tmp_path / "whole", CONFIG, PROMPTS))
-    real, lines = stage.output_losses, []
+    real, lines = Ledger.note, []
 
-    def dies_after_fifty(unet, units, rows, output, note) -> None:
-        def counted(name, losses) -> None:
-            note(name, losses)
-            lines.append((len(output), name))
-            if len(lines) == 50:  # of 2 batches of 44
-                raise KeyboardInterrupt
+    def dies_after_fifty(ledger, start, name, values) -> None:
+        real(ledger, start, name, values)
+        lines.append((start, name))
+        if len(lines) == 50:  # of 2 batches of 44
+            raise KeyboardInterrupt
 
-        real(unet, units, rows, output, counted)
-
-    monkeypatch.setattr(stage, "output_losses", dies_after_fifty)
+    monkeypatch.setattr(Ledger, "note", dies_after_fifty)
     with pytest.raises(KeyboardInterrupt):
         score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
-    with (tmp_path / ".broken.partial" / "losses.jsonl").open("a") as log:
+    with (tmp_path / ".broken.partial" / stage.LEDGER).open("a") as log:
         log.write('[4, "up_blocks.2.resn')  # a line that was cut off
     out = score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
     assert scores_of(out) == whole
     assert len(lines) == len(set(lines)) == 2 * len(whole)
-    losses = load_file(out / "losses.safetensors")["losses"]
-    assert losses.shape == (len(whole), CONFIG.samples)
-    assert losses.mean(1).tolist() == pytest.approx(list(whole.values()), rel=1e-5)
+    values = load_file(out / "values.safetensors")["values"]
+    assert values.shape == (len(whole), CONFIG.samples)
+    assert values.mean(1).tolist() == pytest.approx(list(whole.values()), rel=1e-5)
 
 
 @pytest.mark.parametrize("granularity", ["coarse", "sublayer"])
@@ -110,6 +108,15 @@ def test_a_changed_text_encoder_is_another_model(tiny_folder, tmp_path) -> None:
 def test_what_cannot_be_scored_is_refused(tiny_folder, tmp_path) -> None:
     with pytest.raises(BadInput, match="known are coarse, fine, sublayer"):
         score(str(tiny_folder), tmp_path / "x", replace(CONFIG, granularity="layer"), PROMPTS)
+    for change, message in [
+        ({"criterion": "beauty"}, "known are output-loss, task-loss"),
+        ({"timestep_weighting": "late"}, "known are none, x0"),
+        ({"timestep_weighting": "x0", "criterion": "random"}, "nothing to weigh"),
+        ({"samples": 0}, "must be at least 1"),
+        ({"criterion": "clip"}, "needs a CLIP model"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            score(str(tiny_folder), tmp_path / "x", replace(CONFIG, **change), PROMPTS)
     with pytest.raises(BadInput, match="12"):
         score(str(tiny_folder), tmp_path / "x", replace(CONFIG, samples=99), PROMPTS)
     assert scores_of(score(str(tiny_folder), tmp_path / "x", CONFIG, PROMPTS)), "no obstacle left"

@@ -79,16 +79,26 @@ def compress(
 @main.command(epilog=example("laptop score --model tiny-sdxl -o scores"))
 @options.model
 @options.granularity
+@click.option("--criterion", help="What a layer is worth by. [default: output-loss]")
 @options.prompts
 @options.out("Folder for scores.json and calibration.safetensors.")
 @options.common
 @options.dry_run
 def score(
-    model: str, granularity: str | None, prompts: Path | None, out: Path, common: Common
+    model: str,
+    granularity: str | None,
+    criterion: str | None,
+    prompts: Path | None,
+    out: Path,
+    common: Common,
 ) -> "Iterator[Recipe]":
-    """Score every removable layer by the output loss of removing it alone."""
+    """Score every removable layer, by the output loss of removing it alone or another criterion.
+
+    Criteria: output-loss, task-loss, block-influence, magnitude, taylor, latent-statistics, clip,
+    random.
+    """
     options.need_folder(out)
-    recipe = common.recipe(model, score={"granularity": granularity})
+    recipe = common.recipe(model, score={"granularity": granularity, "criterion": criterion})
     yield recipe
     from laptop.pruning.score import score as run
     from laptop.run import read_json
@@ -97,7 +107,7 @@ def score(
     run(model, out, recipe.score, texts, overwrite=common.overwrite)
     scores = read_json(out / "scores.json")
     lines = [f"{u['score']:.3e}  {u['params']:>12,}  {u['name']}" for u in scores["units"]]
-    common.print(scores, "\n".join(["output loss      parameters  layer", *lines]))
+    common.print(scores, "\n".join(["score            parameters  layer", *lines]))
 
 
 @main.command(epilog=example("laptop plan scores --ratio 0.5 --keep 'mid_block.*' -o plan.json"))

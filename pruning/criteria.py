@@ -1,0 +1,316 @@
+"""What a layer is worth: the paper's criterion and its rivals, one function each.
+
+Each takes a `Subject` and a `Ledger` and notes a value for every unit that the ledger lacks; a
+layer with a small value goes first. The first three give a value for every calibration row.
+
+| criterion | a unit's value | source |
+| --- | --- | --- |
+| `output-loss` | E of (output without it - output)^2 | LAPTOP-Diff, arXiv 2404.11098 |
+| `task-loss` | what its removal adds to the denoising loss | |
+| `block-influence` | 1 - cos(residual stream before it, after it) | ShortGPT, arXiv 2403.03853 |
+| `magnitude` | E over output neurons of sum abs(W) | BK-SDM, arXiv 2305.15798 |
+| `taylor` | E over output neurons of sum abs(dL/dW W), L the denoising loss | BK-SDM |
+| `latent-statistics` | change of the final latents' mean and deviation | LD-Pruner, 2404.11936 |
+| `clip` | what its removal takes from the CLIP score | BK-SDM |
+| `random` | nothing: the control | |
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laptop import models
+from laptop.pruning import calibration
+from laptop.pruning.ledger import Ledger
+from laptop.pruning.prefix import walk
+from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, removed
+
+NOTHING: frozenset[str] = frozenset()
+PER_ROW = ("output-loss", "task-loss", "block-influence")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a criterion may look at."""
+
+    model: str
+    unet: nn.Module
+    known: Anatomy
+    rows: dict[str, Tensor]  # calibration, N rows
+    output: Tensor  # (N, C, H, W), the U-Net's on them
+    prompts: Sequence[str]
+    steps: int  # of sampling
+    batch_size: int
+    seed: int
+    clip_model: str | None
+    folder: Path  # for what should outlive a kill
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The whole model, around the same U-Net."""
+        pipe = models.load_pipeline(self.model)
+        pipe.register_modules(unet=self.unet)
+        return pipe
+
+    def batches(self) -> Iterator[tuple[int, slice]]:
+        """First row of each batch, and its rows."""
+        for start in range(0, len(self.output), self.batch_size):
+            yield start, slice(start, start + self.batch_size)
+
+    def denoising(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Noised pictures of the teacher's own as rows, and what the U-Net should predict."""
+        path = self.folder / "denoising.safetensors"
+        if not path.exists():
+            found = calibration.denoising(
+                self.pipeline,
+                self.prompts,
+                samples=len(self.output),
+                steps=self.steps,
+                seed=self.seed,
+                batch_size=self.batch_size,
+            )
+            calibration.save(path.with_suffix(".tmp"), *found)
+            path.with_suffix(".tmp").replace(path)
+        return calibration.load(path)
+
+
+def output_loss(
+    unet: nn.Module,
+    names: Sequence[str],
+    rows: dict[str, Tensor],
+    output: Tensor,
+    batch_size: int = 64,
+) -> float:
+    """Mean over samples and elements of (output without `names` - `output`)^2, in float32."""
+    with removed(unet, names):
+        changed = forward_rows(unet, rows, batch_size)
+    return float((changed - output).square().mean())
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    return difference.square().flatten(1).mean(1)
+
+
+def walked(
+    unet: nn.Module,
+    units: Sequence[Unit],
+    rows: dict[str, Tensor],
+    output: Tensor,
+    note: Callable[[str, Tensor, Tensor], None],
+) -> None:
+    """`note(name, output without what the unit needs, output without the unit too)` for each unit.
+
+    One walk over the U-Net (`prefix`), all rows in one batch; the units come as they run.
+    """
+    waiting = {u.name: (frozenset(u.needs), frozenset([u.name, *u.needs])) for u in units}
+    outputs = {NOTHING: output}
+
+    def visit(names: frozenset[str], changed: Tensor) -> None:
+        outputs[names] = changed
+        for unit, (before, after) in list(waiting.items()):
+            if before in outputs and after in outputs:
+                note(unit, outputs[before], outputs[after])
+                del waiting[unit]
+        wanted = {NOTHING, *(names for pair in waiting.values() for names in pair)}
+        for names in outputs.keys() - wanted:
+            del outputs[names]
+
+    sets = {names for pair in waiting.values() for names in pair} - {NOTHING}
+    walk(unet, sets, lambda: forward_rows(unet, rows, len(output)), visit)
+
+
+def by_output_loss(subject: Subject, ledger: Ledger) -> None:
+    for start, batch in subject.batches():
+        rows = {k: v[batch] for k, v in subject.rows.items()}
+
+        def note(name: str, before: Tensor, after: Tensor, start: int = start) -> None:
+            ledger.note(start, name, _mean_square(after - before).tolist())
+
+        if todo := ledger.todo(start):
+            walked(subject.unet, todo, rows, subject.output[batch], note)
+
+
+def by_task_loss(subject: Subject, ledger: Ledger) -> None:
+    rows, target = subject.denoising()
+    for start, batch in subject.batches():
+        part, wanted = {k: v[batch] for k, v in rows.items()}, target[batch]
+
+        def note(
+            name: str, before: Tensor, after: Tensor, start: int = start, wanted: Tensor = wanted
+        ) -> None:
+            more = _mean_square(after - wanted) - _mean_square(before - wanted)
+            ledger.note(start, name, more.tolist())
+
+        if todo := ledger.todo(start):
+            output = forward_rows(subject.unet, part, len(wanted))
+            walked(subject.unet, todo, part, output, note)
+
+
+def by_block_influence(subject: Subject, ledger: Ledger) -> None:
+    for start, batch in subject.batches():
+        rows = {k: v[batch] for k, v in subject.rows.items()}
+        todo = ledger.todo(start)
+        alone = [u for u in todo if not u.needs]
+        for units in [alone, *([u] for u in todo if u.needs)]:
+            if units:
+                with removed(subject.unet, units[0].needs):
+                    found = _influences(subject.unet, [u.name for u in units], rows)
+                for name, values in found.items():
+                    ledger.note(start, name, values)
+
+
+def _influences(
+    unet: nn.Module, names: Sequence[str], rows: dict[str, Tensor]
+) -> dict[str, list[float]]:
+    """1 - cos of the stream before and after each layer (B,), mean over positions."""
+    found: dict[str, list[float]] = {}
+    streams: dict[str, Tensor] = {}
+
+    def compare(name: str, before: Tensor, after: Tensor) -> None:
+        channels = 1 if after.ndim == 4 else -1  # (B, C, H, W) or (B, T, C)
+        cosine = F.cosine_similarity(before.float(), after.float(), dim=channels)
+        found[name] = (1 - cosine).flatten(1).mean(1).tolist()
+
+    def watch(name: str) -> Iterator[Any]:
+        layer, (block, _, part) = unet.get_submodule(name), name.rpartition(".")
+        if part in SUBLAYERS:  # its norm is given the stream, to which its output is added
+            norm = unet.get_submodule(f"{block}.{SUBLAYERS[part]}")
+            yield norm.register_forward_pre_hook(lambda _, a: streams.update({name: a[0]}))
+            yield layer.register_forward_hook(
+                lambda _m, _a, out: compare(name, streams[name], streams.pop(name) + out)
+            )
+        else:
+            without = models.shipped_module().stand_in(layer)
+            yield layer.register_forward_hook(
+                lambda _, a, kw, out: compare(name, _first(without(*a, **kw)), _first(out)),
+                with_kwargs=True,
+            )
+
+    hooks = [hook for name in names for hook in watch(name)]
+    try:
+        forward_rows(unet, rows, len(rows["sample"]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _first(output: Any) -> Tensor:
+    tensor: Tensor = output[0] if not isinstance(output, Tensor) else output
+    return tensor
+
+
+def by_magnitude(subject: Subject, ledger: Ledger) -> None:
+    for unit in ledger.todo():
+        ledger.note(0, unit.name, [_per_neuron(_weights(subject.unet, unit))])
+
+
+def by_taylor(subject: Subject, ledger: Ledger) -> None:
+    rows, target = subject.denoising()
+    unet, trained = subject.unet, [p.requires_grad for p in subject.unet.parameters()]
+    unet.requires_grad_(True)
+    for _, batch in subject.batches():
+        error = call(unet, {k: v[batch] for k, v in rows.items()}) - target[batch]
+        (error.square().mean() * len(error) / len(target)).backward()
+    for unit in ledger.todo():
+        products = [w.grad * w for w in _weights(unet, unit) if w.grad is not None]
+        ledger.note(0, unit.name, [_per_neuron(products)])
+    for parameter, flag in zip(unet.parameters(), trained, strict=True):
+        parameter.grad = None
+        parameter.requires_grad_(flag)
+
+
+def _weights(unet: nn.Module, unit: Unit) -> list[Tensor]:
+    """The matrices and kernels (out, in, ...) that go with a unit, and not with what it needs."""
+    inside = (f"{unit.name}.conv_shortcut.", *(f"{name}." for name in unit.needs))
+    return [
+        weight
+        for name, weight in unet.named_parameters()
+        if name.startswith(f"{unit.name}.") and not name.startswith(inside) and weight.ndim > 1
+    ]
+
+
+def _per_neuron(weights: Sequence[Tensor]) -> float:
+    """Mean over output neurons of the sum of absolute values."""
+    return float(torch.cat([w.detach().float().abs().flatten(1).sum(1) for w in weights]).mean())
+
+
+def by_latent_statistics(subject: Subject, ledger: Ledger) -> None:
+    mean, deviation = _statistics(subject)
+    for unit in ledger.todo():
+        with removed(subject.unet, [unit.name, *unit.needs]):
+            found = _statistics(subject)
+        change = torch.linalg.norm(found[0] - mean) + torch.linalg.norm(found[1] - deviation)
+        ledger.note(0, unit.name, [float(change)])
+
+
+def _statistics(subject: Subject) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (C,) of the latents of sampled pictures."""
+    latents = _sampled(subject, "latent")
+    return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+
+
+@torch.inference_mode()
+def _sampled(subject: Subject, kind: str) -> Tensor:
+    """Latents or pictures (N, C, H, W) for all prompts, from the same noise each time."""
+    generator, made = torch.Generator().manual_seed(subject.seed), []
+    size = max(1, subject.batch_size // 2)  # guidance doubles it
+    for i in range(0, len(subject.prompts), size):
+        prompts = list(subject.prompts[i : i + size])
+        made.append(
+            subject.pipeline(
+                prompts, num_inference_steps=subject.steps, generator=generator, output_type=kind
+            ).images
+        )
+    return torch.cat(made).float()
+
+
+def by_clip(subject: Subject, ledger: Ledger) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
+    clip = CLIPModel.from_pretrained(subject.clip_model).eval()
+    processor = CLIPProcessor.from_pretrained(subject.clip_model)
+
+    def clip_score() -> float:
+        pictures = _sampled(subject, "pt").mul(255).round().byte()
+        inputs = processor(
+            text=list(subject.prompts),
+            images=list(pictures),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        )
+        with torch.inference_mode():
+            out = clip(**inputs)
+        return 100 * float(F.cosine_similarity(out.image_embeds, out.text_embeds).mean())
+
+    whole = clip_score()
+    for unit in ledger.todo():
+        with removed(subject.unet, [unit.name, *unit.needs]):
+            ledger.note(0, unit.name, [whole - clip_score()])
+
+
+def by_chance(subject: Subject, ledger: Ledger) -> None:
+    values = np.random.default_rng(subject.seed).random(len(subject.known.units))
+    for unit, value in zip(subject.known.units, values, strict=True):
+        if unit in ledger.todo():
+            ledger.note(0, unit.name, [float(value)])
+
+
+CRITERIA: dict[str, Callable[[Subject, Ledger], None]] = {
+    "output-loss": by_output_loss,
+    "task-loss": by_task_loss,
+    "block-influence": by_block_influence,
+    "magnitude": by_magnitude,
+    "taylor": by_taylor,
+    "latent-statistics": by_latent_statistics,
+    "clip": by_clip,
+    "random": by_chance,
+}

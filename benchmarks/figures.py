@@ -80,6 +80,21 @@ def menu_chart(points: Sequence[Mapping[str, Any]], stem: Path) -> None:
         _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
+def additivity_chart(additivity: Mapping[str, Any], stem: Path) -> None:
+    """Summed output losses against joint ones, a dot for each set of layers; light and dark."""
+    sums, joint = additivity["criteria"]["output-loss"]["sums"], additivity["joint"]
+    ends = [min([*sums, *joint]), max([*sums, *joint])]
+    for theme in THEMES:
+        figure, axes = _figure(theme, 3.6)
+        axes.plot(ends, ends, color=theme.grid, linewidth=1.2)
+        axes.scatter(sums, joint, s=14, color=theme.curves[0])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("sum of the layers' own output losses", color=theme.ink, fontsize=8)
+        axes.set_ylabel("joint output loss", color=theme.ink, fontsize=8)
+        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+
+
 def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:
     """A bar for each unit in network order, log scale; writes `stem`.svg and `stem`-dark.svg."""
     ordered = sorted(units, key=lambda u: network_order(u["name"]))

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laptop import models
+from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk
@@ -58,11 +59,6 @@ class Subject:
         pipe = models.load_pipeline(self.model)
         pipe.register_modules(unet=self.unet)
         return pipe
-
-    def batches(self) -> Iterator[tuple[int, slice]]:
-        """First row of each batch, and its rows."""
-        for start in range(0, len(self.output), self.batch_size):
-            yield start, slice(start, start + self.batch_size)
 
     def denoising(self) -> tuple[dict[str, Tensor], Tensor]:
         """Noised pictures of the teacher's own as rows, and what the U-Net should predict."""
@@ -112,8 +108,9 @@ def walked(
     waiting = {u.name: (frozenset(u.needs), frozenset([u.name, *u.needs])) for u in units}
     outputs = {NOTHING: output}
 
-    def visit(names: frozenset[str], changed: Tensor) -> None:
-        outputs[names] = changed
+    def visit(gone: frozenset[str], changed: Tensor) -> None:
+        _check_finite(unet, gone, rows, changed)
+        outputs[gone] = changed
         for unit, (before, after) in list(waiting.items()):
             if before in outputs and after in outputs:
                 note(unit, outputs[before], outputs[after])
@@ -126,8 +123,24 @@ def walked(
     walk(unet, sets, lambda: forward_rows(unet, rows, len(output)), visit)
 
 
+def _check_finite(
+    unet: nn.Module, gone: frozenset[str], rows: dict[str, Tensor], output: Tensor
+) -> None:
+    """Raise unless the output is finite; a bug of ours if plain removal gives finite values."""
+    if output.isfinite().all():
+        return
+    with removed(unet, gone):
+        plain = forward_rows(unet, rows, len(output))
+    if plain.isfinite().all():
+        raise RuntimeError(f"prefix reuse went wrong without {', '.join(sorted(gone))}")
+    raise BadInput(
+        f"without {', '.join(sorted(gone))} the U-Net's output is not finite. Is the model whole? "
+        "Try other prompts, or a criterion that removes nothing, such as magnitude."
+    )
+
+
 def by_output_loss(subject: Subject, ledger: Ledger) -> None:
-    for start, batch in subject.batches():
+    for start, batch in ledger.batches.items():
         rows = {k: v[batch] for k, v in subject.rows.items()}
 
         def note(name: str, before: Tensor, after: Tensor, start: int = start) -> None:
@@ -139,7 +152,7 @@ def by_output_loss(subject: Subject, ledger: Ledger) -> None:
 
 def by_task_loss(subject: Subject, ledger: Ledger) -> None:
     rows, target = subject.denoising()
-    for start, batch in subject.batches():
+    for start, batch in ledger.batches.items():
         part, wanted = {k: v[batch] for k, v in rows.items()}, target[batch]
 
         def note(
@@ -154,7 +167,7 @@ def by_task_loss(subject: Subject, ledger: Ledger) -> None:
 
 
 def by_block_influence(subject: Subject, ledger: Ledger) -> None:
-    for start, batch in subject.batches():
+    for start, batch in ledger.batches.items():
         rows = {k: v[batch] for k, v in subject.rows.items()}
         todo = ledger.todo(start)
         alone = [u for u in todo if not u.needs]
@@ -216,7 +229,8 @@ def by_taylor(subject: Subject, ledger: Ledger) -> None:
     rows, target = subject.denoising()
     unet, trained = subject.unet, [p.requires_grad for p in subject.unet.parameters()]
     unet.requires_grad_(True)
-    for _, batch in subject.batches():
+    for start in range(0, len(target), subject.batch_size):
+        batch = slice(start, start + subject.batch_size)
         error = call(unet, {k: v[batch] for k, v in rows.items()}) - target[batch]
         (error.square().mean() * len(error) / len(target)).backward()
     for unit in ledger.todo():

@@ -21,9 +21,13 @@ def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, 
         return None
     if not names:
         return dict(unet.config)
+    down = _depths(unet, "down_blocks", names)
+    mid = _left(unet.mid_block, "mid_block", names)
+    if mid and not getattr(unet.down_blocks[-1], "attentions", None):
+        down[-1] = mid[0]  # diffusers reads the mid block's depth there
     config = {
         **unet.config,
-        "transformer_layers_per_block": _depths(unet, "down_blocks", names),
+        "transformer_layers_per_block": down,
         "reverse_transformer_layers_per_block": _depths(unet, "up_blocks", names),
     }
     survivors = set(without(unet, names).state_dict())
@@ -36,17 +40,20 @@ def _is_block(name: str) -> bool:
 
 def _depths(unet: UNet2DConditionModel, path: str, names: Sequence[str]) -> list[Any]:
     """For each block at `path`, the depths of its transformers once `names` are gone."""
-    gone, levels = set(names), []
-    for i, block in enumerate(getattr(unet, path)):
-        left = [
-            sum(
-                f"{path}.{i}.attentions.{j}.transformer_blocks.{k}" not in gone
-                for k in range(len(transformer.transformer_blocks))
-            )
-            for j, transformer in enumerate(getattr(block, "attentions", []))
-        ]
-        levels.append(left or 1)
-    return levels
+    return [_left(block, f"{path}.{i}", names) or 1 for i, block in enumerate(getattr(unet, path))]
+
+
+def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
+    """How many blocks each transformer of a U-Net's block keeps."""
+    gone = set(names)
+    return [
+        sum(
+            f"{path}.attentions.{j}.transformer_blocks.{k}" not in gone
+            for k in range(len(transformer.transformer_blocks))
+        )
+        for j, transformer in enumerate(getattr(block, "attentions", None) or [])
+        if transformer is not None
+    ]
 
 
 def without(unet: UNet2DConditionModel, names: Sequence[str]) -> Any:
@@ -57,6 +64,7 @@ def without(unet: UNet2DConditionModel, names: Sequence[str]) -> Any:
 
 def build(cls: Any, config: dict[str, Any]) -> Any:
     """A U-Net without memory for its weights, from every value in `config`."""
-    config.pop("_use_default_values", None)  # diffusers would ignore what stands for these keys
+    # diffusers would ignore what stands for the keys that this one lists
+    values = {k: v for k, v in config.items() if k != "_use_default_values"}
     with torch.device("meta"):
-        return cls.from_config(config)
+        return cls.from_config(values)

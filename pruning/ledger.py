@@ -4,37 +4,53 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from laptop.pruning.units import Unit
 
+Values = NDArray[np.float64]  # (units, rows), NaN where nothing was found
+Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, after what was found
+
 
 class Ledger:
-    """Values of units by batch of rows; a line is [first row of the batch, unit, values]."""
+    """Values of units on rows, by batch; a line is [first row of the batch, unit, values]."""
 
     def __init__(
-        self, path: Path, units: Sequence[Unit], starts: Sequence[int], found: Callable[[], None]
+        self,
+        path: Path,
+        units: Sequence[Unit],
+        rows: int,
+        batch_size: int,
+        found: Callable[[], None],
+        race: Race | None = None,
     ):
-        self.path, self.units, self.starts, self.found = path, units, starts, found
+        self.path, self.units, self.found, self.race = path, units, found, race
+        self.place = {u.name: i for i, u in enumerate(units)}
+        self.batches = {i: slice(i, i + batch_size) for i in range(0, rows, batch_size)}
+        self.values: Values = np.full((len(units), rows), np.nan)
         lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one off
         path.write_text("".join(whole), encoding="utf-8")
-        self.values = {(start, name): v for start, name, v in map(json.loads, whole)}
+        for start, name, values in map(json.loads, whole):
+            self._set(start, name, values)
 
     def todo(self, start: int = 0) -> list[Unit]:
-        """The units without a finding for the batch that begins at row `start`."""
-        return [u for u in self.units if (start, u.name) not in self.values]
+        """The units without a finding for the batch that begins at row `start`.
+
+        With a race, only those that it lets go on after all batches before.
+        """
+        missing = np.isnan(self.values[:, start])
+        if self.race is not None and start > 0:
+            missing &= self.race(self.values[:, :start])
+        return [u for u, is_missing in zip(self.units, missing, strict=True) if is_missing]
 
     def note(self, start: int, name: str, values: Sequence[float]) -> None:
         """Keep what was found: a value for each row of the batch, or one for the whole model."""
-        self.values[start, name] = list(values)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([start, name, self.values[start, name]]) + "\n")
-        self.found()
+            file.write(json.dumps([start, name, list(values)]) + "\n")
+        self._set(start, name, values)
 
-    def matrix(self) -> Tensor:
-        """All values (units, rows)."""
-        return torch.tensor(
-            [[x for s in self.starts for x in self.values[s, u.name]] for u in self.units]
-        )
+    def _set(self, start: int, name: str, values: Sequence[float]) -> None:
+        self.values[self.place[name], self.batches[start]] = values
+        self.found()

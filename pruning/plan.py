@@ -1,11 +1,7 @@
-"""Choose the layers to drop: a 0-1 knapsack in its covering form, solved exactly.
+"""Choose the layers to drop: the cheapest set that meets the budgets, found exactly (`knapsack`).
 
-    min  sum_{i in R} v_i     s.t.  sum_{i in R} cost_k(i) >= least_k   for each budget k
-                                    i in R  =>  needs(i) in R           (a shell after its content)
-
-solved by `scipy.optimize.milp` (HiGHS, branch and bound). Budgets are any mix of parameters, bytes
-of weights and multiply-accumulates; layers can be kept by pattern, and the plan be restricted to
-what a stock diffusers config can say.
+Budgets are any mix of parameters, bytes of weights and multiply-accumulates; layers can be kept by
+pattern, and the plan be restricted to what a stock diffusers config can say.
 """
 
 import itertools
@@ -16,21 +12,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-
 from laptop import models
-from laptop.errors import BadInput, Infeasible
+from laptop.errors import BadInput, Infeasible, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.criteria import output_loss
 from laptop.pruning.expressible import stock_config
+from laptop.pruning.knapsack import solve
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
-from laptop.pruning.units import Anatomy, Unit, anatomy, check_names
+from laptop.pruning.units import Anatomy, Unit, check_names
 from laptop.run import Overwrite, read_json, run_stage, write_json
 
 SCHEMA = "laptop.plan/1"
 MENU_SCHEMA = "laptop.menu/1"
+CALIBRATION = "calibration.safetensors"
 EXPRESSIBLE = ("any", "stock", "comfyui")
 DEFAULT_RATIO = 0.5  # where no budget is given
 NOUNS = {"params": "parameters", "macs": "multiply-accumulates"}
@@ -82,7 +76,8 @@ def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]
 
 def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
     """Raise `Infeasible` unless the layers that may go hold what every budget asks for."""
-    free = [u for u in known.units if not _stays(u, config)]
+    stays = _stays(known, config)
+    free = [u for u in known.units if u.name not in stays]
     for budget in budgets(config, known, bytes_each):
         before = getattr(known, budget.cost)
         held = sum(getattr(u, budget.cost) for u in free)
@@ -97,13 +92,22 @@ def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
             )
 
 
-def _stays(unit: Unit, config: PlanConfig) -> bool:
-    """Whether the config keeps the unit, or what it needs."""
-    names = (unit.name, *unit.needs)
-    if any(fnmatchcase(name, pattern) for name in names for pattern in config.keep):
+def _stays(known: Anatomy, config: PlanConfig) -> set[str]:
+    """The units that the config keeps, and those that may go only after one of them."""
+    stays = {u.name for u in known.units if _is_kept(u, config)}
+    implied = implications(known, config.expressible)
+    while more := {i for i, j in implied if j in stays} - stays:
+        stays |= more
+    return stays
+
+
+def _is_kept(unit: Unit, config: PlanConfig) -> bool:
+    if any(fnmatchcase(unit.name, pattern) for pattern in config.keep):
         return True
-    if config.expressible == "comfyui" and unit.name.startswith("down_blocks."):
-        return True
+    if config.expressible == "comfyui":  # it knows U-Nets by what comes down, and no empty depths
+        is_first = unit.name.endswith(".transformer_blocks.0")
+        if is_first or not unit.name.startswith("up_blocks."):
+            return True
     return config.expressible != "any" and unit.kind != "transformer_block"
 
 
@@ -111,7 +115,8 @@ def implications(known: Anatomy, expressible: str) -> list[tuple[str, str]]:
     """Pairs (i, j): the layer i may go only if j goes.
 
     A shell goes after its content. A stock config says how many blocks a transformer has, so that
-    the last go first; and the mid block's depth is that of the last down block's first transformer.
+    the last go first; and the mid block's depth is that of the first transformer of the last down
+    block, if this has any.
     """
     pairs = [(u.name, other) for u in known.units for other in u.needs]
     if expressible == "any":
@@ -122,75 +127,12 @@ def implications(known: Anatomy, expressible: str) -> list[tuple[str, str]]:
             depths.setdefault(unit.name.rsplit(".transformer_blocks.", 1)[0], []).append(unit.name)
     for blocks in depths.values():
         pairs += itertools.pairwise(blocks)
+    down = [u.name.split(".")[1] for u in known.units if u.name.startswith("down_blocks.")]
+    tied = depths.get(f"down_blocks.{max(down, key=int, default='')}.attentions.0", [])
     mid = depths.get("mid_block.attentions.0", [])
-    last = max((t for t in depths if t.startswith("down_blocks.")), default="")
-    tied = depths.get(f"{last.partition('.attentions.')[0]}.attentions.0", [])
     if len(mid) == len(tied):
         pairs += [pair for a, b in zip(mid, tied, strict=True) for pair in ((a, b), (b, a))]
     return pairs
-
-
-def solve(
-    scores: Sequence[float],
-    savings: Sequence[tuple[Sequence[int], float]],
-    implied: Sequence[tuple[int, int]] = (),
-    stay: Sequence[bool] | None = None,
-) -> list[int]:
-    """Indices of the set with the smallest sum of `scores` that meets every budget.
-
-    `savings`: for each budget, what each layer saves and the least that all must save together.
-    `implied`: pairs (i, j), i goes only if j goes. `stay`: which layers stay. Raises `Infeasible`.
-
-    HiGHS stops within an absolute gap of 1e-6, while scores span many decades. So the objective is
-    scaled to about 1000 at the best sum known, and layers that alone exceed that sum are left out;
-    a much better sum is the next round's scale. (Scores below zero, which only some criteria give,
-    are solved in one round at the scale of all.)
-    """
-    savings = [(costs, least) for costs, least in savings if least > 0]
-    if not savings:
-        return []
-    values = np.asarray(scores, float)
-    may_go = ~np.asarray(stay if stay is not None else np.zeros(len(values)), bool)
-    constraints = [_at_least(costs, least) for costs, least in savings]
-    if implied:
-        constraints.append(_implications(implied, len(values)))
-    any_below = bool((values < 0).any())
-    best = np.abs(values[may_go]).sum()
-    while True:
-        result = milp(
-            1000 * values / (best or 1.0),
-            constraints=constraints,
-            integrality=np.ones(len(values)),
-            bounds=Bounds(0, may_go & (values <= best)),
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.x is None:
-            raise Infeasible(
-                "no set of layers meets all budgets at once with these layers kept. Raise a "
-                "budget, or keep less."
-            )
-        chosen = np.flatnonzero(result.x > 0.5)
-        if any(sum(costs[int(i)] for i in chosen) < least for costs, least in savings):
-            others = np.ones(len(values))  # met within HiGHS's tolerance only
-            others[chosen] = 0
-            constraints.append(LinearConstraint(others[None, :], lb=1.0))  # not this set again
-            continue
-        if any_below or best == 0 or values[chosen].sum() >= best / 10:
-            return [int(i) for i in chosen]
-        best = values[chosen].sum()
-
-
-def _at_least(costs: Sequence[int], least: float) -> LinearConstraint:
-    sizes = np.minimum(np.asarray(costs, float) / least, 1.0)  # one that suffices, suffices
-    return LinearConstraint(sizes[None, :], lb=1.0)
-
-
-def _implications(pairs: Sequence[tuple[int, int]], count: int) -> LinearConstraint:
-    """x_i <= x_j, a row each."""
-    rows = np.zeros((len(pairs), count))
-    for row, (i, j) in zip(rows, pairs, strict=True):
-        row[i], row[j] = -1, 1
-    return LinearConstraint(csr_array(rows), lb=0)
 
 
 def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
@@ -198,6 +140,7 @@ def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -
     known = as_anatomy(scores)
     check_budgets(config, known, bytes_each)
     place = {u.name: i for i, u in enumerate(known.units)}
+    stays = _stays(known, config)
     chosen = solve(
         [u["score"] for u in scores["units"]],
         [
@@ -205,27 +148,44 @@ def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -
             for b in budgets(config, known, bytes_each)
         ],
         [(place[i], place[j]) for i, j in implications(known, config.expressible)],
-        [_stays(u, config) for u in known.units],
+        [u.name in stays for u in known.units],
     )
     return [known.units[i] for i in chosen]
 
 
 def check_config(config: PlanConfig, known: Anatomy, model: str) -> None:
     """Raise `BadInput` for a config that cannot be met, before anything is scored or solved."""
+    if not known.units:
+        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
     if config.expressible not in EXPRESSIBLE:
         raise BadInput(
             f"--expressible {config.expressible!r} is unknown; known are {', '.join(EXPRESSIBLE)}."
         )
+    if config.expressible != "any":
+        _check_restriction(config, known, model)
     for pattern in config.keep:
         if not any(fnmatchcase(u.name, pattern) for u in known.units):
             raise BadInput(
                 f"--keep {pattern!r} names no removable layer; a layer is called, for example, "
                 f"{known.units[0].name}."
             )
-    check_budgets(config, known, _bytes_each(config, model))
+    check_budgets(config, known, bytes_each(config, model))
 
 
-def _bytes_each(config: PlanConfig, model: str) -> int:
+def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
+    if not any(u.kind == "transformer_block" for u in known.units):
+        raise BadInput(
+            f"--expressible {config.expressible} drops transformer blocks, which these scores do "
+            "not have as layers. Score with --granularity fine."
+        )
+    if models.unet_config(model).get("removed"):
+        raise BadInput(
+            f"--expressible {config.expressible}: {model} is pruned already, in a way that no "
+            "stock config can say. Plan from the original model."
+        )
+
+
+def bytes_each(config: PlanConfig, model: str) -> int:
     """Bytes of a stored weight; not looked up where nobody asks."""
     return models.stored_dtype(model).itemsize if config.max_bytes is not None else 4
 
@@ -238,22 +198,41 @@ def make_plan(
         scores_path = scores_path / "scores.json"
     scores = read_scores(scores_path)
     model, known = scores["model"], as_anatomy(scores)
+    unet = models.empty_unet(model)
+    check_names(unet, [u.name for u in known.units], str(scores_path))
+    _check_size(unet, known.params, str(scores_path))
     check_config(config, known, model)
-    bytes_each = _bytes_each(config, model)
+    _check_race(scores, config, scores_path)
+    each = bytes_each(config, model)
 
     def work(folder: Path) -> None:
-        chosen = choose(scores, config, bytes_each)
+        chosen = choose(scores, config, each)
         plan = as_plan(model, known, [u.name for u in chosen], asdict(config))
+        if config.expressible != "any" and not plan["stock_config"]:
+            raise RuntimeError(f"a plan for {config.expressible} that no stock config can say")
         plan["solver"] = "scipy.optimize.milp (HiGHS), optimal"
         plan["predicted_loss"] = predicted_loss(scores, plan["remove"])
         if config.expressible != "any":
-            free = choose(scores, replace(config, expressible="any"), bytes_each)
+            free = choose(scores, replace(config, expressible="any"), each)
             names = [u.name for u in free]
             plan["unrestricted_predicted_loss"] = predicted_loss(scores, names)
-        plan["measured_loss"] = _measure(scores, scores_path.parent, plan["remove"])
+        plan["measured_loss"] = _measure(scores, scores_path.parent / CALIBRATION, plan["remove"])
         write_json(folder / out.name, plan)
 
-    return run_stage("plan", out, config, {"scores": scores_path}, work, overwrite=overwrite)
+    inputs, which = models.identity("model", model)
+    inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
+    settings = asdict(config) | which
+    return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
+
+
+def _check_race(scores: Mapping[str, Any], config: PlanConfig, path: Path) -> None:
+    """Scores of a race are exact where they decide its own ratio only."""
+    raced, asked = scores.get("race"), replace(config, keep=())
+    if raced is not None and asked != PlanConfig(ratio=raced):
+        raise BadInput(
+            f"{path} is of a race for --ratio {raced:g}: layers that were certain to go or to stay "
+            "there were not scored on all samples. Score again without --race for other budgets."
+        )
 
 
 def as_plan(
@@ -336,8 +315,8 @@ def _change(before: int, less: int) -> dict[str, int]:
     return {"before": before, "after": before - less}
 
 
-def _measure(scores: Mapping[str, Any], folder: Path, names: Sequence[str]) -> float:
-    rows, output = calibration.load(folder / "calibration.safetensors")
+def _measure(scores: Mapping[str, Any], path: Path, names: Sequence[str]) -> float:
+    rows, output = calibration.load(path)
     return output_loss(
         models.load_unet(scores["model"]), names, rows, output, scores.get("batch_size", 1)
     )
@@ -348,13 +327,16 @@ def read_scores(path: Path) -> dict[str, Any]:
     scores = read_json(path, SCORES_SCHEMA)
     try:
         scores["model"], scores["base"]["params"], scores["base"]["macs"]
+        names = {unit["name"] for unit in scores["units"]}
         for unit in scores["units"]:
-            unit["name"], unit["kind"], unit["macs"]
+            unit["kind"], unit["macs"]
             if not math.isfinite(unit["score"]) or unit["params"] < 0:
                 raise BadInput(
                     f"{path}: {unit['name']} has score {unit['score']} and {unit['params']} "
                     "parameters; both must be finite. Score the model again."
                 )
+            if not names.issuperset(unit.get("needs", ())):
+                raise BadInput(f"{path}: {unit['name']} needs a layer that is not scored.")
     except (KeyError, TypeError) as e:
         raise BadInput(f"{path} lacks {e}; it is no whole scores.json.") from None
     return scores
@@ -363,20 +345,22 @@ def read_scores(path: Path) -> dict[str, Any]:
 def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
     """The content of a plan.json, checked against the U-Net that it is to be applied to."""
     plan = read_json(path, SCHEMA)
-    known = anatomy(unet)
-    names = plan.get("remove")
+    names, params = plan.get("remove"), plan.get("params")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise BadInput(f"{path} has no list 'remove' of layer names; it is no whole plan.json.")
     if "preset" not in plan:
         check_names(unet, names, str(path))
     elif not all(isinstance(plan.get(k), dict) for k in ("config", "rename")):
         raise BadInput(f"{path} lacks the preset's 'config' or 'rename'; it is no whole plan.json.")
-    before = plan.get("params", {}).get("before")
-    if not isinstance(before, int):
+    if not isinstance(params, dict) or not isinstance(params.get("before"), int):
         raise BadInput(f"{path} has no params.before; it is no whole plan.json.")
-    if before != known.params:
-        raise BadInput(
-            f"{path} was made for another model: a U-Net of {before:,} parameters; this one has "
-            f"{known.params:,}. Make the plan from this model's own scores."
-        )
+    _check_size(unet, params["before"], str(path))
     return plan
+
+
+def _check_size(unet: Any, params: int, what: str) -> None:
+    if params != unet.num_parameters():
+        raise BadInput(
+            f"{what} was made for another model: a U-Net of {params:,} parameters; this one has "
+            f"{unet.num_parameters():,}. Make the plan from this model's own scores."
+        )

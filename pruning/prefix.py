@@ -7,8 +7,7 @@ suffix only (docs/design.md), no U-Net's forward is written anew, and the values
 removal.
 
 The walk keeps weak references: an output that the paused forward no longer holds cannot be needed
-after the pause either, and is handed back as NaN. Should anything use one all the same, the result
-is not finite, and `walk` raises instead of returning a wrong number.
+after the pause either, and is handed back as NaN, so that a mistake could not pass as a number.
 """
 
 import weakref
@@ -21,7 +20,6 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from laptop import models
-from laptop.errors import BadInput
 from laptop.pruning.units import blocks, listed
 
 
@@ -66,11 +64,6 @@ class _Walk:
                 output = self.forward()
             finally:
                 self.removed = None
-            if not (output.is_meta or output.isfinite().all()):
-                raise BadInput(
-                    f"without {', '.join(sorted(names))} the U-Net's output is not finite in "
-                    f"{output.dtype}. Score the model in float32 or bfloat16."
-                )
             self.visit(names, output)
 
     def reroute(self, name: str, module: nn.Module, passed_by: nn.Module | None, keep: bool) -> Any:
@@ -101,6 +94,7 @@ def _rerouted(unet: nn.Module, state: _Walk) -> Iterator[None]:
     targets = {name: unet.get_submodule(name) for name in set().union(*state.waiting)}
     kept = _kept(unet)
     rerouted = kept | targets
+    own = {m: vars(m)["forward"] for m in rerouted.values() if "forward" in vars(m)}
     try:
         for name, module in rerouted.items():
             passed_by = stand_in(module) if name in targets else None
@@ -108,7 +102,8 @@ def _rerouted(unet: nn.Module, state: _Walk) -> Iterator[None]:
         yield
     finally:
         for module in rerouted.values():
-            module.__dict__.pop("forward", None)
+            vars(module).pop("forward", None)
+            vars(module).update({"forward": own[module]} if module in own else {})
 
 
 def _kept(unet: nn.Module) -> dict[str, Any]:

@@ -5,9 +5,9 @@ weights come from. Only the layout of blocks counts: fine-tunes, other widths an
 
 - BK-SDM (arXiv 2305.15798): which weights go where is what its authors' code does
   (Nota-NetsPresso/BK-SDM, `copy_weight_from_teacher`).
-- SSD-1B (arXiv 2401.02677): its authors do not tell which blocks stayed. A third party found the
-  1st, 2nd, 3rd and 7th of ten, and the first of two, by comparing weights (furusu/SSD-1B-anime;
-  counted from one, because the first of two is "the 1st" there): 0, 1, 2 and 6 here.
+- SSD-1B (arXiv 2401.02677): its authors do not tell which blocks stayed. A third party found, by
+  comparing weights, numbers 1, 2, 3 and 7 of ten, number 1 of two and the first of the middle's
+  resnets (furusu/SSD-1B-anime). That counts from one, so blocks 0, 1, 2 and 6 stay here.
 - Segmind-Vega and KOALA (arXiv 2312.04005): the first blocks of a transformer stay, and of three
   layers in an up block the first and the last, as in BK-SDM. What the authors did is not known to
   us: this is our choice.
@@ -15,6 +15,7 @@ weights come from. Only the layout of blocks counts: fine-tunes, other widths an
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,11 @@ PRESETS = {
 }
 
 
-def make_preset_plan(
-    model: str, name: str, out: Path, *, overwrite: Overwrite = False
-) -> Path:
+def make_preset_plan(model: str, name: str, out: Path, *, overwrite: Overwrite = False) -> Path:
     """Write plan.json for the preset `name` of `model`; reads configs only, no weights."""
     folders, which = models.identity("model", model)
-    configs = {"unet": folder / "unet" / "config.json" for folder in folders.values()}
+    configs = {role: folder / "unet" / "config.json" for role, folder in folders.items()}
     teacher, tokens = models.empty_unet(model), models.context_length(model)
-    check_layout(teacher, name)
 
     def work(folder: Path) -> None:
         write_json(folder / out.name, {"model": model} | preset_plan(teacher, name, tokens))
@@ -212,6 +210,7 @@ def layout(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
+@cache
 def _layout_of(architecture: str) -> dict[str, Any]:
     with torch.device("meta"):
         return layout(UNet2DConditionModel(**UNETS[architecture]).config)

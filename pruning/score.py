@@ -8,36 +8,42 @@ can go only together with others (a transformer's shell), the change that it mak
 gone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from laptop import models
-from laptop.errors import BadInput
+from laptop.errors import BadInput, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
-from laptop.pruning.ledger import Ledger
+from laptop.pruning.ledger import Ledger, Values
+from laptop.pruning.race import undecided
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, run_stage, write_json
 
 SCHEMA = "laptop.scores/1"
 LEDGER = "values.jsonl"
 WEIGHTINGS = ("none", "x0")
+RACE_BATCHES = 16  # at least so many looks at what is certain by then
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    granularity: str = "fine"
-    criterion: str = "output-loss"
+    granularity: str = "fine"  # units.GRANULARITIES
+    criterion: str = "output-loss"  # criteria.CRITERIA
     timestep_weighting: str = "none"  # x0: by what an error of the output does to the picture
     samples: int = 64  # calibration rows
     steps: int = 25  # of the sampling that gives the rows
     batch_size: int = 64  # rows a forward
+    race: float | None = None  # the one ratio to plan for; spends fewer samples where that suffices
     clip_model: str | None = None  # folder or Hub id, for the criterion `clip`
     seed: int = 0
 
@@ -56,6 +62,8 @@ def score(
     """
     check_config(config)
     known = anatomy(models.empty_unet(model), models.context_length(model), config.granularity)
+    if not known.units:
+        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
     inputs, which = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
@@ -73,10 +81,10 @@ def score(
             config.clip_model,
             folder,
         )
-        values = _values(subject, config.criterion)
-        weights = _row_weights(model, config, rows["timestep"])
-        write_json(folder / "scores.json", _document(model, config, known, values @ weights))
-        save_file({"values": values}, folder / "values.safetensors")
+        ledger = _ledger(subject, config)
+        weights = _row_weights(model, config, rows["timestep"]).numpy()
+        write_json(folder / "scores.json", _document(model, config, known, ledger, weights))
+        save_file({"values": ledger.values}, folder / "values.safetensors")
         (folder / LEDGER).unlink()
         return {"units": len(known.units)}
 
@@ -97,6 +105,11 @@ def check_config(config: ScoreConfig) -> None:
             f"criterion {config.criterion!r} has no value for each timestep, so there is nothing "
             f"to weigh; those that have are {', '.join(PER_ROW)}."
         )
+    if config.race is not None and not (config.criterion in PER_ROW and 0 < config.race < 1):
+        raise BadInput(
+            f"a race for ratio {config.race:g} by {config.criterion!r} is not possible: the ratio "
+            f"must be above 0 and below 1, the criterion one of {', '.join(PER_ROW)}."
+        )
     if config.criterion == "clip" and config.clip_model is None:
         raise BadInput(
             "criterion 'clip' needs a CLIP model: set clip_model in the recipe's [score] to a "
@@ -107,16 +120,19 @@ def check_config(config: ScoreConfig) -> None:
             raise BadInput(f"[score] {name} is {getattr(config, name)}; it must be at least 1.")
 
 
-def _values(subject: Subject, criterion: str) -> Tensor:
-    """A criterion's values (units, rows or 1); what stands in the ledger is not computed again."""
-    starts = [start for start, _ in subject.batches()] if criterion in PER_ROW else [0]
-    path, units = subject.folder / LEDGER, subject.known.units
-    with progress("score", len(units) * len(starts)) as advance:
-        ledger = Ledger(path, units, starts, advance)
-        for _ in ledger.values:
-            advance()
-        CRITERIA[criterion](subject, ledger)
-    return ledger.matrix()
+def _ledger(subject: Subject, config: ScoreConfig) -> Ledger:
+    """A criterion's values; what stands in the ledger's file is not computed again."""
+    rows = len(subject.output) if config.criterion in PER_ROW else 1
+    size = config.batch_size
+    race = None
+    if config.race is not None:
+        size = min(size, max(1, rows // RACE_BATCHES))
+        race = partial(undecided, subject.known.units, least=config.race * subject.known.params)
+    units = subject.known.units
+    with progress("score", len(units) * math.ceil(rows / size)) as advance:
+        ledger = Ledger(subject.folder / LEDGER, units, rows, size, advance, race)
+        CRITERIA[config.criterion](subject, ledger)
+    return ledger
 
 
 def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
@@ -129,9 +145,12 @@ def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-def _document(model: str, config: ScoreConfig, known: Anatomy, scores: Tensor) -> dict[str, Any]:
+def _document(
+    model: str, config: ScoreConfig, known: Anatomy, ledger: Ledger, weights: Values
+) -> dict[str, Any]:
     """The content of scores.json."""
-    spent = forwards_spent(known, known.units)
+    seen = ~np.isnan(ledger.values)
+    scores = (np.nan_to_num(ledger.values) * weights).sum(1) / (seen * weights).sum(1)
     scored = zip(known.units, scores.tolist(), strict=True)
     return {
         "schema": SCHEMA,
@@ -139,28 +158,44 @@ def _document(model: str, config: ScoreConfig, known: Anatomy, scores: Tensor) -
         "granularity": config.granularity,
         "criterion": config.criterion,
         "timestep_weighting": config.timestep_weighting,
+        "race": config.race,
         "samples": config.samples,
         "batch_size": config.batch_size,
         "seed": config.seed,
         "units": [asdict(unit) | {"score": value} for unit, value in scored],
         "base": {"params": known.params, "macs": known.macs},
         "forwards": {
-            "naive": len(known.units) + 1,
-            "spent": round(spent, 3),
+            "naive": len(_sets(known.units)) + 1,
+            "spent": round(forwards_in_all(known, ledger), 3),
         },
     }
 
 
+def forwards_in_all(known: Anatomy, ledger: Ledger) -> float:
+    """Forwards of all rows: a walk of each batch for the units that were not spared."""
+    rows, total = ledger.values.shape[1], 0.0
+    for batch in ledger.batches.values():
+        part = ledger.values[:, batch]
+        units = [u for u, row in zip(known.units, part, strict=True) if not np.isnan(row[0])]
+        if units:
+            total += part.shape[1] / rows * forwards_spent(known, units)
+    return total
+
+
 def forwards_spent(known: Anatomy, units: Sequence[Unit]) -> float:
     """Forwards of the whole U-Net that one walk for `units` costs, by multiply-accumulates."""
-    sets = {frozenset([u.name, *u.needs]) for u in units}
-    sets |= {frozenset(u.needs) for u in units if u.needs}
     macs = {u.name: u.macs for u in known.units}
     suffixes = (
         known.macs - min(known.macs_before[n] for n in names) - sum(macs[n] for n in names)
-        for names in sets
+        for names in _sets(units)
     )
     return 1 + sum(suffixes) / known.macs
+
+
+def _sets(units: Sequence[Unit]) -> set[frozenset[str]]:
+    """The sets of layers that are removed to value `units`."""
+    sets = {frozenset([u.name, *u.needs]) for u in units}
+    return sets | {frozenset(u.needs) for u in units if u.needs}
 
 
 def _calibrated(

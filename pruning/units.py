@@ -99,7 +99,8 @@ def listed(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for child, members in module.named_children():
         if isinstance(members, nn.ModuleList):
             for i, member in enumerate(members):
-                yield f"{name}.{child}.{i}", member
+                if member is not None:  # a mid block without attention
+                    yield f"{name}.{child}.{i}", member
 
 
 def layers(unet: nn.Module, granularity: str) -> dict[str, str]:

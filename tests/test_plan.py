@@ -6,17 +6,20 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from test_prefix import model
 
 from laptop.errors import BadInput, Infeasible
+from laptop.pruning.expressible import stock_config
+from laptop.pruning.knapsack import solve
 from laptop.pruning.plan import (
     PlanConfig,
-    as_plan,
+    as_anatomy,
     check_budgets,
+    check_config,
     choose,
     make_menu,
     make_plan,
     read_plan,
-    solve,
 )
 from laptop.pruning.units import Anatomy, Unit, anatomy
 
@@ -123,21 +126,47 @@ def test_a_shell_goes_only_with_all_that_is_inside(tiny_pipe, granularity) -> No
     assert shells
 
 
-@pytest.mark.parametrize("expressible", ["stock", "comfyui"])
-def test_a_restricted_plan_is_a_stock_config(tiny_pipe, expressible) -> None:
-    unet = tiny_pipe.unet
-    known = anatomy(unet, 16)
-    for seed in range(3):
+@pytest.mark.parametrize(
+    ("family", "expressible", "ratio"),
+    [("tiny-sdxl", "stock", 0.1), ("tiny-sdxl", "comfyui", 0.05), ("sd1", "stock", 0.05)],
+)
+def test_a_restricted_plan_is_a_stock_config(family, expressible, ratio) -> None:
+    unet = model(family)
+    for seed in range(6):
         scores = scores_for(unet, "fine", seed)
-        config = PlanConfig(ratio=0.1, expressible=expressible)
+        config = PlanConfig(ratio=ratio, expressible=expressible)
         names = [u.name for u in choose(scores, config)]
         assert names
-        assert as_plan("tiny-sdxl", known, names, {})["stock_config"]
-        free = {u.name for u in choose(scores, PlanConfig(ratio=0.1))}
+        assert stock_config(unet, names) is not None
+        free = {u.name for u in choose(scores, PlanConfig(ratio=ratio))}
         values = {u["name"]: u["score"] for u in scores["units"]}
         assert sum(values[n] for n in names) >= sum(values[n] for n in free)
         if expressible == "comfyui":
-            assert not any(n.startswith("down_blocks.") for n in names)
+            assert all(n.startswith("up_blocks.") for n in names)
+
+
+def test_the_mid_block_of_sd1_is_free_of_the_down_blocks(tiny_pipe) -> None:
+    """Its depth stands where the last down block's would, which has no transformers there."""
+    unet, mid = model("sd1"), "mid_block.attentions.0.transformer_blocks.0"
+    assert stock_config(unet, [mid]) is not None
+    assert stock_config(unet, ["down_blocks.1.attentions.0.transformer_blocks.0"]) is not None
+    assert stock_config(tiny_pipe.unet, [mid]) is None, "SDXL's is tied"
+
+
+def test_a_restriction_counts_before_anything_is_solved(tiny_pipe) -> None:
+    for granularity, config, message in [
+        ("fine", PlanConfig(ratio=0.3, expressible="comfyui"), "Ask for 0"),
+        ("coarse", PlanConfig(expressible="stock"), "--granularity fine"),
+    ]:
+        scores = scores_for(tiny_pipe.unet, granularity)
+        with pytest.raises(BadInput, match=message):
+            check_config(config, as_anatomy(scores), "tiny-sdxl")
+
+
+def test_budgets_that_are_missed_by_a_hair_end(tiny_pipe) -> None:
+    """Equal layers, one parameter more than thirty of them: HiGHS alone would take thirty."""
+    chosen = solve([1.0] * 60, [([34_765_440] * 60, 30 * 34_765_440 + 1)])
+    assert len(chosen) == 31
 
 
 def test_the_menu_is_the_best_plan_of_every_ratio(tiny_pipe, tmp_path) -> None:

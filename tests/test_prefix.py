@@ -161,11 +161,19 @@ def test_an_output_that_is_not_finite_is_refused() -> None:
     unet = model("sd1")
     unet.up_blocks[2].resnets[0].conv_shortcut.weight.data.fill_(float("inf"))
     rows = rows_for(unet)
+    units = anatomy(unet, 5).units[:1]
     with pytest.raises(BadInput, match=r"without down_blocks.0.resnets.0 .* not finite"):
-        walk(
-            unet,
-            {frozenset(["down_blocks.0.resnets.0"])},
-            lambda: forward_rows(unet, rows, 2),
-            lambda _names, _output: None,
-        )
+        walked(unet, units, rows, torch.zeros(2, 4, 16, 16), lambda _n, _a, _b: None)
     assert "forward" not in vars(unet.conv_in), "the U-Net is as it was"
+
+
+def test_a_forward_that_someone_else_put_there_stays() -> None:
+    unet = model("sd1")
+    rows, calls = rows_for(unet), []
+    own, layer = unet.conv_in.forward, unet.conv_in
+    layer.forward = lambda x: calls.append(1) or own(x)  # as accelerate's hooks do
+    mine = layer.forward
+    names = {frozenset(["up_blocks.2.resnets.2"])}
+    walk(unet, names, lambda: forward_rows(unet, rows, 2), lambda _names, _output: None)
+    assert layer.forward is mine
+    assert calls == [1], "once on the main path; the branch takes its output over"

@@ -16,8 +16,13 @@ from laptop import cli
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
-FLOOR = {"errors", "run", "models"}
-FLOOR_MAY = {"errors": set(), "run": {"errors"}, "models": {"errors", "run"}}
+FLOOR = {"errors", "run", "models", "architectures"}
+FLOOR_MAY = {
+    "errors": set(),
+    "run": {"errors"},
+    "models": {"errors", "run"},
+    "architectures": set(),
+}
 CONTRACT = {
     *("compress", "score", "plan", "prune", "distill", "export", "verify", "bench", "eval"),
     *("generate", "compare", "report", "models", "doctor"),

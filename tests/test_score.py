@@ -113,6 +113,8 @@ def test_what_cannot_be_scored_is_refused(tiny_folder, tmp_path) -> None:
         ({"timestep_weighting": "late"}, "known are none, x0"),
         ({"timestep_weighting": "x0", "criterion": "random"}, "nothing to weigh"),
         ({"samples": 0}, "must be at least 1"),
+        ({"race": 1.5}, "below 1"),
+        ({"race": 0.5, "criterion": "random"}, "not possible"),
         ({"criterion": "clip"}, "needs a CLIP model"),
     ]:
         with pytest.raises(BadInput, match=message):

@@ -4,23 +4,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from laptop.architectures import UNETS
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning.units import anatomy, check_names, removed
 
-SDXL = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SD15 = {"sample_size": 64, "cross_attention_dim": 768}
+SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]
 
 
 def on_meta(config: dict) -> UNet2DConditionModel:

@@ -13,8 +13,8 @@ UNETS: dict[str, dict[str, Any]] = {
     # stable-diffusion-v1-5/stable-diffusion-inpainting: the mask and the masked picture's latents
     # come in with the noisy latents.
     "sd15-inpainting": {"sample_size": 64, "cross_attention_dim": 768, "in_channels": 9},
-    # SimianLuo/LCM_Dreamshaper_v7, made at 768 x 768: the guidance scale is an input.
-    # (The sample size is from memory; nothing but MACs depends on it.)
+    # SimianLuo/LCM_Dreamshaper_v7: the guidance scale is an input. It draws 768 x 768; that its
+    # config says so is from memory.
     "lcm-sd15": {"sample_size": 96, "cross_attention_dim": 768, "time_cond_proj_dim": 256},
     # stabilityai/stable-diffusion-2-1, 768 x 768. That it predicts v stands in the scheduler.
     "sd21": {

@@ -7,18 +7,16 @@ Results go to stdout (with --json as one JSON document), progress and logs to st
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from laptop import __version__, options
-from laptop.errors import BadInput, CheckFailed
+from laptop import __version__, options, readers
+from laptop.errors import BadInput
 from laptop.options import Common, example
 
 if TYPE_CHECKING:
-    from laptop.benchmarks.compare import Change
     from laptop.recipe import Recipe
 
 COMPRESS = "laptop compress --model tiny-sdxl --ratio 0.5 --to onnx,coreml -o run"
@@ -80,6 +78,7 @@ def compress(
 @options.model
 @options.granularity
 @click.option("--criterion", help="What a layer is worth by. [default: output-loss]")
+@click.option("--race", type=float, help="Plan for this ratio only, with fewer samples.")
 @options.prompts
 @options.out("Folder for scores.json and calibration.safetensors.")
 @options.common
@@ -88,6 +87,7 @@ def score(
     model: str,
     granularity: str | None,
     criterion: str | None,
+    race: float | None,
     prompts: Path | None,
     out: Path,
     common: Common,
@@ -98,7 +98,8 @@ def score(
     random.
     """
     options.need_folder(out)
-    recipe = common.recipe(model, score={"granularity": granularity, "criterion": criterion})
+    flags = {"granularity": granularity, "criterion": criterion, "race": race}
+    recipe = common.recipe(model, score=flags)
     yield recipe
     from laptop.pruning.score import score as run
     from laptop.run import read_json
@@ -110,47 +111,52 @@ def score(
     common.print(scores, "\n".join(["score            parameters  layer", *lines]))
 
 
-@main.command(epilog=example("laptop plan scores --ratio 0.5 --keep 'mid_block.*' -o plan.json"))
-@click.argument("scores", type=click.Path(path_type=Path))
+@main.command(
+    epilog=example(
+        "laptop plan scores --ratio 0.5 --keep 'mid_block.*' -o plan.json",
+        "laptop plan --model sdxl --preset ssd-1b -o plan.json",
+    )
+)
+@click.argument("scores", required=False, type=click.Path(path_type=Path))
 @options.budgets
 @click.option("--menu", is_flag=True, help="The best plan of every ratio, as JSON and picture.")
+@click.option(
+    "--preset",
+    type=click.Choice(options.PRESETS),
+    help="A hand-made architecture, in place of SCORES.",
+)
+@click.option("--model", help="What the preset is applied to: a known name, a folder or a Hub id.")
 @options.out("The plan (or menu), a .json file.")
 @options.common
-def plan(scores: Path, budgets: dict[str, object], menu: bool, out: Path, common: Common) -> None:
-    """Choose the layers to drop: the least summed loss that meets the budgets, solved exactly."""
+def plan(
+    scores: Path | None,
+    budgets: dict[str, object],
+    menu: bool,
+    preset: str | None,
+    model: str | None,
+    out: Path,
+    common: Common,
+) -> None:
+    """Choose the layers to drop: the least summed loss that meets the budgets, solved exactly.
+
+    With --model and --preset in place of SCORES: what a hand-made architecture drops.
+    """
     options.need_json(out)
-    from laptop.pruning import plan as planning
-    from laptop.run import read_json
+    limits = [f"--{k.replace('_', '-')}" for k, v in budgets.items() if v is not None]
+    options.need_scores_or_preset(scores, model, preset, limits + ["--menu"] * menu)
+    from laptop import plans
+    from laptop.pruning.plan import read_scores
 
-    path = scores / "scores.json" if scores.is_dir() else scores
-    recipe = common.recipe(planning.read_scores(path)["model"], plan=budgets)
-    if menu:
-        from laptop.benchmarks.figures import menu_chart
-
-        made = read_json(planning.make_menu(path, out, recipe.plan, overwrite=common.overwrite))
-        menu_chart(made["points"], out.with_suffix(""))
-        lines = [
-            f"{p['ratio']:.3f}  {p['params']:>13,}  {p['predicted_loss']:.3e}"
-            for p in made["points"]
-        ]
-        common.print(
-            made,
-            "\n".join(["ratio     parameters  loss", *lines, f"Chart: {out.with_suffix('.svg')}"]),
-        )
-        return
-    made = read_json(planning.make_plan(path, out, recipe.plan, overwrite=common.overwrite))
-    before, after = made["params"]["before"], made["params"]["after"]
-    text = (
-        f"Remove {len(made['remove'])} layers: {before:,} -> {after:,} parameters "
-        f"(ratio {1 - after / before:.3f}); predicted loss {made['predicted_loss']:.3e}, "
-        f"measured {made['measured_loss']:.3e}\n" + "\n".join(f"  {n}" for n in made["remove"])
-    )
-    if "unrestricted_predicted_loss" in made:
-        text += (
-            f"\nWithout --expressible {made['budget']['expressible']}: predicted loss "
-            f"{made['unrestricted_predicted_loss']:.3e}"
-        )
-    common.print(made, text)
+    if scores is None:
+        assert model is not None
+        assert preset is not None
+        made = plans.from_preset(model, preset, out, overwrite=common.overwrite)
+    else:
+        path = scores / "scores.json" if scores.is_dir() else scores
+        recipe = common.recipe(read_scores(path)["model"], plan=budgets)
+        make = plans.menu if menu else plans.from_scores
+        made = make(path, recipe.plan, out, overwrite=common.overwrite)
+    common.print(*made)
 
 
 @main.command(epilog=example("laptop prune --model tiny-sdxl --plan plan.json -o pruned"))
@@ -354,62 +360,8 @@ def generate(
     click.echo(document if as_json else f"{out}: {width} x {height} pixels")
 
 
-@main.command(
-    epilog=example('laptop compare base.json new.json --fail-on "latency_ms.p50>+10%,params>+0%"')
-)
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
-@click.option("--fail-on", default="", help="Gates; exit 1 when one is breached.")
-@options.as_json
-def compare(base: Path, new: Path, fail_on: str, as_json: bool) -> None:
-    """Compare two reports of the same kind and gate on the difference."""
-    from laptop.benchmarks.compare import compare as run
-
-    changes, breaches = run(base, new, fail_on)
-    document = json.dumps({"changes": [asdict(change) for change in changes]}, indent=1)
-    click.echo(document if as_json else "\n".join(map(_change_line, changes)))
-    if breaches:
-        raise CheckFailed(f"{len(breaches)} of {len(changes)} numbers breach a gate.")
-
-
-def _change_line(change: "Change") -> str:
-    breach = f"  BREACH of {', '.join(change.breached)}" if change.breached else ""
-    return f"{change.row} {change.path}: {change.base} -> {change.new}{breach}".strip()
-
-
-@main.command(epilog=example("laptop report run"))
-@click.argument("run", type=click.Path(path_type=Path))
-@options.as_json
-def report(run: Path, as_json: bool) -> None:
-    """Write report.md and report.html of a run folder."""
-    from laptop.benchmarks.report import write_report
-
-    path = write_report(run)
-    click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
-
-
-@main.command(name="models", epilog=example("laptop models"))
-@options.as_json
-def list_models(as_json: bool) -> None:
-    """List the known models with size and source."""
-    from laptop import doctor
-
-    if as_json:
-        click.echo(json.dumps(doctor.models_report(), indent=1))
-    else:
-        doctor.print_models()
-
-
-@main.command(name="doctor", epilog=example("laptop doctor"))
-@options.as_json
-def check_installation(as_json: bool) -> None:
-    """Say what is installed, and what each missing extra would give."""
-    from laptop import doctor
-
-    if as_json:
-        click.echo(json.dumps(doctor.report(), indent=1))
-    else:
-        doctor.print_report()
+for command in (readers.compare, readers.report, readers.list_models, readers.check_installation):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,16 @@ from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.distill.data import read_captions
-from laptop.distill.trainer import check_config, distill
+from laptop.distill.trainer import check_config as check_training
+from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_request, export_model
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import plan as planning
 from laptop.pruning.plan import make_plan
-from laptop.pruning.score import score
+from laptop.pruning.score import check_config as check_score
+from laptop.pruning.score import forwards_spent, score
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import Anatomy, anatomy
 from laptop.recipe import DataConfig, Recipe
@@ -123,7 +125,8 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
         )
     check_request(recipe.export, _prompts(recipe))
     check_data(recipe.model, recipe.data)
-    check_config(recipe.distill)
+    check_training(recipe.distill)
+    check_score(recipe.score)
     _evaluation_prompts(recipe)
     known = _anatomy(recipe)
     planning.check_config(recipe.plan, known, recipe.model)
@@ -207,8 +210,8 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("PATH", trust_remote_code=True)
 ```
 
-`trust_remote_code` lets diffusers import `unet/laptop_unet_v1.py`, a U-Net class of some eighty
-lines that leaves the removed layers out. A folder whose `unet/` has no such file does not need it.
+`trust_remote_code` lets diffusers import `unet/laptop_unet_v1.py`, a small U-Net class that leaves
+the removed layers out. A folder whose `unet/` has no such file does not need it.
 
 Removed layers:
 
@@ -272,12 +275,13 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
     known = _anatomy(recipe)
-    limits = planning.budgets(recipe.plan, known, bytes_each=4)
+    each = planning.bytes_each(recipe.plan, recipe.model)
+    limits = planning.budgets(recipe.plan, known, each)
     keep = 1 - max((b.least for b in limits if b.cost == "params"), default=0) / known.params
     rows = recipe.score.samples
     trajectory = 2 * recipe.score.steps * recipe.prompts.calibration
     forwards = {
-        "score": trajectory + rows * (len(known.units) + 1),
+        "score": trajectory + round(rows * forwards_spent(known, known.units)),
         "plan": rows,
         "distill": round(recipe.distill.steps * recipe.distill.batch_size * (1 + 3 * keep)),
         "eval": round(2 * recipe.eval.steps * recipe.eval.prompts * (1 + 2 * keep)),

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from laptop.recipe import Recipe
 
 Function = Callable[..., Any]
+PRESETS = (
+    "bk-base", "bk-small", "bk-tiny", "ssd-1b", "segmind-vega", "koala-1b", "koala-700m",
+)  # fmt: skip
 SEEDED = ("score", "distill", "export", "verify", "bench", "eval")
 
 
@@ -180,9 +183,9 @@ def out(help_text: str) -> Callable[[Function], Function]:
     )
 
 
-def example(text: str) -> str:
+def example(*lines: str) -> str:
     """A command's epilog."""
-    return f"\b\nExample:\n  {text}"
+    return "\b\nExample:\n  " + "\n  ".join(lines)
 
 
 def targets(text: str | None) -> tuple[str, ...] | None:
@@ -202,3 +205,27 @@ def need_json(path: Path) -> None:
     """A usage error unless `path` names a .json file."""
     if path.suffix != ".json":
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
+
+
+def need_scores_or_preset(
+    scores: Path | None, model: str | None, preset: str | None, limits: Sequence[str]
+) -> None:
+    """A usage error unless there are SCORES, or --model and --preset without any limit."""
+    if model is None and preset is None:
+        if scores is None:
+            raise click.UsageError(
+                "SCORES is missing: pass what `laptop score` wrote, or --model and --preset."
+            )
+        return
+    if model is None or preset is None:
+        there, missing = ("--model", "--preset") if model else ("--preset", "--model")
+        raise click.UsageError(f"{there} is there without {missing}; a preset's plan needs both.")
+    if scores is not None:
+        raise click.UsageError(
+            f"a plan is made either from scores ({scores}) or by --preset. Leave one of them out."
+        )
+    if limits:
+        raise click.UsageError(
+            f"{', '.join(limits)}: a preset removes what it removes. Leave this out, or plan from "
+            "SCORES."
+        )

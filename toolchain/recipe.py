@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.quality import EvalConfig
@@ -109,7 +110,13 @@ def changed(config: C, values: Mapping[str, Any], where: str) -> C:
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
     """`value` as a field of type `hint` holds it; `BadInput` when it is of another type."""
-    if str(hint).startswith("tuple") and isinstance(value, list):
+    options = [h for h in get_args(hint) if h is not type(None)]
+    if isinstance(hint, UnionType) and len(options) == 1:  # "T | None", where None is not given
+        hint = options[0]
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        if not isinstance(value, list | tuple) or not all(isinstance(v, item) for v in value):
+            raise BadInput(f"{where} needs a list of {item.__name__}, not {value!r}.")
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -246,16 +246,20 @@ def encode_scenes(
 ) -> tuple[Tensor, list[str]]:
     """Moments of the VAE's posterior (N, 8, 8, 8) in fp16 and captions; kept in WORK."""
     path = work / f"latents-{count}.pt"
+    scale = pipe.vae.config.scaling_factor  # another one means another VAE
     if path.exists():
         saved = torch.load(path, weights_only=True)
-        return saved["moments"], saved["captions"]
+        if saved.get("scale") == scale:
+            return saved["moments"], saved["captions"]
     moments, captions = [], []
     data = _batches(100, SEED + 4)
     for _ in range(count // 100):
         images, texts = next(data)
         moments.append(pipe.vae.encode(images).latent_dist.parameters.half())
         captions += texts
-    torch.save({"moments": torch.cat(moments), "captions": captions}, path)
+    found = {"moments": torch.cat(moments), "captions": captions, "scale": scale}
+    torch.save(found, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
     return torch.cat(moments), captions
 
 

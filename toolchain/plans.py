@@ -1,0 +1,50 @@
+"""What `laptop plan` makes, as a document and as text: a plan, a menu of plans, a preset's plan."""
+
+from pathlib import Path
+from typing import Any
+
+from laptop.benchmarks.figures import menu_chart
+from laptop.pruning import plan as planning
+from laptop.pruning.plan import PlanConfig
+from laptop.pruning.presets import make_preset_plan
+from laptop.run import read_json
+
+Made = tuple[dict[str, Any], str]
+
+
+def from_scores(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Made:
+    """The best plan under the budgets."""
+    made = read_json(planning.make_plan(scores, out, config, overwrite=overwrite))
+    loss = f"; predicted loss {made['predicted_loss']:.3e}, measured {made['measured_loss']:.3e}"
+    text = _removal(made, "layers", loss)
+    if "unrestricted_predicted_loss" in made:
+        text += (
+            f"\nWithout --expressible {made['budget']['expressible']}: predicted loss "
+            f"{made['unrestricted_predicted_loss']:.3e}"
+        )
+    return made, text
+
+
+def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Made:
+    """The best plan of every ratio, with its picture beside it."""
+    made = read_json(planning.make_menu(scores, out, config, overwrite=overwrite))
+    menu_chart(made["points"], out.with_suffix(""))
+    lines = [
+        f"{p['ratio']:.3f}  {p['params']:>13,}  {p['predicted_loss']:.3e}" for p in made["points"]
+    ]
+    chart = f"Chart: {out.with_suffix('.svg')}"
+    return made, "\n".join(["ratio     parameters  loss", *lines, chart])
+
+
+def from_preset(model: str, preset: str, out: Path, *, overwrite: bool) -> Made:
+    """The plan of a hand-made architecture."""
+    made = read_json(make_preset_plan(model, preset, out, overwrite=overwrite))
+    return made, _removal(made, "modules", "")
+
+
+def _removal(made: dict[str, Any], what: str, loss: str) -> str:
+    before, after = made["params"]["before"], made["params"]["after"]
+    return (
+        f"Remove {len(made['remove'])} {what}: {before:,} -> {after:,} parameters "
+        f"(ratio {1 - after / before:.3f}){loss}\n" + "\n".join(f"  {n}" for n in made["remove"])
+    )

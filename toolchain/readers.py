@@ -1,0 +1,73 @@
+"""The commands that read what is there: `compare`, `report`, `models` and `doctor`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from laptop import options
+from laptop.errors import CheckFailed
+from laptop.options import example
+
+if TYPE_CHECKING:
+    from laptop.benchmarks.compare import Change
+
+
+@click.command(
+    epilog=example('laptop compare base.json new.json --fail-on "latency_ms.p50>+10%,params>+0%"')
+)
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--fail-on", default="", help="Gates; exit 1 when one is breached.")
+@options.as_json
+def compare(base: Path, new: Path, fail_on: str, as_json: bool) -> None:
+    """Compare two reports of the same kind and gate on the difference."""
+    from laptop.benchmarks.compare import compare as run
+
+    changes, breaches = run(base, new, fail_on)
+    document = json.dumps({"changes": [asdict(change) for change in changes]}, indent=1)
+    click.echo(document if as_json else "\n".join(map(_change_line, changes)))
+    if breaches:
+        raise CheckFailed(f"{len(breaches)} of {len(changes)} numbers breach a gate.")
+
+
+def _change_line(change: "Change") -> str:
+    breach = f"  BREACH of {', '.join(change.breached)}" if change.breached else ""
+    return f"{change.row} {change.path}: {change.base} -> {change.new}{breach}".strip()
+
+
+@click.command(epilog=example("laptop report run"))
+@click.argument("run", type=click.Path(path_type=Path))
+@options.as_json
+def report(run: Path, as_json: bool) -> None:
+    """Write report.md and report.html of a run folder."""
+    from laptop.benchmarks.report import write_report
+
+    path = write_report(run)
+    click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
+
+
+@click.command(name="models", epilog=example("laptop models"))
+@options.as_json
+def list_models(as_json: bool) -> None:
+    """List the known models with size and source."""
+    from laptop import doctor
+
+    if as_json:
+        click.echo(json.dumps(doctor.models_report(), indent=1))
+    else:
+        doctor.print_models()
+
+
+@click.command(name="doctor", epilog=example("laptop doctor"))
+@options.as_json
+def check_installation(as_json: bool) -> None:
+    """Say what is installed, and what each missing extra would give."""
+    from laptop import doctor
+
+    if as_json:
+        click.echo(json.dumps(doctor.report(), indent=1))
+    else:
+        doctor.print_report()

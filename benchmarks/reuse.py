@@ -1,7 +1,7 @@
 """What prefix reuse saves, measured: `python -m laptop.benchmarks.reuse --model sdxl --latents 16`.
 
 A known U-Net architecture with seeded random weights and inputs. Each round scores every unit by
-plain removal and by one walk, in turns, and compares the losses. Writes one JSON document to stdout.
+plain removal and by one walk, in turns, and compares the losses. Prints one JSON document.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from laptop.run import machine, peak_memory_bytes, say
 Losses = dict[str, float]
 
 
-def random_rows(unet: nn.Module, samples: int, latents: int) -> dict[str, Tensor]:
+def random_rows(unet: UNet2DConditionModel, samples: int, latents: int) -> dict[str, Tensor]:
     """Normal calibration rows of the right shapes, at random timesteps."""
     inputs = example_inputs({**unet.config, "sample_size": latents}, 77, samples)
     rows = inputs | inputs.pop("added_cond_kwargs", {})

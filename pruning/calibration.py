@@ -75,7 +75,8 @@ def denoising(
     Keys as `INPUTS`, first dimension `samples`, timesteps drawn evenly; target (samples, C, H, W).
     """
     generator = torch.Generator().manual_seed(seed)
-    latents, rows = [], []
+    latents: list[Tensor] = []
+    rows: list[dict[str, Tensor]] = []
     size = max(1, batch_size // 2)  # guidance doubles it
 
     def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -119,7 +120,7 @@ def picture_errors(model: str, timesteps: Tensor) -> Tensor:
     with a the cumulated alpha of the timestep.
     """
     schedule = DDPMScheduler.from_pretrained(models.locate(model), subfolder="scheduler")
-    a = schedule.alphas_cumprod[timesteps.long()]
+    a: Tensor = schedule.alphas_cumprod[timesteps.long()]
     if schedule.config.prediction_type == "epsilon":
         return (1 - a) / a
     return 1 - a

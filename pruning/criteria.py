@@ -232,7 +232,8 @@ def by_taylor(subject: Subject, ledger: Ledger) -> None:
     for start in range(0, len(target), subject.batch_size):
         batch = slice(start, start + subject.batch_size)
         error = call(unet, {k: v[batch] for k, v in rows.items()}) - target[batch]
-        (error.square().mean() * len(error) / len(target)).backward()
+        loss = error.square().mean() * len(error) / len(target)
+        loss.backward()  # type: ignore[no-untyped-call]
     for unit in ledger.todo():
         products = [w.grad * w for w in _weights(unet, unit) if w.grad is not None]
         ledger.note(0, unit.name, [_per_neuron(products)])

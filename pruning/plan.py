@@ -54,12 +54,12 @@ class Budget:
 
 def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]:
     """The limits of `config`; `Infeasible` for one that makes no sense."""
-    caps = [
+    caps: list[tuple[str, int | None, str, int]] = [
         ("--max-params", config.max_params, "params", 1),
         ("--max-bytes", config.max_bytes, "params", bytes_each),
         ("--max-macs", config.max_macs, "macs", 1),
     ]
-    given = [c for c in caps if c[1] is not None]
+    given = [(flag, cap, cost, each) for flag, cap, cost, each in caps if cap is not None]
     ratio = config.ratio if config.ratio is not None or given else DEFAULT_RATIO
     if ratio is not None and not 0 <= ratio < 1:  # not in range either: nan
         raise Infeasible(f"--ratio {ratio:g} is out of range; it must be at least 0 and below 1.")

@@ -142,7 +142,7 @@ def _transformer_layers(name: str, layer: Transformer2DModel, granularity: str) 
 
 
 def _is_removed(layer: nn.Module) -> bool:
-    return type(layer).__module__ == models.shipped_module().NAME
+    return bool(type(layer).__module__ == models.shipped_module().NAME)
 
 
 def anatomy(unet: Any, tokens: int = 77, granularity: str = "fine") -> Anatomy:
@@ -187,7 +187,7 @@ def _cost(unet: nn.Module, name: str, macs: Mapping[str, int]) -> tuple[int, int
     layer = unet.get_submodule(name)
     params, cost = _count(layer), macs.get(name, 0)
     if getattr(layer, "conv_shortcut", None) is not None:
-        params -= _count(layer.conv_shortcut)
+        params -= _count(unet.get_submodule(f"{name}.conv_shortcut"))
         cost -= macs[f"{name}.conv_shortcut"]
     parent, _, part = name.rpartition(".")
     if part in SUBLAYERS:

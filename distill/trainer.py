@@ -19,7 +19,7 @@ from torch import Tensor
 
 from laptop import models
 from laptop.distill.data import Encoded, encode, read_captions
-from laptop.distill.features import Features
+from laptop.distill.features import Features, pairs
 from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
 from laptop.errors import BadInput, LaptopError
 from laptop.pruning import calibration
@@ -28,8 +28,7 @@ from laptop.run import Overwrite, run_stage, track
 
 CHECKPOINT = "checkpoint.pt"
 PAIRED = (
-    "block_out_channels", "down_block_types", "up_block_types", "mid_block_type", "in_channels",
-    "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
+    "in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
 )  # fmt: skip
 
 
@@ -80,7 +79,7 @@ def distill(
         seconds = train(teacher, student, data, folder, config)
         return {"train_seconds": round(seconds, 1)}
 
-    settings = asdict(config) | {"teacher": teacher}
+    settings |= {"teacher": teacher}
     return run_stage("distill", out, settings, inputs, work, overwrite=overwrite)
 
 
@@ -98,7 +97,12 @@ def check_config(config: DistillConfig) -> None:
 def check_pair(teacher: str, student: str) -> None:
     """Raise `BadInput` unless the student can be a pruned teacher: their blocks must pair."""
     a, b = (models.unet_config(model) for model in (teacher, student))
-    unlike = [key for key in PAIRED if a.get(key) != b.get(key)]
+    levels = len(b["down_block_types"])  # innermost ones may be gone
+    for key in ("block_out_channels", "down_block_types"):
+        a[key], b[key] = list(a[key][:levels]), list(b[key])
+    a["up_block_types"], b["up_block_types"] = a["up_block_types"][-levels:], b["up_block_types"]
+    by_level = ("block_out_channels", "down_block_types", "up_block_types")
+    unlike = [key for key in (*by_level, *PAIRED) if a.get(key) != b.get(key)]
     if unlike:
         key = unlike[0]
         raise BadInput(
@@ -135,7 +139,9 @@ class _Session:
         self.config, self.data, self.folder = config, data, folder
         self.teacher = pipe.unet.requires_grad_(False).eval()
         self.student = student.requires_grad_(True).train()
-        self.teacher_features, self.student_features = Features(self.teacher), Features(student)
+        blocks = pairs(self.teacher, student)
+        self.teacher_features = Features(self.teacher, {name: name for name in blocks})
+        self.student_features = Features(student, blocks)
         self.schedule = DDPMScheduler.from_config(pipe.scheduler.config)
         self.optimizer = torch.optim.AdamW(
             student.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True

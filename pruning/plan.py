@@ -52,6 +52,12 @@ class Budget:
     each: int | None  # how many of the flag's units one of the cost is; None for a ratio
 
 
+def with_default(config: PlanConfig) -> PlanConfig:
+    """`config` with the default ratio if it sets no limit at all."""
+    limits = (config.ratio, config.max_params, config.max_bytes, config.max_macs)
+    return config if any(x is not None for x in limits) else replace(config, ratio=DEFAULT_RATIO)
+
+
 def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]:
     """The limits of `config`; `Infeasible` for one that makes no sense."""
     caps: list[tuple[str, int | None, str, int]] = [
@@ -60,7 +66,7 @@ def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]
         ("--max-macs", config.max_macs, "macs", 1),
     ]
     given = [(flag, cap, cost, each) for flag, cap, cost, each in caps if cap is not None]
-    ratio = config.ratio if config.ratio is not None or given else DEFAULT_RATIO
+    ratio = with_default(config).ratio
     if ratio is not None and not 0 <= ratio < 1:  # not in range either: nan
         raise Infeasible(f"--ratio {ratio:g} is out of range; it must be at least 0 and below 1.")
     found = []
@@ -196,7 +202,7 @@ def make_plan(
     """Write plan.json from scores.json; the joint loss is measured on the scores' own samples."""
     if scores_path.is_dir():
         scores_path = scores_path / "scores.json"
-    scores = read_scores(scores_path)
+    scores, config = read_scores(scores_path), with_default(config)
     model, known = scores["model"], as_anatomy(scores)
     unet = models.empty_unet(model)
     check_names(unet, [u.name for u in known.units], str(scores_path))

@@ -155,7 +155,7 @@ def test_json_output_is_one_document_and_progress_goes_elsewhere(tiny_folder, tm
     assert result.exit_code == 0, result.output
     scores = json.loads(result.stdout)
     assert scores["schema"] == "laptop.scores/1"
-    assert scores["forwards"]["naive"] == len(scores["units"]) + 1
+    assert scores["forwards"]["naive"] > len(scores["units"]) > scores["forwards"]["spent"]
     assert all(u["score"] >= 0 for u in scores["units"])
     again = run("score", "--model", tiny_folder, "-c", recipe, "-o", out)
     assert "up to date" in again.stderr

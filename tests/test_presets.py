@@ -24,6 +24,7 @@ from laptop.architectures import UNETS
 from laptop.benchmarks.report import write_report
 from laptop.cli import main
 from laptop.compress import model_card
+from laptop.distill.features import Features, pairs
 from laptop.errors import BadInput
 from laptop.pruning.plan import read_plan
 from laptop.pruning.presets import PRESETS, changes, check_layout, make_preset_plan, preset_plan
@@ -277,3 +278,17 @@ def test_a_wrong_combination_is_a_usage_error(tmp_path, args, words) -> None:
     assert result.exit_code == 2, result.output
     assert words in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_student_has_a_feature_map_like_its_teachers_in_every_block(small, plans, name) -> None:
+    teacher = small[PRESETS[name].teacher]
+    student = apply_plan(teacher, plans[name]).eval()
+    paired = pairs(teacher, student)
+    theirs = Features(teacher, {block: block for block in paired})
+    own = Features(student, paired)
+    for unet in (teacher, student):
+        forward_rows(unet, rows(unet), 1)
+    assert {k: v.shape for k, v in own.maps.items()} == {k: v.shape for k, v in theirs.maps.items()}
+    blocks = 2 * len(student.down_blocks) + (student.mid_block is not None)
+    assert len(paired) == blocks - (name == "bk-tiny")  # whose innermost down block ends there

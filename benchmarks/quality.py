@@ -8,7 +8,6 @@ runs can be compared one by one.
 import hashlib
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.errors import BadInput
-from laptop.run import Overwrite, run_stage, track, write_json
+from laptop.run import Overwrite, resume_folder, run_stage, track, write_json
 
 SCHEMA = "laptop.eval/1"
 PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
@@ -74,7 +73,6 @@ def evaluate(
         for label, (images, _) in pictures.items():
             _keep(images[: config.images_kept], folder / "images" / label)
         write_json(folder / "eval.json", _document(config, chosen, reference, rows))
-        shutil.rmtree(folder / "drawn")
 
     return run_stage("eval", out, settings, inputs, work, overwrite=overwrite)
 
@@ -106,12 +104,13 @@ def draw_all(
     starts = range(0, len(prompts), config.batch)
     numbers = [range(i, min(i + config.batch, len(prompts))) for i in starts]
     total = len(numbers) * len(sources)
-    steps = _draw_missing(sources, folder / "drawn", config, prompts, numbers)
+    drawn = resume_folder(folder) / "drawn"
+    steps = _draw_missing(sources, drawn, config, prompts, numbers)
     for _ in track(steps, "eval", total):
         pass
     pictures = {}
     for label in sources:
-        files = [np.load(_chunk(folder / "drawn", label, chunk)) for chunk in numbers]
+        files = [np.load(_chunk(drawn, label, chunk)) for chunk in numbers]
         images, bad = (np.concatenate([f[k] for f in files]) for k in ("images", "bad"))
         pictures[label] = (images, bad)
     return pictures

@@ -24,7 +24,7 @@ from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
 from laptop.errors import BadInput, LaptopError
 from laptop.pruning import calibration
 from laptop.pruning.surgery import write_model
-from laptop.run import Overwrite, run_stage, track
+from laptop.run import Overwrite, resume_folder, run_stage, track
 
 CHECKPOINT = "checkpoint.pt"
 PAIRED = (
@@ -113,7 +113,7 @@ def check_pair(teacher: str, student: str) -> None:
 def train(teacher: str, student: str, data: Path, folder: Path, config: DistillConfig) -> float:
     """Run all steps in `folder`, from its checkpoint if it has one; returns seconds of training."""
     pipe = models.load_pipeline(teacher)
-    encoded = encode(pipe, data, folder / "encoded.safetensors", seed=config.seed)
+    encoded = encode(pipe, data, resume_folder(folder) / "encoded.safetensors", seed=config.seed)
     session = _Session(pipe, models.load_unet(student), encoded, config, folder)
     session.resume()
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
@@ -127,8 +127,6 @@ def train(teacher: str, student: str, data: Path, folder: Path, config: DistillC
     session.save()
     session.ema.copy_to(session.student.parameters())
     write_model(folder, session.student.eval(), student)
-    for name in ("encoded.safetensors", CHECKPOINT):
-        (folder / name).unlink()
     return session.seconds
 
 
@@ -230,13 +228,14 @@ class _Session:
             "done": self.done,
             "seconds": self.seconds,
         }
-        beside = self.folder / f"{CHECKPOINT}.tmp"
-        torch.save(state, beside)
-        beside.replace(self.folder / CHECKPOINT)
+        path = resume_folder(self.folder) / CHECKPOINT
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
 
     def resume(self) -> None:
         """Take up the checkpoint, and forget logged steps that come after it."""
-        path, metrics = self.folder / CHECKPOINT, self.folder / "metrics.jsonl"
+        path = resume_folder(self.folder) / CHECKPOINT
+        metrics = self.folder / "metrics.jsonl"
         if path.exists():
             state = torch.load(path, weights_only=True)
             self.student.load_state_dict(state["student"])

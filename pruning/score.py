@@ -27,10 +27,10 @@ from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
 from laptop.pruning.ledger import Ledger, Values
 from laptop.pruning.race import undecided
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
-from laptop.run import Overwrite, progress, run_stage, write_json
+from laptop.run import Overwrite, progress, resume_folder, run_stage, write_json
 
 SCHEMA = "laptop.scores/1"
-LEDGER = "values.jsonl"
+LEDGER = "values.jsonl"  # in the folder for resuming
 WEIGHTINGS = ("none", "x0")
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
 
@@ -85,7 +85,6 @@ def score(
         weights = _row_weights(model, config, rows["timestep"]).numpy()
         write_json(folder / "scores.json", _document(model, config, known, ledger, weights))
         save_file({"values": ledger.values}, folder / "values.safetensors")
-        (folder / LEDGER).unlink()
         return {"units": len(known.units)}
 
     settings = asdict(config) | which | {"prompts": list(prompts)}
@@ -130,7 +129,7 @@ def _ledger(subject: Subject, config: ScoreConfig) -> Ledger:
         race = partial(undecided, subject.known.units, least=config.race * subject.known.params)
     units = subject.known.units
     with progress("score", len(units) * math.ceil(rows / size)) as advance:
-        ledger = Ledger(subject.folder / LEDGER, units, rows, size, advance, race)
+        ledger = Ledger(resume_folder(subject.folder) / LEDGER, units, rows, size, advance, race)
         CRITERIA[config.criterion](subject, ledger)
     return ledger
 

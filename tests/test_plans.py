@@ -22,3 +22,10 @@ def test_a_plan_and_a_menu_are_told_in_full(tiny_folder, tmp_path) -> None:
         for text in words:
             assert text in result.stdout, result.stdout
     assert menu.with_suffix(".svg").is_file()
+
+
+def test_a_menu_takes_no_budget(tmp_path) -> None:
+    args = ["plan", "scores", "--menu", "--ratio", "0.5", "-o", str(tmp_path / "menu.json")]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert "--ratio with --menu" in result.output

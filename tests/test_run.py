@@ -40,7 +40,7 @@ class Work:
 
     def __call__(self, folder: Path) -> dict[str, object]:
         self.calls += 1
-        self.found = sorted(p.name for p in folder.iterdir() if p.name != ".key")
+        self.found = sorted(p.name for p in folder.iterdir() if p.name != ".resume")
         (folder / "half.txt").write_text("half")
         if self.dies:
             raise self.dies
@@ -250,6 +250,39 @@ def test_a_kill_in_the_middle_leaves_nothing_that_looks_finished(tmp_path: Path,
     run.run_stage("toy", out, Config(), {}, again)
     assert again.found == ["half.txt"], "the same settings take the work up"
     assert out.exists()
+
+
+def test_two_processes_do_not_work_on_the_same_result(tmp_path: Path) -> None:
+    out, inner = tmp_path / "out", Work()
+
+    def work(folder: Path) -> None:
+        with pytest.raises(OutputExists, match="another process is at work"):
+            run.run_stage("toy", out, Config(), {}, inner)
+        (folder / "result.txt").write_text("whole")
+
+    run.run_stage("toy", out, Config(), {}, work)
+    assert inner.calls == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "result.txt"]
+
+
+def test_what_is_needed_to_go_on_outlives_a_kill_before_the_manifest(tmp_path: Path) -> None:
+    """A stage that was killed between its last file and its manifest does not start anew."""
+    seen: list[bool] = []
+
+    def work(folder: Path) -> None:
+        checkpoint = run.resume_folder(folder) / "checkpoint"
+        seen.append(checkpoint.exists())
+        checkpoint.write_text("state")
+        (folder / "result.txt").write_text("whole")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run_stage("toy", tmp_path / "out", Config(), {}, work)
+    out = run.run_stage("toy", tmp_path / "out", Config(), {}, work)
+    assert seen == [False, True]
+    assert not (out / ".resume").exists()
 
 
 def test_a_truncated_json_file_is_one_message(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_killed_run_scores_no_layer_twice(tiny_folder, tmp_path, monkeypatch) 
     monkeypatch.setattr(Ledger, "note", dies_after_fifty)
     with pytest.raises(KeyboardInterrupt):
         score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
-    with (tmp_path / ".broken.partial" / stage.LEDGER).open("a") as log:
+    with (tmp_path / ".broken.partial" / ".resume" / stage.LEDGER).open("a") as log:
         log.write('[4, "up_blocks.2.resn')  # a line that was cut off
     out = score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
     assert scores_of(out) == whole

@@ -35,6 +35,7 @@ from laptop.run import (
     MANIFEST,
     Overwrite,
     machine,
+    manifest_of,
     need_space,
     read_json,
     run_stage,
@@ -260,9 +261,8 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
     run: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
     if path.exists():
         run = read_json(path, SCHEMA)
-    manifest_path = result.with_suffix(f".{MANIFEST}") if result.is_file() else result / MANIFEST
-    is_ours = result.is_relative_to(out) and manifest_path.exists()
-    facts = read_json(manifest_path) if is_ours else {}
+    is_ours = result.is_relative_to(out) and manifest_of(result).exists()
+    facts = read_json(manifest_of(result)) if is_ours else {}
     run |= {"recipe": asdict(recipe), **machine()}
     run["stages"][stage] = {
         "state": "done",

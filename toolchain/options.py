@@ -207,6 +207,9 @@ def need_json(path: Path) -> None:
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
 
 
+BUDGETS = ("--ratio", "--max-params", "--max-bytes", "--max-macs")
+
+
 def need_scores_or_preset(
     scores: Path | None, model: str | None, preset: str | None, limits: Sequence[str]
 ) -> None:
@@ -215,6 +218,10 @@ def need_scores_or_preset(
         if scores is None:
             raise click.UsageError(
                 "SCORES is missing: pass what `laptop score` wrote, or --model and --preset."
+            )
+        if "--menu" in limits and (given := [f for f in limits if f in BUDGETS]):
+            raise click.UsageError(
+                f"{', '.join(given)} with --menu: a menu has the plans of all ratios. Leave it out."
             )
         return
     if model is None or preset is None:

@@ -3,7 +3,8 @@
 A finished result carries a manifest (`DIR/manifest.json`, or `X.manifest.json` beside a file
 `X.json`) with the resolved config, the sha256 of each input, versions, seed, device, seconds and
 peak memory. Its `key` is the hash of stage, config and inputs: the same key means that the work
-need not be done again. Unfinished work lies in `.NAME.partial` and is taken up by the same key.
+need not be done again. Unfinished work lies in `.NAME.partial` and is taken up by the same key; a
+second process that wants the same is refused.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
@@ -28,7 +30,9 @@ from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
 T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
 MANIFEST = "manifest.json"
-KEY = ".key"  # in a partial folder: what it is going to be
+RESUME = ".resume"  # in a partial folder: what is needed to go on, and
+KEY = "key"  # in there: what the folder is going to be
+LOCK = "lock"  # in there: held by the process that works on it
 FULL_DISK_BYTES = 1 << 20
 REPORTED_PACKAGES = (
     "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
@@ -59,20 +63,33 @@ def run_stage(
         "inputs": {k: sha256(p) for k, p in inputs.items()},
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    manifest_path = _manifest_path(out)
+    manifest_path = manifest_of(out)
     if _is_finished(out, manifest_path, key, identity, overwrite):
         say(f"{name}: {out} is up to date")
         return out
-    partial = _open_partial(out, key, overwrite)
-    if (partial / MANIFEST).exists():  # whole, but killed before it was put in its place
+    partial = out.parent / f".{out.name}.partial"
+    with _claimed(partial):
+        _prepare(partial, key, overwrite)
+        if not (partial / MANIFEST).exists():  # else whole, but killed before it was in its place
+            _make(name, partial, out, settings, identity | {"key": key}, work)
         _replace(partial, out)
-        return out
+    return out
+
+
+def _make(
+    name: str,
+    partial: Path,
+    out: Path,
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    work: Callable[[Path], Mapping[str, Any] | None],
+) -> None:
+    """Do the work in `partial`, and write its manifest last of all."""
     start = time.perf_counter()
     _reset_peak_memory()
     facts = _carry_out(work, partial)
     manifest = {
         "schema": "laptop.manifest/1",
-        "key": key,
         **identity,
         "seed": settings.get("seed"),
         "seconds": round(time.perf_counter() - start, 3),
@@ -83,8 +100,50 @@ def run_stage(
     if out.suffix == ".json":
         manifest["result_sha256"] = sha256(partial / out.name)
     write_json(partial / MANIFEST, manifest)
-    _replace(partial, out)
-    return out
+
+
+@contextlib.contextmanager
+def _claimed(partial: Path) -> Iterator[None]:
+    """Work on `partial` alone; `OutputExists` when another process does already."""
+    lock = FileLock(resume_folder(partial) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputExists(
+            f"another process is at work in {partial}. Wait until it is done, or choose another -o."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def resume_folder(partial: Path) -> Path:
+    """Where work keeps what it needs to go on after a kill; gone once the result stands."""
+    folder = partial / RESUME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BadInput(f"cannot write to {partial.parent}: {e.strerror}. Choose another -o.") from e
+    return folder
+
+
+def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
+    """Make `partial` the place for the work `key`: what it holds of other work goes, or is kept."""
+    mark = partial / RESUME / KEY
+    if mark.exists() and mark.read_text() == key:
+        return
+    if mark.exists() and not overwrite:
+        raise OutputExists(
+            f"{partial} holds unfinished work made with other settings. Run that command again "
+            "to finish it, pass --overwrite to discard it, or choose another -o."
+        )
+    for path in [*partial.iterdir(), *(partial / RESUME).iterdir()]:
+        if path.is_dir() and path.name != RESUME:
+            shutil.rmtree(path)
+        elif path.name not in (RESUME, LOCK):
+            path.unlink()
+    mark.write_text(key)
 
 
 def _carry_out(
@@ -94,8 +153,8 @@ def _carry_out(
     try:
         return work(partial) or {}
     except LaptopError:
-        if [p.name for p in partial.iterdir()] == [KEY]:  # nothing done: no obstacle to a next call
-            shutil.rmtree(partial)
+        if {p.name for p in partial.rglob("*")} == {RESUME, KEY, LOCK}:
+            shutil.rmtree(partial)  # nothing done: no obstacle to a next call
         raise
     except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
         if _is_disk_full(e, partial):
@@ -112,7 +171,8 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
     return no_space or shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
-def _manifest_path(out: Path) -> Path:
+def manifest_of(out: Path) -> Path:
+    """Where the manifest of a result lies: in a folder, or beside a file."""
     return out.with_suffix(f".{MANIFEST}") if out.suffix == ".json" else out / MANIFEST
 
 
@@ -160,28 +220,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
                     yield f"{k}: {before.get(k)} there, {after.get(k)} asked"
 
 
-def _open_partial(out: Path, key: str, overwrite: Overwrite) -> Path:
-    partial = out.parent / f".{out.name}.partial"
-    mark = partial / KEY
-    if partial.exists() and (not mark.exists() or mark.read_text() != key):
-        if mark.exists() and not overwrite:
-            raise OutputExists(
-                f"{partial} holds unfinished work made with other settings. Run that command again "
-                "to finish it, pass --overwrite to discard it, or choose another -o."
-            )
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        mark.write_text(key)
-    except OSError as e:
-        raise BadInput(f"cannot write to {out.parent}: {e.strerror}. Choose another -o.") from e
-    return partial
-
-
 def _replace(partial: Path, out: Path) -> None:
     """Put a whole result in its place; an old one is removed only after the new one stands."""
     if out.suffix == ".json":
-        (partial / MANIFEST).replace(_manifest_path(out))
+        (partial / MANIFEST).replace(manifest_of(out))
         (partial / out.name).replace(out)
         shutil.rmtree(partial)
         return
@@ -190,7 +232,7 @@ def _replace(partial: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         out.replace(old)
     partial.replace(out)
-    (out / KEY).unlink(missing_ok=True)
+    shutil.rmtree(out / RESUME, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from laptop import models
 from laptop.errors import BadInput, Infeasible, Unsupported
 from laptop.pruning import calibration
@@ -323,9 +325,9 @@ def _change(before: int, less: int) -> dict[str, int]:
 
 def _measure(scores: Mapping[str, Any], path: Path, names: Sequence[str]) -> float:
     rows, output = calibration.load(path)
-    return output_loss(
-        models.load_unet(scores["model"]), names, rows, output, scores.get("batch_size", 1)
-    )
+    dtype = getattr(torch, scores.get("dtype", "float32"))
+    unet = models.load_unet(scores["model"], dtype)
+    return output_loss(unet, names, rows, output, scores.get("batch_size", 1))
 
 
 def read_scores(path: Path) -> dict[str, Any]:

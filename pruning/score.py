@@ -32,6 +32,7 @@ from laptop.run import Overwrite, progress, resume_folder, run_stage, write_json
 SCHEMA = "laptop.scores/1"
 LEDGER = "values.jsonl"  # in the folder for resuming
 WEIGHTINGS = ("none", "x0")
+DTYPES = ("float32", "bfloat16", "float16")
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
 
 
@@ -43,6 +44,7 @@ class ScoreConfig:
     samples: int = 64  # calibration rows
     steps: int = 25  # of the sampling that gives the rows
     batch_size: int = 64  # rows a forward
+    dtype: str = "float32"  # of the U-Net while it is scored; losses are float32 in any case
     race: float | None = None  # the one ratio to plan for; spends fewer samples where that suffices
     clip_model: str | None = None  # folder or Hub id, for the criterion `clip`
     seed: int = 0
@@ -96,6 +98,7 @@ def check_config(config: ScoreConfig) -> None:
     for what, value, known in (
         ("criterion", config.criterion, CRITERIA),
         ("timestep weighting", config.timestep_weighting, WEIGHTINGS),
+        ("dtype", config.dtype, DTYPES),
     ):
         if value not in known:
             raise BadInput(f"{what} {value!r} is unknown; known are {', '.join(known)}.")
@@ -160,6 +163,7 @@ def _document(
         "race": config.race,
         "samples": config.samples,
         "batch_size": config.batch_size,
+        "dtype": config.dtype,
         "seed": config.seed,
         "units": [asdict(unit) | {"score": value} for unit, value in scored],
         "base": {"params": known.params, "macs": known.macs},
@@ -201,10 +205,10 @@ def _calibrated(
     model: str, folder: Path, config: ScoreConfig, prompts: Sequence[str]
 ) -> tuple[dict[str, Tensor], Tensor, nn.Module]:
     """Rows, the U-Net's output on them, and the U-Net; recorded once a stage."""
-    path = folder / "calibration.safetensors"
+    path, dtype = folder / "calibration.safetensors", getattr(torch, config.dtype)
     if path.exists():
-        return *calibration.load(path), models.load_unet(model)
-    pipe = models.load_pipeline(model)
+        return *calibration.load(path), models.load_unet(model, dtype)
+    pipe = models.load_pipeline(model, dtype)
     with torch.inference_mode():
         rows = calibration.record(
             pipe,

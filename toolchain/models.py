@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 UNET_CLASSES = ("UNet2DConditionModel", "LaptopUNet2DConditionModel")
+RANDOM = ("sd15", "sd21", "sdxl")  # architectures that random_weights makes
+CLIP_TOKENS = 77
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
@@ -49,6 +51,10 @@ def locate(model: str) -> str:
 
     Reads JSON files only. A Hub id is looked up in the local cache and then on the Hub.
     """
+    if name := random_name(model):
+        from laptop import random_weights
+
+        return str(random_weights.cached_folder(name))
     source = KNOWN[model].source if model in KNOWN else model
     if Path(source).is_dir():
         check_folder(Path(source))
@@ -62,6 +68,19 @@ def locate(model: str) -> str:
         )
     _check_hub(source)
     return source
+
+
+def random_name(model: str) -> str | None:
+    """The architecture of `random:NAME`, or None for other models; `UnknownModel` for no such."""
+    prefix, _, name = model.partition(":")
+    if prefix != "random":
+        return None
+    if name not in RANDOM:
+        raise UnknownModel(
+            f"there are no random weights for {name!r}; known architectures are "
+            f"{', '.join(RANDOM)}."
+        )
+    return name
 
 
 def _check_hub(source: str) -> None:
@@ -141,11 +160,13 @@ def context_length(model: str) -> int:
     """Tokens of a prompt that the text encoders read; CLIP's 77 where the model does not say."""
     from huggingface_hub import hf_hub_download
 
+    if random_name(model):
+        return CLIP_TOKENS
     source, name = locate(model), "tokenizer/tokenizer_config.json"
     local = Path(source)
     path = local / name if local.is_dir() else Path(hf_hub_download(source, name))
-    length = read_json(path).get("model_max_length", 77) if path.is_file() else 77
-    return int(length)
+    length = read_json(path).get("model_max_length") if path.is_file() else None
+    return int(length or CLIP_TOKENS)
 
 
 def shipped_module() -> Any:
@@ -192,8 +213,14 @@ def empty_unet(model: str) -> Any:
 
 def unet_config(model: str) -> dict[str, Any]:
     """The U-Net's config.json."""
+    import torch
     from diffusers import UNet2DConditionModel
 
+    if name := random_name(model):
+        from laptop.architectures import UNETS
+
+        with torch.device("meta"):
+            return dict(UNet2DConditionModel(**UNETS[name]).config)
     return dict(UNet2DConditionModel.load_config(locate(model), subfolder="unet"))
 
 
@@ -222,6 +249,8 @@ def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
     """Inputs and settings that say which bytes `model` is: a folder's content, or a Hub commit."""
     from huggingface_hub import try_to_load_from_cache
 
+    if random_name(model):
+        return {}, {role: model}
     source = locate(model)
     if Path(source).is_dir():
         return {role: Path(source)}, {}

@@ -118,7 +118,27 @@ def dry_run(function: Function) -> Function:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-model = click.option("--model", required=True, help="A known name, a folder or a Hub id.")
+
+
+def model(function: Function) -> Function:
+    """--model, and --random-weights, which makes `random:NAME` of it."""
+
+    @functools.wraps(function)
+    def command(model: str, random_weights: bool, **values: Any) -> Any:
+        return function(model=f"random:{model}" if random_weights else model, **values)
+
+    for option in (
+        click.option(
+            "--random-weights",
+            is_flag=True,
+            help="The architecture of a known name with random weights, without a download.",
+        ),
+        click.option("--model", required=True, help="A known name, a folder or a Hub id."),
+    ):
+        command = option(command)
+    return command
+
+
 prompts = click.option(
     "--prompts",
     type=click.Path(path_type=Path),

@@ -9,6 +9,7 @@ with v-prediction (arXiv 2305.08891), because plain backgrounds are what SD's sc
 import itertools
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,12 +30,12 @@ TEXT_WIDTH = 64
 WORDS = sorted({*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *" ".join(RELATIONS).split(), "a", "on"})
 
 
-def tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE with just the merges that make one token of each word of a caption."""
+def tokenizer(words: Sequence[str] = WORDS, length: int = MAX_TOKENS) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with just the merges that make one token of each of `words`."""
     letters = list(bytes_to_unicode().values())
     tokens = letters + [f"{c}</w>" for c in letters]
     merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
+    for word in words:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:  # the oldest merge that applies, as BPE does, or else a new one
             pairs = list(itertools.pairwise(parts))
@@ -53,7 +54,7 @@ def tokenizer() -> CLIPTokenizer:
             str(folder / "vocab.json"),
             str(folder / "merges.txt"),
             pad_token="<|endoftext|>",
-            model_max_length=MAX_TOKENS,
+            model_max_length=length,
         )
 
 

@@ -1,0 +1,112 @@
+"""Published architectures with seeded random weights, as whole diffusers folders: no download.
+
+For smoke runs and for measurements at full size. Such a model is named `random:sdxl`; its folder is
+made once, in the user's cache. Its pictures are noise, so nothing about quality can be learnt from
+it. Its tokenizer knows no words, only letters: CLIP's vocabulary is a download too.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from laptop.architectures import UNETS
+from laptop.run import run_stage, say
+from laptop.tiny.architecture import tokenizer
+
+SEED = 0
+MAX_TOKENS = 77
+DTYPE = torch.float16  # in which they are stored, as the published ones
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+VIT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+VIT_L |= {"num_attention_heads": 12, "projection_dim": 768}
+VIT_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
+VIT_H |= {"num_attention_heads": 16, "projection_dim": 512, "hidden_act": "gelu"}
+VIT_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+VIT_BIG_G |= {"num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
+TEXT: dict[str, list[dict[str, Any]]] = {
+    "sd15": [VIT_L],
+    "sd21": [VIT_H],
+    "sdxl": [VIT_L, VIT_BIG_G],
+}  # the models that can be made
+VAE_CHANNELS = (128, 256, 512, 512)
+
+
+def cached_folder(name: str) -> Path:
+    """The diffusers folder of the architecture `name`; made when it is not there yet."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    out = cache / "laptop" / "random-weights" / name
+    settings = {"unet": UNETS[name], "text": TEXT[name], "seed": SEED}
+    return run_stage("random-weights", out, settings, {}, lambda folder: _write(name, folder))
+
+
+def _write(name: str, folder: Path) -> None:
+    say(f"random weights for {name} go to the cache")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPE)  # never a copy in float32, which for SDXL would be 10 GB
+    try:
+        torch.manual_seed(SEED)
+        pipe = _pipeline(name)
+    finally:
+        torch.set_default_dtype(before)
+    pipe.save_pretrained(folder)
+
+
+def _pipeline(name: str) -> Any:
+    tokens = tokenizer(words=(), length=MAX_TOKENS)
+    configs = [
+        CLIPTextConfig(
+            vocab_size=49408,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+            **values,
+        )
+        for values in TEXT[name]
+    ]
+    is_xl = len(configs) == 2
+    unet = UNet2DConditionModel(**UNETS[name])
+    parts: dict[str, Any] = {
+        "unet": unet,
+        "text_encoder": CLIPTextModel(configs[0]),
+        "tokenizer": tokens,
+        "vae": AutoencoderKL(
+            block_out_channels=VAE_CHANNELS,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=8 * unet.config.sample_size,
+            scaling_factor=0.13025 if is_xl else 0.18215,
+        ),
+    }
+    if is_xl:
+        return StableDiffusionXLPipeline(
+            **parts,
+            text_encoder_2=CLIPTextModelWithProjection(configs[1]),
+            tokenizer_2=tokens,
+            scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+            add_watermarker=False,
+        )
+    predicts = "v_prediction" if name == "sd21" else "epsilon"
+    return StableDiffusionPipeline(
+        **parts,
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+            prediction_type=predicts,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip

@@ -43,10 +43,8 @@ def _dropped(scores: Values, units: Sequence[Unit], least: float) -> NDArray[np.
     return dropped
 
 
-def replay(
-    units: Sequence[Unit], values: Values, least: float, batch: int
-) -> tuple[Values, NDArray[np.int_]]:
-    """A race over rows that are known already: what it would have seen, and rows by unit."""
+def replay(units: Sequence[Unit], values: Values, least: float, batch: int) -> Values:
+    """A race over rows that are known already: what it would have seen, NaN where it spared."""
     seen = np.full_like(values, np.nan)
     running = np.ones(len(units), bool)
     for start in range(0, values.shape[1], batch):
@@ -55,4 +53,4 @@ def replay(
         running &= undecided(units, seen[:, : rows.stop], least)
         if not running.any():
             break
-    return seen, (~np.isnan(seen)).sum(axis=1)
+    return seen

@@ -9,7 +9,7 @@ gone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -169,16 +169,16 @@ def _document(
         "base": {"params": known.params, "macs": known.macs},
         "forwards": {
             "naive": len(_sets(known.units)) + 1,
-            "spent": round(forwards_in_all(known, ledger), 3),
+            "spent": round(forwards_in_all(known, ledger.values, ledger.batches.values()), 3),
         },
     }
 
 
-def forwards_in_all(known: Anatomy, ledger: Ledger) -> float:
+def forwards_in_all(known: Anatomy, values: Values, batches: Iterable[slice]) -> float:
     """Forwards of all rows: a walk of each batch for the units that were not spared."""
-    rows, total = ledger.values.shape[1], 0.0
-    for batch in ledger.batches.values():
-        part = ledger.values[:, batch]
+    rows, total = values.shape[1], 0.0
+    for batch in batches:
+        part = values[:, batch]
         units = [u for u, row in zip(known.units, part, strict=True) if not np.isnan(row[0])]
         if units:
             total += part.shape[1] / rows * forwards_spent(known, units)

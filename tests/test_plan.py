@@ -9,18 +9,14 @@ import pytest
 from test_prefix import model
 
 from laptop.errors import BadInput, Infeasible
-from laptop.pruning.expressible import stock_config
-from laptop.pruning.knapsack import solve
-from laptop.pruning.plan import (
+from laptop.pruning.budgets import (
     PlanConfig,
-    as_anatomy,
     check_budgets,
     check_config,
-    choose,
-    make_menu,
-    make_plan,
-    read_plan,
 )
+from laptop.pruning.expressible import stock_config
+from laptop.pruning.knapsack import solve
+from laptop.pruning.plan import as_anatomy, choose, make_menu, make_plan, read_plan
 from laptop.pruning.units import Anatomy, Unit, anatomy
 
 

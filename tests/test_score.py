@@ -15,8 +15,9 @@ from laptop.errors import BadInput, OutputExists
 from laptop.generate import generate
 from laptop.pruning import calibration
 from laptop.pruning import score as stage
+from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.ledger import Ledger
-from laptop.pruning.plan import PlanConfig, make_plan
+from laptop.pruning.plan import make_plan
 from laptop.pruning.score import ScoreConfig, score
 from laptop.pruning.surgery import prune, prune_unet
 from laptop.pruning.units import forward_rows

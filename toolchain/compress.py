@@ -24,7 +24,7 @@ from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_request, export_model
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
-from laptop.pruning import plan as planning
+from laptop.pruning import budgets as limits
 from laptop.pruning.plan import make_plan
 from laptop.pruning.score import check_config as check_score
 from laptop.pruning.score import forwards_spent, score
@@ -130,7 +130,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     check_score(recipe.score)
     _evaluation_prompts(recipe)
     known = _anatomy(recipe)
-    planning.check_config(recipe.plan, known, recipe.model)
+    limits.check_config(recipe.plan, known, recipe.model)
     need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
 
 
@@ -275,9 +275,9 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
     known = _anatomy(recipe)
-    each = planning.bytes_each(recipe.plan, recipe.model)
-    limits = planning.budgets(recipe.plan, known, each)
-    keep = 1 - max((b.least for b in limits if b.cost == "params"), default=0) / known.params
+    each = limits.bytes_each(recipe.plan, recipe.model)
+    asked = limits.budgets(recipe.plan, known, each)
+    keep = 1 - max((b.least for b in asked if b.cost == "params"), default=0) / known.params
     rows = recipe.score.samples
     trajectory = 2 * recipe.score.steps * recipe.prompts.calibration
     forwards = {

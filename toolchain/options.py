@@ -163,6 +163,7 @@ def budgets(function: Function) -> Function:
         max_macs: int | None,
         keep: tuple[str, ...],
         expressible: str | None,
+        refine: int | None,
         **values: Any,
     ) -> Any:
         limits = {
@@ -172,6 +173,7 @@ def budgets(function: Function) -> Function:
             "max_macs": max_macs,
             "keep": keep or None,
             "expressible": expressible,
+            "refine": refine,
         }
         return function(budgets=limits, **values)
 
@@ -181,6 +183,11 @@ def budgets(function: Function) -> Function:
             "--expressible",
             type=click.Choice(["any", "stock", "comfyui"]),
             help=f"Where the pruned model must load: stock diffusers, ComfyUI too, or {where}",
+        ),
+        click.option(
+            "--refine",
+            type=click.IntRange(min=0),
+            help="Sets of layers whose joint loss may be measured to improve the plan.",
         ),
         click.option("--keep", multiple=True, help="Layers that stay, such as 'mid_block.*'."),
         click.option("--max-macs", type=int, help="Most multiply-accumulates of one forward."),

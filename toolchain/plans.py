@@ -5,7 +5,7 @@ from typing import Any
 
 from laptop.benchmarks.figures import menu_chart
 from laptop.pruning import plan as planning
-from laptop.pruning.plan import PlanConfig
+from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.presets import make_preset_plan
 from laptop.run import read_json
 

@@ -22,7 +22,7 @@ from laptop.errors import BadInput
 from laptop.export.artifacts import ExportConfig
 from laptop.export.parity import VerifyConfig
 from laptop.models import KNOWN
-from laptop.pruning.plan import PlanConfig
+from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.score import ScoreConfig
 
 C = TypeVar("C")

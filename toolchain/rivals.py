@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 from scipy.stats import pearsonr, spearmanr
 
 from laptop import models
@@ -20,10 +21,18 @@ from laptop.benchmarks.figures import additivity_chart
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
+from laptop.pruning.budgets import PlanConfig, implications
 from laptop.pruning.criteria import output_loss
-from laptop.pruning.plan import PlanConfig, as_anatomy, choose, predicted_loss, read_scores
-from laptop.pruning.score import ScoreConfig, score
-from laptop.pruning.units import Unit, removed
+from laptop.pruning.knapsack import solve
+from laptop.pruning.plan import (
+    as_anatomy,
+    choose,
+    predicted_loss,
+    read_scores,
+)
+from laptop.pruning.race import replay
+from laptop.pruning.score import ScoreConfig, forwards_in_all, score
+from laptop.pruning.units import Unit, anatomy, removed
 from laptop.run import say, track, write_json
 from laptop.tiny.checker import judge
 
@@ -38,6 +47,7 @@ CRITERIA = (
 RATIOS = (0.3, 0.5, 0.7)
 RANDOM_PLANS = 10
 RANDOM_SETS = 60
+RACE_BATCH = 8
 MODEL = "tiny-sdxl"
 
 
@@ -143,6 +153,7 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
         "teacher_accuracy": study.accuracy([]),
         "plans": rows,
         "additivity": _additivity(study, scores),
+        "races": _races(folder / "output-loss"),
     }
 
 
@@ -189,6 +200,37 @@ def _additivity(study: Study, scores: Mapping[str, Mapping[str, Any]]) -> dict[s
     return {"sizes": sizes.tolist(), "joint": joint, "criteria": found}
 
 
+def _races(folder: Path) -> list[dict[str, Any]]:
+    """Races replayed on the rows of a whole scoring, in ten orders, beside the plan of all rows.
+
+    Forwards are counted as `score` counts them: a walk of each batch for the units still running.
+    """
+    known = anatomy(models.empty_unet(MODEL), models.context_length(MODEL))
+    values = load_file(folder / "values.safetensors")["values"]
+    true, params = values.mean(1), [u.params for u in known.units]
+    place = {u.name: i for i, u in enumerate(known.units)}
+    implied = [(place[i], place[j]) for i, j in implications(known, "any")]
+    batches = [slice(i, i + RACE_BATCH) for i in range(0, values.shape[1], RACE_BATCH)]
+    full, races = forwards_in_all(known, values, batches), []
+    for ratio in RATIOS:
+        least = ratio * known.params
+        wanted = solve(true.tolist(), [(params, least)], implied)
+        for seed in range(10):
+            order = np.random.default_rng(seed).permutation(values.shape[1])
+            seen = replay(known.units, values[:, order], least, RACE_BATCH)
+            found = solve(np.nanmean(seen, axis=1).tolist(), [(params, least)], implied)
+            races.append(
+                {
+                    "ratio": ratio,
+                    "seed": seed,
+                    "spent": forwards_in_all(known, seen, batches) / full,
+                    "same_plan": set(found) == set(wanted),
+                    "excess_loss": float(true[found].sum() / true[wanted].sum() - 1),
+                }
+            )
+    return races
+
+
 def as_markdown(study: Mapping[str, Any]) -> str:
     """The tables of docs/results.md."""
     rows: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
@@ -208,6 +250,16 @@ def as_markdown(study: Mapping[str, Any]) -> str:
     for criterion, c in study["additivity"]["criteria"].items():
         lines.append(
             f"| {criterion} | {c['pearson_log']:.2f} | {c['spearman']:.2f} | {c['slope_log']:.2f} |"
+        )
+    lines += ["", "| race for | forwards spent | same plan | most excess of the summed loss |"]
+    lines.append("| --- | --- | --- | --- |")
+    for ratio in ratios:
+        races = [race for race in study["races"] if race["ratio"] == ratio]
+        spent, excess = ([race[k] for race in races] for k in ("spent", "excess_loss"))
+        same = sum(race["same_plan"] for race in races)
+        lines.append(
+            f"| {ratio:.0%} | {np.mean(spent):.0%} ({min(spent):.0%} to {max(spent):.0%}) | "
+            f"{same} of {len(races)} | {max(excess):.1%} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,199 @@
+"""What a plan must keep to: budgets, layers that stay, layers that go only with others.
+
+Budgets are any mix of parameters, bytes of weights and multiply-accumulates; layers can be kept by
+pattern, and the plan be restricted to what a stock diffusers config can say.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from laptop import models
+from laptop.errors import BadInput, Infeasible, Unsupported
+from laptop.pruning.units import Anatomy, Unit
+
+EXPRESSIBLE = ("any", "stock", "comfyui")
+DEFAULT_RATIO = 0.5  # where no budget is given
+NOUNS = {"params": "parameters", "macs": "multiply-accumulates"}
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Budgets of the pruned U-Net; all that are given must hold."""
+
+    ratio: float | None = None  # least share of the U-Net's parameters to remove, in [0, 1)
+    max_params: int | None = None
+    max_bytes: int | None = None  # of the weights, in the precision in which the model is stored
+    max_macs: int | None = None  # of one forward, batch 1, at the model's native size
+    keep: tuple[str, ...] = ()  # patterns of layers that stay, such as mid_block.*
+    expressible: str = "any"  # stock: by a plain diffusers config; comfyui: loads there too
+    refine: int = 0  # sets whose joint loss may be measured to improve on the solver's
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit as the user gave it, as what it asks to remove."""
+
+    flag: str
+    cost: str  # field of Unit and Anatomy
+    least: float  # of the cost, to be removed
+    each: int | None  # how many of the flag's units one of the cost is; None for a ratio
+
+
+def with_default(config: PlanConfig) -> PlanConfig:
+    """`config` with the default ratio if it sets no limit at all."""
+    limits = (config.ratio, config.max_params, config.max_bytes, config.max_macs)
+    return config if any(x is not None for x in limits) else replace(config, ratio=DEFAULT_RATIO)
+
+
+def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]:
+    """The limits of `config`; `Infeasible` for one that makes no sense."""
+    caps: list[tuple[str, int | None, str, int]] = [
+        ("--max-params", config.max_params, "params", 1),
+        ("--max-bytes", config.max_bytes, "params", bytes_each),
+        ("--max-macs", config.max_macs, "macs", 1),
+    ]
+    given = [(flag, cap, cost, each) for flag, cap, cost, each in caps if cap is not None]
+    ratio = with_default(config).ratio
+    if ratio is not None and not 0 <= ratio < 1:  # not in range either: nan
+        raise Infeasible(f"--ratio {ratio:g} is out of range; it must be at least 0 and below 1.")
+    found = []
+    if ratio is not None:
+        found.append(Budget(f"--ratio {ratio:g}", "params", ratio * known.params, None))
+    for flag, cap, cost, each in given:
+        if cap <= 0:
+            raise Infeasible(f"{flag} {cap} is out of range; it must be above 0.")
+        least = max(0.0, getattr(known, cost) - cap / each)
+        found.append(Budget(f"{flag} {cap:,}", cost, least, each))
+    return found
+
+
+def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
+    """Raise `Infeasible` unless the layers that may go hold what every budget asks for."""
+    stays = _stays(known, config)
+    free = [u for u in known.units if u.name not in stays]
+    for budget in budgets(config, known, bytes_each):
+        before = getattr(known, budget.cost)
+        held = sum(getattr(u, budget.cost) for u in free)
+        if budget.least > held:
+            share = math.floor(held / before * 1000) / 1000
+            reachable = math.ceil((before - held) * (budget.each or 1))
+            advice = f"{share:.3f} or less" if budget.each is None else f"{reachable:,} or more"
+            raise Infeasible(
+                f"{budget.flag} needs {budget.least / 1e6:,.1f} M of the U-Net's "
+                f"{before / 1e6:,.1f} M {NOUNS[budget.cost]} removed; removable layers hold "
+                f"{held / 1e6:,.1f} M (ratio {share:.3f}). Ask for {advice}."
+            )
+
+
+def _stays(known: Anatomy, config: PlanConfig) -> set[str]:
+    """The units that the config keeps, and those that may go only after one of them."""
+    stays = {u.name for u in known.units if _is_kept(u, config)}
+    implied = implications(known, config.expressible)
+    while more := {i for i, j in implied if j in stays} - stays:
+        stays |= more
+    return stays
+
+
+def _is_kept(unit: Unit, config: PlanConfig) -> bool:
+    if any(fnmatchcase(unit.name, pattern) for pattern in config.keep):
+        return True
+    if config.expressible == "comfyui":  # it knows U-Nets by what comes down, and no empty depths
+        is_first = unit.name.endswith(".transformer_blocks.0")
+        if is_first or not unit.name.startswith("up_blocks."):
+            return True
+    return config.expressible != "any" and unit.kind != "transformer_block"
+
+
+def implications(known: Anatomy, expressible: str) -> list[tuple[str, str]]:
+    """Pairs (i, j): the layer i may go only if j goes.
+
+    A shell goes after its content. A stock config says how many blocks a transformer has, so that
+    the last go first; and the mid block's depth is that of the first transformer of the last down
+    block, if this has any.
+    """
+    pairs = [(u.name, other) for u in known.units for other in u.needs]
+    if expressible == "any":
+        return pairs
+    depths: dict[str, list[str]] = {}
+    for unit in known.units:
+        if unit.kind == "transformer_block":
+            depths.setdefault(unit.name.rsplit(".transformer_blocks.", 1)[0], []).append(unit.name)
+    for blocks in depths.values():
+        pairs += itertools.pairwise(blocks)
+    down = [u.name.split(".")[1] for u in known.units if u.name.startswith("down_blocks.")]
+    tied = depths.get(f"down_blocks.{max(down, key=int, default='')}.attentions.0", [])
+    mid = depths.get("mid_block.attentions.0", [])
+    if len(mid) == len(tied):
+        pairs += [pair for a, b in zip(mid, tied, strict=True) for pair in ((a, b), (b, a))]
+    return pairs
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a set of layers must keep to, in numbers of units."""
+
+    savings: Sequence[tuple[Sequence[int], float]]  # for each budget, costs and the least to save
+    implied: Sequence[tuple[int, int]]  # (i, j): i goes only if j goes
+    stay: Sequence[bool]
+
+    def hold(self, chosen: Set[int]) -> bool:
+        """Whether the set `chosen` keeps to all of them."""
+        return (
+            all(sum(costs[i] for i in chosen) >= least for costs, least in self.savings)
+            and all(j in chosen for i, j in self.implied if i in chosen)
+            and not any(self.stay[i] for i in chosen)
+        )
+
+
+def conditions(known: Anatomy, config: PlanConfig, bytes_each: int) -> Conditions:
+    """The conditions of `config`; `Infeasible` when a budget cannot be met."""
+    check_budgets(config, known, bytes_each)
+    place, stays = {u.name: i for i, u in enumerate(known.units)}, _stays(known, config)
+    return Conditions(
+        [
+            ([getattr(u, b.cost) for u in known.units], b.least)
+            for b in budgets(config, known, bytes_each)
+        ],
+        [(place[i], place[j]) for i, j in implications(known, config.expressible)],
+        [u.name in stays for u in known.units],
+    )
+
+
+def check_config(config: PlanConfig, known: Anatomy, model: str) -> None:
+    """Raise `BadInput` for a config that cannot be met, before anything is scored or solved."""
+    if not known.units:
+        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
+    if config.expressible not in EXPRESSIBLE:
+        raise BadInput(
+            f"--expressible {config.expressible!r} is unknown; known are {', '.join(EXPRESSIBLE)}."
+        )
+    if config.expressible != "any":
+        _check_restriction(config, known, model)
+    for pattern in config.keep:
+        if not any(fnmatchcase(u.name, pattern) for u in known.units):
+            raise BadInput(
+                f"--keep {pattern!r} names no removable layer; a layer is called, for example, "
+                f"{known.units[0].name}."
+            )
+    check_budgets(config, known, bytes_each(config, model))
+
+
+def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
+    if not any(u.kind == "transformer_block" for u in known.units):
+        raise BadInput(
+            f"--expressible {config.expressible} drops transformer blocks, which these scores do "
+            "not have as layers. Score with --granularity fine."
+        )
+    if models.unet_config(model).get("removed"):
+        raise BadInput(
+            f"--expressible {config.expressible}: {model} is pruned already, in a way that no "
+            "stock config can say. Plan from the original model."
+        )
+
+
+def bytes_each(config: PlanConfig, model: str) -> int:
+    """Bytes of a stored weight; not looked up where nobody asks."""
+    return models.stored_dtype(model).itemsize if config.max_bytes is not None else 4

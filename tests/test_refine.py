@@ -1,0 +1,77 @@
+"""Refinement: never worse, always within the rules, better where layers make up for each other."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from test_prefix import model, rows_for
+
+from laptop.pruning import refine
+from laptop.pruning.budgets import Conditions, PlanConfig
+from laptop.pruning.criteria import output_loss
+from laptop.pruning.plan import make_plan
+from laptop.pruning.refine import joint_losses, neighbours, refined
+from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.units import Unit, anatomy, forward_rows
+
+UNITS = [Unit(f"u{i}", "resnet", 1, 1) for i in range(8)]
+RULES = Conditions([([1] * 8, 3)], [(5, 6)], [i == 7 for i in range(8)])
+
+
+def test_neighbours_keep_to_the_rules() -> None:
+    found = neighbours({0, 1, 2}, RULES)
+    for s in found:
+        assert len(s) == 3
+        assert len(s & {0, 1, 2}) == 2
+        assert 5 not in s, "5 needs 6, which is one exchange too many"
+        assert 7 not in s
+    assert frozenset({0, 1, 6}) in found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_search_ends_no_worse_and_mostly_at_the_best_set(monkeypatch, seed) -> None:
+    rng = np.random.default_rng(seed)
+    own, pair = rng.random(8), np.triu(rng.normal(0, 0.5, (8, 8)), 1)
+
+    def joint(s) -> float:
+        return float(
+            sum(own[i] for i in s) + sum(pair[i, j] for i, j in combinations(sorted(s), 2))
+        )
+
+    measured: list[frozenset[int]] = []
+
+    def losses(_unet, _units, sets, _calibration) -> dict[frozenset[int], float]:
+        measured.extend(sets)
+        return {s: joint(s) for s in sets}
+
+    monkeypatch.setattr(refine, "joint_losses", losses)
+    first = frozenset(sorted(range(7), key=lambda i: own[i])[:3]) - {5} | {6}
+    start = [f"u{i}" for i in first]
+    names, loss = refined(None, UNITS, own.tolist(), RULES, start, joint(first), None, 40)
+    assert loss <= joint(first)
+    assert loss == pytest.approx(joint({int(n[1:]) for n in names}))
+    assert RULES.hold({int(n[1:]) for n in names})
+    assert len(measured) == len(set(measured)) <= 40
+    none, same = refined(None, UNITS, own.tolist(), RULES, start, joint(first), None, 0)
+    assert (set(none), same) == (set(start), joint(first))
+
+
+def test_joint_losses_are_those_of_removal() -> None:
+    unet = model("sd1")
+    rows, units = rows_for(unet, 3), anatomy(unet, 5).units
+    output = forward_rows(unet, rows, 2)
+    sets = [frozenset({0, 4}), frozenset({3, 9, 20}), frozenset({30})]
+    found = joint_losses(unet, units, sets, (rows, output, 2))
+    for s in sets:
+        names = [units[i].name for i in s]
+        assert found[s] == pytest.approx(output_loss(unet, names, rows, output, 2), rel=1e-5)
+
+
+def test_a_refined_plan_says_what_it_was_before(tiny_folder, tmp_path) -> None:
+    config = ScoreConfig(granularity="coarse", samples=4, steps=2, batch_size=4)
+    scores = score(str(tiny_folder), tmp_path / "s", config, ["a large red circle on white"])
+    made = make_plan(scores, tmp_path / "p.json", PlanConfig(ratio=0.5, refine=24))
+    plan = json.loads(made.read_text())
+    assert plan["measured_loss"] <= plan["one_shot_loss"]
+    assert plan["params"]["after"] <= 0.5 * plan["params"]["before"]

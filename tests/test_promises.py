@@ -16,12 +16,13 @@ from laptop import cli
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
-FLOOR = {"errors", "run", "models", "architectures"}
+FLOOR = {"errors", "run", "models", "architectures", "random_weights"}
 FLOOR_MAY = {
     "errors": set(),
     "run": {"errors"},
-    "models": {"errors", "run"},
+    "models": {"errors", "run", "architectures", "random_weights"},
     "architectures": set(),
+    "random_weights": {"run", "architectures", "tiny"},
 }
 CONTRACT = {
     *("compress", "score", "plan", "prune", "distill", "export", "verify", "bench", "eval"),

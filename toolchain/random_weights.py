@@ -28,13 +28,14 @@ SEED = 0
 MAX_TOKENS = 77
 DTYPE = torch.float16  # in which they are stored, as the published ones
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-VIT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+Config = dict[str, Any]
+VIT_L: Config = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
 VIT_L |= {"num_attention_heads": 12, "projection_dim": 768}
-VIT_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
+VIT_H: Config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
 VIT_H |= {"num_attention_heads": 16, "projection_dim": 512, "hidden_act": "gelu"}
-VIT_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+VIT_BIG_G: Config = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
 VIT_BIG_G |= {"num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
-TEXT: dict[str, list[dict[str, Any]]] = {
+TEXT: dict[str, list[Config]] = {
     "sd15": [VIT_L],
     "sd21": [VIT_H],
     "sdxl": [VIT_L, VIT_BIG_G],

@@ -4,36 +4,44 @@ Random tensors would score layers by what they do to noise; the expectation in t
 runs over latents, timesteps and conditionings of sampling trajectories.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from laptop import models
 from laptop.errors import BadInput
+from laptop.pruning.sampling import draw, starts
 from laptop.run import track
 
-INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 
 
 def record(
-    pipe: Any, prompts: Sequence[str], *, samples: int, steps: int, seed: int, batch_size: int
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    resolution: int | None = None,
 ) -> dict[str, Tensor]:
-    """`samples` rows of U-Net inputs, drawn evenly from guided trajectories of all `prompts`.
+    """`samples` rows of U-Net inputs, drawn evenly from sampling trajectories of all `prompts`.
 
-    Keys as `INPUTS` (the last two for SDXL only), first dimension `samples`; float32 on the CPU.
+    Keys as `INPUTS`, as far as the U-Net takes them; first dimension `samples`; float32 on the CPU.
+    `resolution` in pixels, the model's own when None.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
-    guided = 2  # classifier-free guidance evaluates each latent with and without the prompt
-    pipe.scheduler.set_timesteps(steps)
-    calls = len(pipe.scheduler.timesteps)  # more than `steps` for schedulers of higher order
-    total = len(prompts) * calls * guided
+    given = starts(pipe, batches, steps, generator, resolution)
+    total = len(prompts) * _rows_each(pipe, batches[0], steps, given[0])
     if samples > total:
         raise BadInput(
             f"{samples} calibration samples asked; {len(prompts)} prompts give {total} at {steps} "
@@ -45,30 +53,61 @@ def record(
 
     def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal seen
-        values = dict(zip(INPUTS, args, strict=False)) | kwargs
-        values |= values.get("added_cond_kwargs") or {}
+        values = _inputs(args, kwargs)
         count = len(values["sample"])
         wanted = chosen[(chosen >= seen) & (chosen < seen + count)] - seen
-        values["timestep"] = torch.as_tensor(values["timestep"]).expand(count)
-        rows.append({k: values[k].float().cpu()[wanted] for k in INPUTS if k in values})
+        rows.append({k: v.float().cpu()[wanted] for k, v in values.items()})
         seen += count
 
     hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        for batch in track(batches, "calibration", len(batches)):
-            pipe(batch, num_inference_steps=steps, generator=generator, output_type="latent")
+        for batch, start in track(zip(batches, given, strict=True), "calibration", len(batches)):
+            draw(pipe, batch, steps, generator, start)
     finally:
         hook.remove()
     if seen != total:
-        raise BadInput(
-            f"sampling made {seen} U-Net evaluations where {total} were expected; the pipeline "
-            "does no classifier-free guidance, which calibration needs in this version."
-        )
+        raise RuntimeError(f"sampling made {seen} U-Net rows where {total} were expected")
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
 
 
+def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that a U-Net was called with, by `INPUTS`, each with a row a sample."""
+    values = dict(zip(INPUTS, args, strict=False)) | kwargs
+    values |= values.get("added_cond_kwargs") or {}
+    values["timestep"] = torch.as_tensor(values["timestep"]).expand(len(values["sample"]))
+    return {k: values[k] for k in INPUTS if values.get(k) is not None}
+
+
+def _rows_each(pipe: Any, batch: Sequence[str], steps: int, given: Mapping[str, Any]) -> int:
+    """Rows that the U-Net sees for each prompt; found by drawing with one that computes nothing.
+
+    Guidance, strength and schedulers of higher order all have a say in it.
+    """
+    seen = 0
+
+    def count(sample: Tensor, *_args: Any, return_dict: bool = True, **_kwargs: Any) -> Any:
+        nonlocal seen
+        seen += len(sample)
+        nothing = sample.new_zeros(len(sample), pipe.unet.config.out_channels, *sample.shape[2:])
+        return UNet2DConditionOutput(sample=nothing) if return_dict else (nothing,)
+
+    pipe.unet.forward = count
+    try:
+        draw(pipe, batch, steps, torch.Generator().manual_seed(0), given)
+    finally:
+        del pipe.unet.forward
+    return seen // len(batch)
+
+
 def denoising(
-    pipe: Any, prompts: Sequence[str], *, samples: int, steps: int, seed: int, batch_size: int
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    resolution: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Training rows without training pictures: the teacher's own latents, noised; and the targets.
 
@@ -78,18 +117,19 @@ def denoising(
     latents: list[Tensor] = []
     rows: list[dict[str, Tensor]] = []
     size = max(1, batch_size // 2)  # guidance doubles it
+    batches = [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+    given = starts(pipe, batches, steps, generator, resolution)
 
     def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(rows) == len(latents):  # the first call of this batch
-            values = kwargs | (kwargs.get("added_cond_kwargs") or {})
-            rows.append({k: values[k].float()[-count:] for k in INPUTS if k in values})
+            values = _inputs(args, kwargs)
+            rows.append({k: v.float()[-count:] for k, v in values.items() if k != "timestep"})
 
     hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        for i in track(range(0, len(prompts), size), "denoising", -(-len(prompts) // size)):
-            count = len(batch := list(prompts[i : i + size]))
-            out = pipe(batch, num_inference_steps=steps, generator=generator, output_type="latent")
-            latents.append(out.images.float())
+        for batch, start in track(zip(batches, given, strict=True), "denoising", len(batches)):
+            count = len(batch)
+            latents.append(draw(pipe, batch, steps, generator, start).float())
     finally:
         hook.remove()
     picked = torch.arange(samples) % len(prompts)
@@ -98,8 +138,10 @@ def denoising(
     t = torch.randint(schedule.config.num_train_timesteps, (samples,), generator=generator)
     noise = torch.randn(clean.shape, generator=generator)
     conditions = {k: torch.cat([row[k] for row in rows])[picked] for k in rows[0]}
-    noisy = {"sample": schedule.add_noise(clean, noise, t), "timestep": t.float()}
-    return noisy | conditions, target(schedule, clean, noise, t)
+    beside = conditions.pop("sample")[:, clean.shape[1] :]  # an inpainting model's mask and picture
+    noisy = torch.cat([schedule.add_noise(clean, noise, t), beside], 1)
+    rows_made = {"sample": noisy, "timestep": t.float(), **conditions}
+    return rows_made, target(schedule, clean, noise, t)
 
 
 def target(schedule: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ layer with a small value goes first. The first three give a value for every cali
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk
+from laptop.pruning.sampling import draw, starts
 from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, removed
 
 NOTHING: frozenset[str] = frozenset()
@@ -50,6 +51,7 @@ class Subject:
     steps: int  # of sampling
     batch_size: int
     seed: int
+    resolution: int | None  # pixels; None: the model's own
     clip_model: str | None
     folder: Path  # for what should outlive a kill
 
@@ -71,6 +73,7 @@ class Subject:
                 steps=self.steps,
                 seed=self.seed,
                 batch_size=self.batch_size,
+                resolution=self.resolution,
             )
             calibration.save(path.with_suffix(".tmp"), *found)
             path.with_suffix(".tmp").replace(path)
@@ -140,33 +143,35 @@ def _check_finite(
 
 
 def by_output_loss(subject: Subject, ledger: Ledger) -> None:
+    """Mean squared change of the output, a value a row (LAPTOP-Diff, section 3.2)."""
+
+    def note(start: int, name: str, before: Tensor, after: Tensor) -> None:
+        ledger.note(start, name, _mean_square(after - before).tolist())
+
     for start, batch in ledger.batches.items():
         rows = {k: v[batch] for k, v in subject.rows.items()}
-
-        def note(name: str, before: Tensor, after: Tensor, start: int = start) -> None:
-            ledger.note(start, name, _mean_square(after - before).tolist())
-
         if todo := ledger.todo(start):
-            walked(subject.unet, todo, rows, subject.output[batch], note)
+            walked(subject.unet, todo, rows, subject.output[batch], partial(note, start))
 
 
 def by_task_loss(subject: Subject, ledger: Ledger) -> None:
+    """What removal adds to the denoising loss on the teacher's own pictures, a value a row."""
     rows, target = subject.denoising()
+
+    def note(start: int, name: str, before: Tensor, after: Tensor) -> None:
+        wanted = target[ledger.batches[start]]
+        more = _mean_square(after - wanted) - _mean_square(before - wanted)
+        ledger.note(start, name, more.tolist())
+
     for start, batch in ledger.batches.items():
-        part, wanted = {k: v[batch] for k, v in rows.items()}, target[batch]
-
-        def note(
-            name: str, before: Tensor, after: Tensor, start: int = start, wanted: Tensor = wanted
-        ) -> None:
-            more = _mean_square(after - wanted) - _mean_square(before - wanted)
-            ledger.note(start, name, more.tolist())
-
+        part = {k: v[batch] for k, v in rows.items()}
         if todo := ledger.todo(start):
-            output = forward_rows(subject.unet, part, len(wanted))
-            walked(subject.unet, todo, part, output, note)
+            output = forward_rows(subject.unet, part, len(part["sample"]))
+            walked(subject.unet, todo, part, output, partial(note, start))
 
 
 def by_block_influence(subject: Subject, ledger: Ledger) -> None:
+    """1 - cos of the residual stream before and after the layer, a value a row (ShortGPT)."""
     for start, batch in ledger.batches.items():
         rows = {k: v[batch] for k, v in subject.rows.items()}
         todo = ledger.todo(start)
@@ -221,11 +226,13 @@ def _first(output: Any) -> Tensor:
 
 
 def by_magnitude(subject: Subject, ledger: Ledger) -> None:
+    """Mean over output neurons of the sum of absolute weights (BK-SDM's form)."""
     for unit in ledger.todo():
         ledger.note(0, unit.name, [_per_neuron(_weights(subject.unet, unit))])
 
 
 def by_taylor(subject: Subject, ledger: Ledger) -> None:
+    """Mean over output neurons of the sum of abs(gradient x weight) (BK-SDM's form)."""
     rows, target = subject.denoising()
     unet, trained = subject.unet, [p.requires_grad for p in subject.unet.parameters()]
     unet.requires_grad_(True)
@@ -258,6 +265,7 @@ def _per_neuron(weights: Sequence[Tensor]) -> float:
 
 
 def by_latent_statistics(subject: Subject, ledger: Ledger) -> None:
+    """Change of the final latents' mean and deviation, as L2 norms (LD-Pruner)."""
     mean, deviation = _statistics(subject)
     for unit in ledger.todo():
         with removed(subject.unet, [unit.name, *unit.needs]):
@@ -275,19 +283,20 @@ def _statistics(subject: Subject) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def _sampled(subject: Subject, kind: str) -> Tensor:
     """Latents or pictures (N, C, H, W) for all prompts, from the same noise each time."""
-    generator, made = torch.Generator().manual_seed(subject.seed), []
+    generator = torch.Generator().manual_seed(subject.seed)
     size = max(1, subject.batch_size // 2)  # guidance doubles it
-    for i in range(0, len(subject.prompts), size):
-        prompts = list(subject.prompts[i : i + size])
-        made.append(
-            subject.pipeline(
-                prompts, num_inference_steps=subject.steps, generator=generator, output_type=kind
-            ).images
-        )
+    batches = [subject.prompts[i : i + size] for i in range(0, len(subject.prompts), size)]
+    pipe, steps = subject.pipeline, subject.steps
+    given = starts(pipe, batches, steps, generator, subject.resolution)
+    made = [
+        draw(pipe, batch, steps, generator, start, kind)
+        for batch, start in zip(batches, given, strict=True)
+    ]
     return torch.cat(made).float()
 
 
 def by_clip(subject: Subject, ledger: Ledger) -> None:
+    """What removal takes from the CLIP score, 100 x the mean cosine of picture and prompt."""
     from transformers import CLIPModel, CLIPProcessor
 
     clip = CLIPModel.from_pretrained(subject.clip_model).eval()
@@ -313,6 +322,7 @@ def by_clip(subject: Subject, ledger: Ledger) -> None:
 
 
 def by_chance(subject: Subject, ledger: Ledger) -> None:
+    """A uniform random number from the seed: the control."""
     values = np.random.default_rng(subject.seed).random(len(subject.known.units))
     for unit, value in zip(subject.known.units, values, strict=True):
         if unit in ledger.todo():

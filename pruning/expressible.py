@@ -59,7 +59,7 @@ def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
 def without(unet: UNet2DConditionModel, names: Sequence[str]) -> Any:
     """`unet` without `names` in the shipped class, without memory for its weights."""
     gone = [*unet.config.get("removed", []), *names]
-    return build(models.shipped_unet_class(), {**unet.config, "removed": gone})
+    return build(models.shipped_class(unet), {**unet.config, "removed": gone})
 
 
 def build(cls: Any, config: dict[str, Any]) -> Any:

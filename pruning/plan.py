@@ -37,49 +37,35 @@ def make_plan(
     scores_path: Path, out: Path, config: PlanConfig, *, overwrite: Overwrite = False
 ) -> Path:
     """Write plan.json from scores.json; the joint loss is measured on the scores' own samples."""
-    if scores_path.is_dir():
-        scores_path = scores_path / "scores.json"
-    scores, config = read_scores(scores_path), with_default(config)
+    scores_path, config = scores_file(scores_path), with_default(config)
+    scores = _read_checked(scores_path)
     model, known = scores["model"], as_anatomy(scores)
-    unet = models.empty_unet(model)
-    check_names(unet, [u.name for u in known.units], str(scores_path))
-    _check_size(unet, known.params, str(scores_path))
     check_config(config, known, model)
-    _check_race(scores, config, scores_path)
+    check_race(scores.get("race"), config, str(scores_path))
     each = bytes_each(config, model)
 
     def work(folder: Path) -> None:
-        rows, output = calibration.load(scores_path.parent / CALIBRATION)
         unet = models.load_unet(model, getattr(torch, scores.get("dtype", "float32")))
         size = scores.get("batch_size", 1)
+        rows, output = calibration.load(scores_path.parent / CALIBRATION)
         names = [u.name for u in choose(scores, config, each)]
-        measured = one_shot = output_loss(unet, names, rows, output, size)
+        one_shot = output_loss(unet, names, rows, output, size)
+        losses = {"predicted_loss": 0.0, "measured_loss": one_shot}
         if config.refine:
-            values = [u["score"] for u in scores["units"]]
             rules = conditions(known, config, each)
-            names, measured = refined(
-                unet,
-                known.units,
-                values,
-                rules,
-                names,
-                one_shot,
-                (rows, output, size),
-                config.refine,
+            names, losses["measured_loss"] = refined(
+                unet, scores, rules, names, one_shot, (rows, output, size), config.refine
             )
+            losses["one_shot_loss"] = one_shot
+        losses["predicted_loss"] = predicted_loss(scores, names)
         plan = as_plan(model, known, names, asdict(config))
-        if config.expressible != "any" and not plan["stock_config"]:
-            raise RuntimeError(f"a plan for {config.expressible} that no stock config can say")
-        plan["solver"] = "scipy.optimize.milp (HiGHS), optimal"
-        plan["predicted_loss"] = predicted_loss(scores, plan["remove"])
         if config.expressible != "any":
+            if not plan["stock_config"]:
+                raise RuntimeError(f"a plan for {config.expressible} that no stock config can say")
             free = choose(scores, replace(config, expressible="any"), each)
-            names = [u.name for u in free]
-            plan["unrestricted_predicted_loss"] = predicted_loss(scores, names)
-        plan["measured_loss"] = measured
-        if config.refine:
-            plan["one_shot_loss"] = one_shot
-        write_json(folder / out.name, plan)
+            losses["unrestricted_predicted_loss"] = predicted_loss(scores, [u.name for u in free])
+        solver = {"solver": "scipy.optimize.milp (HiGHS), optimal"}
+        write_json(folder / out.name, plan | solver | losses)
 
     inputs, which = models.identity("model", model)
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
@@ -87,13 +73,27 @@ def make_plan(
     return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
 
 
-def _check_race(scores: Mapping[str, Any], config: PlanConfig, path: Path) -> None:
-    """Scores of a race are exact where they decide its own ratio only."""
-    raced, asked = scores.get("race"), replace(config, keep=())
-    if raced is not None and asked != PlanConfig(ratio=raced):
+def scores_file(path: Path) -> Path:
+    """The scores.json that is meant by a file or by the folder that `laptop score` made."""
+    return path / "scores.json" if path.is_dir() else path
+
+
+def _read_checked(path: Path) -> dict[str, Any]:
+    """The content of a scores.json, checked against the model that it names."""
+    scores = read_scores(path)
+    unet = models.empty_unet(scores["model"])
+    check_names(unet, [u["name"] for u in scores["units"]], str(path))
+    _check_size(unet, scores["base"]["params"], str(path))
+    return scores
+
+
+def check_race(raced: float | None, config: PlanConfig, what: str) -> None:
+    """Raise `BadInput` for a plan from a race for another one: only that one's layers are exact."""
+    if raced is not None and replace(config, refine=0) != PlanConfig(ratio=raced):
         raise BadInput(
-            f"{path} is of a race for --ratio {raced:g}: layers that were certain to go or to stay "
-            "there were not scored on all samples. Score again without --race for other budgets."
+            f"{what}: a race for --ratio {raced:g} gives the plan of this ratio and no other limit "
+            "(layers that were certain to go or to stay are not scored on all samples). Score "
+            "without --race for other plans."
         )
 
 
@@ -161,10 +161,11 @@ def make_menu(
 
     Of `config`, what layers stay and where the model must load counts; budgets do not.
     """
-    scores_path = scores_path / "scores.json" if scores_path.is_dir() else scores_path
-    scores = read_scores(scores_path)
+    scores_path = scores_file(scores_path)
+    scores = _read_checked(scores_path)
     free = PlanConfig(ratio=0.0, keep=config.keep, expressible=config.expressible)
     check_config(free, as_anatomy(scores), scores["model"])
+    check_race(scores.get("race"), free, str(scores_path))
 
     def work(folder: Path) -> None:
         document = {"schema": MENU_SCHEMA, "model": scores["model"], "points": menu(scores, free)}
@@ -178,7 +179,8 @@ def _change(before: int, less: int) -> dict[str, int]:
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """The content of a scores.json, checked as far as the planner needs it."""
+    """The content of a scores.json (or of its folder), as far as the planner needs it checked."""
+    path = scores_file(path)
     scores = read_json(path, SCORES_SCHEMA)
     try:
         scores["model"], scores["base"]["params"], scores["base"]["macs"]

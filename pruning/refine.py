@@ -6,13 +6,14 @@ measured, the most promising by their sums first, many in one walk over the U-Ne
 best one that is better becomes the plan. It cannot end worse than it began.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
 
 from torch import Tensor, nn
 
 from laptop.pruning.budgets import Conditions
 from laptop.pruning.prefix import walk
-from laptop.pruning.units import Unit, forward_rows
+from laptop.pruning.units import forward_rows
 from laptop.run import progress
 
 AT_ONCE = 12  # neighbours a walk
@@ -22,16 +23,20 @@ Calibration = tuple[dict[str, Tensor], Tensor, int]  # rows, the U-Net's output,
 
 def refined(
     unet: nn.Module,
-    units: Sequence[Unit],
-    scores: Sequence[float],
+    scores: Mapping[str, Any],
     rules: Conditions,
     names: Sequence[str],
     loss: float,
     calibration: Calibration,
     evaluations: int,
 ) -> tuple[list[str], float]:
-    """The best plan found and its joint loss, after measuring at most `evaluations` sets."""
-    place = {u.name: i for i, u in enumerate(units)}
+    """The best plan found and its joint loss, after measuring at most `evaluations` sets.
+
+    `scores` is the content of a scores.json, `loss` the joint loss of the plan `names`.
+    """
+    units = [u["name"] for u in scores["units"]]
+    values = [u["score"] for u in scores["units"]]
+    place = {name: i for i, name in enumerate(units)}
     plan = frozenset(place[name] for name in names)
     tried = {plan}
     with progress("refine", evaluations) as advance:
@@ -39,7 +44,7 @@ def refined(
             left = min(AT_ONCE, evaluations + 1 - len(tried))
             ranked = sorted(
                 neighbours(plan, rules) - tried,
-                key=lambda s: (sum(scores[i] for i in s), sorted(s)),
+                key=lambda s: (sum(values[i] for i in s), sorted(s)),
             )
             if not ranked:
                 break
@@ -50,7 +55,7 @@ def refined(
             best = min(found, key=lambda s: found[s])
             if found[best] < loss:
                 plan, loss = best, found[best]
-    return [units[i].name for i in sorted(plan)], loss
+    return [units[i] for i in sorted(plan)], loss
 
 
 def neighbours(plan: Set[int], rules: Conditions) -> set[frozenset[int]]:
@@ -68,13 +73,13 @@ def _changed(plan: Set[int], count: int) -> Iterator[Set[int]]:
 
 def joint_losses(
     unet: nn.Module,
-    units: Sequence[Unit],
+    units: Sequence[str],
     sets: Sequence[frozenset[int]],
     calibration: Calibration,
 ) -> dict[frozenset[int], float]:
     """Mean squared change of the output without each set of layers."""
     rows, output, size = calibration
-    by_name = {frozenset(units[i].name for i in s): s for s in sets}
+    by_name = {frozenset(units[i] for i in s): s for s in sets}
     losses = dict.fromkeys(sets, 0.0)
 
     def measure(part: dict[str, Tensor], wanted: Tensor) -> None:

@@ -43,9 +43,10 @@ class ScoreConfig:
     timestep_weighting: str = "none"  # x0: by what an error of the output does to the picture
     samples: int = 64  # calibration rows
     steps: int = 25  # of the sampling that gives the rows
-    batch_size: int = 64  # rows a forward
+    batch_size: int = 4  # rows a forward
     dtype: str = "float32"  # of the U-Net while it is scored; losses are float32 in any case
     race: float | None = None  # the one ratio to plan for; spends fewer samples where that suffices
+    resolution: int | None = None  # pixels of the pictures drawn for it; None: the model's own
     clip_model: str | None = None  # folder or Hub id, for the criterion `clip`
     seed: int = 0
 
@@ -71,17 +72,18 @@ def score(
     def work(folder: Path) -> dict[str, Any]:
         rows, output, unet = _calibrated(model, folder, config, prompts)
         subject = Subject(
-            model,
-            unet,
-            known,
-            rows,
-            output,
-            prompts,
-            config.steps,
-            config.batch_size,
-            config.seed,
-            config.clip_model,
-            folder,
+            model=model,
+            unet=unet,
+            known=known,
+            rows=rows,
+            output=output,
+            prompts=prompts,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            resolution=config.resolution,
+            clip_model=config.clip_model,
+            folder=folder,
         )
         ledger = _ledger(subject, config)
         weights = _row_weights(model, config, rows["timestep"]).numpy()
@@ -217,6 +219,7 @@ def _calibrated(
             steps=config.steps,
             seed=config.seed,
             batch_size=max(1, config.batch_size // 2),  # guidance doubles it
+            resolution=config.resolution,
         )
     output = forward_rows(pipe.unet, rows, config.batch_size)
     beside = path.with_suffix(".tmp")

@@ -19,8 +19,10 @@ from laptop.pruning.expressible import build, stock_config, without
 from laptop.pruning.plan import read_plan
 from laptop.run import Overwrite, need_space, read_json, run_stage, write_json
 
+SHARD = "2GB"  # safetensors copies all tensors of a file before it writes it
 
-def prune_unet(unet: UNet2DConditionModel, names: Sequence[str]) -> UNet2DConditionModel:
+
+def prune_unet(unet: Any, names: Sequence[str]) -> Any:
     """A U-Net without the layers `names`; it shares the surviving weights with `unet`."""
     if not names:
         return unet
@@ -64,7 +66,7 @@ def source_of(name: str, rename: Mapping[str, str]) -> str:
     return name
 
 
-def apply_plan(unet: UNet2DConditionModel, plan: Mapping[str, Any]) -> UNet2DConditionModel:
+def apply_plan(unet: Any, plan: Mapping[str, Any]) -> Any:
     """The student of a plan.json's content; it shares its weights with `unet`."""
     if "preset" in plan:
         return transplant(unet, plan["config"], plan["rename"])
@@ -79,7 +81,7 @@ def prune(model: str, plan_path: Path, out: Path, *, overwrite: Overwrite = Fals
     inputs, settings = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
-        student = apply_plan(models.load_unet(model), plan)
+        student = apply_plan(models.load_unet(model, models.stored_dtype(model)), plan)
         write_model(folder, student, model)
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"])}
 
@@ -99,6 +101,8 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
     for part in parts:
         shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
     # Not unet.to(): diffusers' own warns of modules to be kept in float32 even when there are none.
-    nn.Module.to(unet, dtype).save_pretrained(folder / "unet")
-    library = "diffusers" if type(unet) is UNet2DConditionModel else type(unet).__module__
+    nn.Module.to(unet, dtype).save_pretrained(
+        folder / "unet", max_shard_size=SHARD, variant=models.variant(like)
+    )
+    library = "diffusers" if type(unet).__name__ in models.STOCK_UNETS else type(unet).__module__
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})

@@ -35,7 +35,7 @@ def tiny_folder(
 def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with three layers removed, in the shipped class; do not change it."""
     pipe = models.load_pipeline(str(tiny_folder))
-    unet = models.shipped_unet_class().from_config(pipe.unet.config, removed=REMOVED)
+    unet = models.shipped_class(pipe.unet).from_config(pipe.unet.config, removed=REMOVED)
     weights = pipe.unet.state_dict()
     unet.load_state_dict({name: weights[name] for name in unet.state_dict()})
     pipe.register_modules(unet=unet)

@@ -206,7 +206,9 @@ def test_a_teacher_of_the_same_layout_fits(teacher: str) -> None:
 
 def test_a_pruned_teacher_is_refused() -> None:
     with torch.device("meta"):
-        pruned = models.shipped_unet_class()(**SMALL_SD, removed=["down_blocks.0.resnets.1"])
+        pruned = models.shipped_module().LaptopUNet2DConditionModel(
+            **SMALL_SD, removed=["down_blocks.0.resnets.1"]
+        )
     with pytest.raises(BadInput, match="1 layers of this one are removed already"):
         preset_plan(pruned, "bk-base")
 

@@ -33,9 +33,9 @@ def small(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
-def test_there_are_random_weights_for_the_known_text_to_image_architectures() -> None:
-    assert tuple(random_weights.TEXT) == models.RANDOM
-    assert {"sd15", "sdxl"} <= set(models.RANDOM) <= set(architectures.UNETS)
+def test_there_are_random_weights_for_every_known_architecture() -> None:
+    assert set(architectures.PIPELINES) == set(architectures.UNETS) > set(random_weights.TEXT)
+    assert set(architectures.PIPELINES.values()) <= set(models.TASKS)
     with pytest.raises(UnknownModel, match=r"'flux'.*sd15"):
         models.locate("random:flux")
 

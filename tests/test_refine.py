@@ -13,9 +13,8 @@ from laptop.pruning.criteria import output_loss
 from laptop.pruning.plan import make_plan
 from laptop.pruning.refine import joint_losses, neighbours, refined
 from laptop.pruning.score import ScoreConfig, score
-from laptop.pruning.units import Unit, anatomy, forward_rows
+from laptop.pruning.units import anatomy, forward_rows
 
-UNITS = [Unit(f"u{i}", "resnet", 1, 1) for i in range(8)]
 RULES = Conditions([([1] * 8, 3)], [(5, 6)], [i == 7 for i in range(8)])
 
 
@@ -48,23 +47,24 @@ def test_the_search_ends_no_worse_and_mostly_at_the_best_set(monkeypatch, seed) 
     monkeypatch.setattr(refine, "joint_losses", losses)
     first = frozenset(sorted(range(7), key=lambda i: own[i])[:3]) - {5} | {6}
     start = [f"u{i}" for i in first]
-    names, loss = refined(None, UNITS, own.tolist(), RULES, start, joint(first), None, 40)
+    scores = {"units": [{"name": f"u{i}", "score": own[i]} for i in range(8)]}
+    names, loss = refined(None, scores, RULES, start, joint(first), None, 40)
     assert loss <= joint(first)
     assert loss == pytest.approx(joint({int(n[1:]) for n in names}))
     assert RULES.hold({int(n[1:]) for n in names})
     assert len(measured) == len(set(measured)) <= 40
-    none, same = refined(None, UNITS, own.tolist(), RULES, start, joint(first), None, 0)
+    none, same = refined(None, scores, RULES, start, joint(first), None, 0)
     assert (set(none), same) == (set(start), joint(first))
 
 
 def test_joint_losses_are_those_of_removal() -> None:
     unet = model("sd1")
-    rows, units = rows_for(unet, 3), anatomy(unet, 5).units
+    rows, units = rows_for(unet, 3), [u.name for u in anatomy(unet, 5).units]
     output = forward_rows(unet, rows, 2)
     sets = [frozenset({0, 4}), frozenset({3, 9, 20}), frozenset({30})]
     found = joint_losses(unet, units, sets, (rows, output, 2))
     for s in sets:
-        names = [units[i].name for i in s]
+        names = [units[i] for i in s]
         assert found[s] == pytest.approx(output_loss(unet, names, rows, output, 2), rel=1e-5)
 
 

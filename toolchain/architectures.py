@@ -1,7 +1,8 @@
-"""U-Nets of published models by known name, as keyword arguments of `UNet2DConditionModel`.
+"""U-Nets of published models by known name, as keyword arguments of their class in diffusers.
 
-What is not named is diffusers' default, which is Stable Diffusion 1's U-Net. These are facts of the
-published `unet/config.json` files, so that a model of full size can be built without a download.
+What is not named is diffusers' default, which for `UNet2DConditionModel` is Stable Diffusion 1's.
+These are facts of the published `unet/config.json` files, so that a model of full size can be built
+without a download.
 Every one is checked by its number of parameters (`tests/test_architectures.py`).
 """
 
@@ -58,4 +59,32 @@ UNETS: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2560,
     },
+    # google/ddpm-cifar10-32, from memory; its 35.7 M parameters stand in the paper (appendix B).
+    "ddpm-cifar10": {
+        "sample_size": 32,
+        "center_input_sample": False,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "downsample_padding": 0,
+        "norm_eps": 1e-6,
+        "attention_head_dim": None,
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    },
 }
+
+PIPELINES = {
+    "sd15": "StableDiffusionPipeline",
+    "sd15-inpainting": "StableDiffusionInpaintPipeline",
+    "lcm-sd15": "LatentConsistencyModelPipeline",
+    "sd21": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+    "ddpm-cifar10": "DDPMPipeline",
+}
+
+
+def unet_class_name(name: str) -> str:
+    """Name of the diffusers class of a known architecture's U-Net."""
+    return "UNet2DModel" if name.startswith("ddpm-") else "UNet2DConditionModel"

@@ -79,6 +79,12 @@ def compress(
 @options.granularity
 @click.option("--criterion", help="What a layer is worth by. [default: output-loss]")
 @click.option("--race", type=float, help="Plan for this ratio only, with fewer samples.")
+@click.option("--samples", type=int, help="Calibration samples. [default: the recipe's]")
+@click.option(
+    "--resolution",
+    type=int,
+    help="Pixels of the pictures that are drawn for calibration. [default: the model's own]",
+)
 @options.prompts
 @options.out("Folder for scores.json and calibration.safetensors.")
 @options.common
@@ -88,6 +94,8 @@ def score(
     granularity: str | None,
     criterion: str | None,
     race: float | None,
+    samples: int | None,
+    resolution: int | None,
     prompts: Path | None,
     out: Path,
     common: Common,
@@ -98,7 +106,13 @@ def score(
     random.
     """
     options.need_folder(out)
-    flags = {"granularity": granularity, "criterion": criterion, "race": race}
+    flags = {
+        "granularity": granularity,
+        "criterion": criterion,
+        "race": race,
+        "samples": samples,
+        "resolution": resolution,
+    }
     recipe = common.recipe(model, score=flags)
     yield recipe
     from laptop.pruning.score import score as run
@@ -152,10 +166,9 @@ def plan(
         assert preset is not None
         made = plans.from_preset(model, preset, out, overwrite=common.overwrite)
     else:
-        path = scores / "scores.json" if scores.is_dir() else scores
-        recipe = common.recipe(read_scores(path)["model"], plan=budgets)
+        recipe = common.recipe(read_scores(scores)["model"], plan=budgets)
         make = plans.menu if menu else plans.from_scores
-        made = make(path, recipe.plan, out, overwrite=common.overwrite)
+        made = make(scores, recipe.plan, out, overwrite=common.overwrite)
     common.print(*made)
 
 

@@ -25,7 +25,7 @@ from laptop.export.artifacts import check_request, export_model
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
-from laptop.pruning.plan import make_plan
+from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import check_config as check_score
 from laptop.pruning.score import forwards_spent, score
 from laptop.pruning.surgery import prune
@@ -131,6 +131,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     _evaluation_prompts(recipe)
     known = _anatomy(recipe)
     limits.check_config(recipe.plan, known, recipe.model)
+    check_race(recipe.score.race, limits.with_default(recipe.plan), "the recipe")
     need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
 
 

@@ -1,4 +1,4 @@
-"""A UNet2DConditionModel from which whole layers are gone; needs torch and diffusers only.
+"""A diffusers U-Net from which whole layers are gone; needs torch and diffusers only.
 
 This file is shipped beside the weights of a pruned model and is the same for all of them: what is
 removed stands in `config.json`, under "removed", as module paths. Load such a model with
@@ -12,12 +12,12 @@ nothing to add. Every module that stays keeps its name.
 
 import inspect
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -93,30 +93,47 @@ def remove_(unet: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     return replaced
 
 
-class LaptopUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
-    """Built from the teacher's config and `removed`, the module paths that are gone."""
+def _constructor(stock: type[nn.Module]) -> Callable[..., None]:
+    """The constructor of `stock` with one more config key, `removed`: module paths that are gone.
 
-    def __init__(self, *args: Any, removed: Sequence[str] = (), **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    diffusers reads the config keys that a class takes off the signature of its `__init__`.
+    """
+
+    def __init__(self: Any, *args: Any, removed: Sequence[str] = (), **kwargs: Any) -> None:
+        stock.__init__(self, *args, **kwargs)
         self.register_to_config(removed=list(removed))
         for name in sorted(removed, key=len, reverse=True):  # what is inside first
             remove_(self, name)
 
+    key = inspect.signature(__init__).parameters["removed"]
+    theirs = inspect.signature(stock.__init__)
+    signature = theirs.replace(parameters=[*theirs.parameters.values(), key])
+    vars(__init__)["__signature__"] = signature
+    return __init__
+
+
+class _Shipped:
+    """What brings this file along when a model is saved."""
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As the stock method, and put this file beside the weights."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         target = Path(save_directory) / f"{NAME}.py"
         if target.resolve() != SOURCE.resolve():
             shutil.copyfile(SOURCE, target)
 
 
-# diffusers reads the config keys that a class takes off the signature of its __init__,
-# and writes the name of a class's module into model_index.json.
-_stock = inspect.signature(UNet2DConditionModel.__init__)
-_removed = inspect.signature(LaptopUNet2DConditionModel.__init__).parameters["removed"]
-setattr(  # noqa: B010 (an attribute that type checkers do not know)
-    LaptopUNet2DConditionModel.__init__,
-    "__signature__",
-    _stock.replace(parameters=[*_stock.parameters.values(), _removed]),
-)
-LaptopUNet2DConditionModel.__module__ = NAME
+class LaptopUNet2DConditionModel(_Shipped, UNet2DConditionModel):  # type: ignore[misc]
+    """Built from the teacher's config and `removed`, the module paths that are gone."""
+
+    __init__ = _constructor(UNet2DConditionModel)
+
+
+class LaptopUNet2DModel(_Shipped, UNet2DModel):  # type: ignore[misc]
+    """The same for unconditional models."""
+
+    __init__ = _constructor(UNet2DModel)
+
+
+for _class in (LaptopUNet2DConditionModel, LaptopUNet2DModel):
+    _class.__module__ = NAME  # which diffusers writes into model_index.json

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.run import read_json
 
@@ -22,10 +23,21 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
-UNET_CLASSES = ("UNet2DConditionModel", "LaptopUNet2DConditionModel")
-RANDOM = ("sd15", "sd21", "sdxl")  # architectures that random_weights makes
+STOCK_UNETS = ("UNet2DConditionModel", "UNet2DModel")
+SHIPPED_UNETS = tuple(f"Laptop{name}" for name in STOCK_UNETS)
 CLIP_TOKENS = 77
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+TASKS = {  # of the pipelines that can be scored and pruned
+    "StableDiffusionPipeline": "text-to-image",
+    "StableDiffusionXLPipeline": "text-to-image",
+    "LatentConsistencyModelPipeline": "text-to-image",
+    "StableDiffusionImg2ImgPipeline": "image-to-image",
+    "StableDiffusionXLImg2ImgPipeline": "image-to-image",
+    "StableDiffusionInpaintPipeline": "inpainting",
+    "StableDiffusionXLInpaintPipeline": "inpainting",
+    "DDPMPipeline": "unconditional",
+    "DDIMPipeline": "unconditional",
+}
+WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
 
 
 @dataclass(frozen=True)
@@ -75,10 +87,9 @@ def random_name(model: str) -> str | None:
     prefix, _, name = model.partition(":")
     if prefix != "random":
         return None
-    if name not in RANDOM:
+    if name not in UNETS:
         raise UnknownModel(
-            f"there are no random weights for {name!r}; known architectures are "
-            f"{', '.join(RANDOM)}."
+            f"there are no random weights for {name!r}; known architectures are {', '.join(UNETS)}."
         )
     return name
 
@@ -99,7 +110,7 @@ def _check_hub(source: str) -> None:
             f"({str(e).splitlines()[0]}). Check the name and the network (for a gated model: "
             "`hf auth login`), or pass the path of a local diffusers folder."
         ) from None
-    _check_unet_class(read_json(Path(cached)), source)
+    _check_index(read_json(Path(cached)), source)
 
 
 def _reach_hub() -> None:
@@ -120,7 +131,7 @@ def check_folder(folder: Path) -> None:
             "`pipe.save_pretrained()` wrote."
         )
     index = read_json(folder / "model_index.json")
-    _check_unet_class(index, str(folder))
+    _check_index(index, str(folder))
     for name, entry in index.items():
         is_component = isinstance(entry, list) and entry[0] is not None
         if is_component and not (folder / name).is_dir():
@@ -130,19 +141,41 @@ def check_folder(folder: Path) -> None:
         _check_safetensors(weights)
 
 
-def _check_unet_class(index: dict[str, Any], where: str) -> None:
+def _check_index(index: dict[str, Any], where: str) -> None:
+    """Raise `Unsupported` unless a model_index.json is of a pipeline that can be scored."""
     entry = index.get("unet")
     found = entry[1] if isinstance(entry, list) else None
-    if found not in UNET_CLASSES:
+    if found not in STOCK_UNETS + SHIPPED_UNETS:
         backbone = index.get("transformer", [None, found])[1]
         raise Unsupported(
             f"{where}: the denoiser is {backbone or 'missing'}; supported is "
-            f"{' or '.join(UNET_CLASSES)} under the name 'unet'."
+            f"{' or '.join(STOCK_UNETS)} under the name 'unet'."
         )
-    if index.get("_class_name") not in PIPELINES:
+    if index.get("_class_name") not in TASKS:
         raise Unsupported(
-            f"{where} is a {index.get('_class_name')}; supported in this version are "
-            f"{' and '.join(PIPELINES)}."
+            f"{where} is a {index.get('_class_name')}; supported are {', '.join(TASKS)}."
+        )
+
+
+def pipeline_class(model: str) -> str:
+    """Name of the diffusers pipeline class of `model`."""
+    from huggingface_hub import hf_hub_download
+
+    if name := random_name(model):
+        return PIPELINES[name]
+    source = locate(model)
+    local = Path(source)
+    index = local if local.is_dir() else Path(hf_hub_download(source, "model_index.json")).parent
+    return str(read_json(index / "model_index.json")["_class_name"])
+
+
+def need_whole_chain(model: str, what: str) -> None:
+    """Raise `Unsupported` for a model that can be scored, planned and pruned, but no more yet."""
+    found = pipeline_class(model)
+    if found not in WHOLE_CHAIN:
+        raise Unsupported(
+            f"{model} is a {found}; {what} takes {' and '.join(WHOLE_CHAIN)} in this version. "
+            "`laptop score`, `plan` and `prune` take it."
         )
 
 
@@ -181,20 +214,27 @@ def shipped_module() -> Any:
     return sys.modules[name]
 
 
-def shipped_unet_class() -> Any:
-    """`LaptopUNet2DConditionModel`."""
-    return shipped_module().LaptopUNet2DConditionModel
+def shipped_class(unet: Any) -> Any:
+    """The class of a U-Net of `unet`'s kind without some of its layers."""
+    name = type(unet).__name__
+    return getattr(shipped_module(), name if name in SHIPPED_UNETS else f"Laptop{name}")
+
+
+def _unet_class(config: dict[str, Any]) -> Any:
+    import diffusers
+
+    name = config["_class_name"]
+    return getattr(shipped_module() if name in SHIPPED_UNETS else diffusers, name)
 
 
 def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
     """The U-Net of `model` in `dtype` (float32 when None), in evaluation mode, on the CPU."""
     import torch
-    from diffusers import UNet2DConditionModel
 
-    source = locate(model)
-    cls = shipped_unet_class() if "removed" in unet_config(model) else UNet2DConditionModel
+    kwargs = {"torch_dtype": dtype or torch.float32, "variant": variant(model)}
+    cls = _unet_class(unet_config(model))
     try:
-        unet = cls.from_pretrained(source, subfolder="unet", torch_dtype=dtype or torch.float32)
+        unet = cls.from_pretrained(locate(model), subfolder="unet", **kwargs)
     except OSError as e:
         raise BadInput(f"the U-Net of {model} cannot be loaded: {e}") from None
     return unet.eval()
@@ -203,25 +243,41 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
 def empty_unet(model: str) -> Any:
     """The U-Net of `model` from its config alone, on the meta device: no weight is read."""
     import torch
-    from diffusers import UNet2DConditionModel
 
     config = unet_config(model)
-    cls = shipped_unet_class() if "removed" in config else UNet2DConditionModel
     with torch.device("meta"):
-        return cls.from_config(config).eval()
+        return _unet_class(config).from_config(config).eval()
 
 
 def unet_config(model: str) -> dict[str, Any]:
     """The U-Net's config.json."""
-    import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DModel
 
     if name := random_name(model):
-        from laptop.architectures import UNETS
+        return {"_class_name": unet_class_name(name), **UNETS[name]}
+    return dict(UNet2DModel.load_config(locate(model), subfolder="unet"))
 
-        with torch.device("meta"):
-            return dict(UNet2DConditionModel(**UNETS[name]).config)
-    return dict(UNet2DConditionModel.load_config(locate(model), subfolder="unet"))
+
+def variant(model: str) -> str | None:
+    """ "fp16" where the U-Net's weights are stored under names of that variant only, else None."""
+    if random_name(model):
+        return None
+    names = [name for name in _files(locate(model)) if name.startswith("unet/")]
+    weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+    return "fp16" if weights and all(".fp16" in name for name in weights) else None
+
+
+def _files(source: str) -> list[str]:
+    """Names of a folder's or a Hub repository's files; of the local cache if this has weights."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    root = Path(source)
+    if not (is_local := root.is_dir()):
+        root = Path(str(try_to_load_from_cache(source, "model_index.json"))).parent
+    found = [p.relative_to(root).as_posix() for p in root.glob("unet/*")]
+    if is_local or any(name.endswith(".safetensors") for name in found):
+        return found
+    return list(HfApi().list_repo_files(source))
 
 
 def folder(model: str) -> Path:
@@ -229,7 +285,9 @@ def folder(model: str) -> Path:
     from diffusers import DiffusionPipeline
 
     source = locate(model)
-    return Path(source) if Path(source).is_dir() else Path(DiffusionPipeline.download(source))
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(DiffusionPipeline.download(source, variant=variant(model)))
 
 
 def stored_dtype(model: str) -> "torch.dtype":
@@ -237,7 +295,9 @@ def stored_dtype(model: str) -> "torch.dtype":
     import torch
     from safetensors import safe_open
 
-    path = min((folder(model) / "unet").glob("*.safetensors"), default=None)
+    pattern = "*.fp16*.safetensors" if variant(model) else "*.safetensors"
+    found = (folder(model) / "unet").glob(pattern)
+    path = min((p for p in found if variant(model) or ".fp16" not in p.name), default=None)
     if path is None:
         return torch.float32
     with safe_open(path, framework="pt") as file:
@@ -273,7 +333,7 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
     unet = load_unet(model, dtype)
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            locate(model), unet=None, torch_dtype=dtype or torch.float32
+            locate(model), unet=None, torch_dtype=dtype or torch.float32, variant=variant(model)
         )
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None

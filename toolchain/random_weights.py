@@ -5,22 +5,23 @@ made once, in the user's cache. Its pictures are noise, so nothing about quality
 it. Its tokenizer knows no words, only letters: CLIP's vocabulary is a download too.
 """
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
+    LCMScheduler,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from laptop.architectures import UNETS
+from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.run import run_stage, say
 from laptop.tiny.architecture import tokenizer
 
@@ -37,9 +38,12 @@ VIT_BIG_G: Config = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden
 VIT_BIG_G |= {"num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
 TEXT: dict[str, list[Config]] = {
     "sd15": [VIT_L],
+    "sd15-inpainting": [VIT_L],
+    "lcm-sd15": [VIT_L],
     "sd21": [VIT_H],
     "sdxl": [VIT_L, VIT_BIG_G],
-}  # the models that can be made
+    "sdxl-refiner": [VIT_BIG_G],
+}  # text encoders; others draw without a prompt
 VAE_CHANNELS = (128, 256, 512, 512)
 
 
@@ -47,7 +51,7 @@ def cached_folder(name: str) -> Path:
     """The diffusers folder of the architecture `name`; made when it is not there yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     out = cache / "laptop" / "random-weights" / name
-    settings = {"unet": UNETS[name], "text": TEXT[name], "seed": SEED}
+    settings = {"unet": UNETS[name], "text": TEXT.get(name, []), "seed": SEED}
     return run_stage("random-weights", out, settings, {}, lambda folder: _write(name, folder))
 
 
@@ -64,24 +68,16 @@ def _write(name: str, folder: Path) -> None:
 
 
 def _pipeline(name: str) -> Any:
+    is_xl, is_conditional = name.startswith("sdxl"), name in TEXT
+    cls = getattr(diffusers, PIPELINES[name])
+    unet = getattr(diffusers, unet_class_name(name))(**UNETS[name])
+    scheduler = _scheduler(name)
+    if not is_conditional:
+        return cls(unet=unet, scheduler=scheduler)
     tokens = tokenizer(words=(), length=MAX_TOKENS)
-    configs = [
-        CLIPTextConfig(
-            vocab_size=49408,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-            **values,
-        )
-        for values in TEXT[name]
-    ]
-    is_xl = len(configs) == 2
-    unet = UNet2DConditionModel(**UNETS[name])
     parts: dict[str, Any] = {
         "unet": unet,
-        "text_encoder": CLIPTextModel(configs[0]),
-        "tokenizer": tokens,
+        "scheduler": scheduler,
         "vae": AutoencoderKL(
             block_out_channels=VAE_CHANNELS,
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -91,23 +87,41 @@ def _pipeline(name: str) -> Any:
             sample_size=8 * unet.config.sample_size,
             scaling_factor=0.13025 if is_xl else 0.18215,
         ),
+        "text_encoder": None,
+        "tokenizer": None,
     }
+    for values in TEXT[name]:
+        is_second = values is VIT_BIG_G
+        suffix = "_2" if is_second else ""
+        encoder = CLIPTextModelWithProjection if is_second else CLIPTextModel
+        parts[f"text_encoder{suffix}"] = encoder(_text_config(tokens, values))
+        parts[f"tokenizer{suffix}"] = tokens
     if is_xl:
-        return StableDiffusionXLPipeline(
-            **parts,
-            text_encoder_2=CLIPTextModelWithProjection(configs[1]),
-            tokenizer_2=tokens,
-            scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
-            add_watermarker=False,
-        )
+        is_refiner = "requires_aesthetics_score" in inspect.signature(cls).parameters
+        aesthetics = {"requires_aesthetics_score": True} if is_refiner else {}
+        return cls(**parts, add_watermarker=False, **aesthetics)
+    return cls(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _text_config(tokens: Any, values: Config) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        **values,
+    )
+
+
+def _scheduler(name: str) -> Any:
+    if name not in TEXT:
+        return DDPMScheduler()
+    if name.startswith("sdxl"):
+        return EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
+    if name.startswith("lcm"):
+        return LCMScheduler(**BETAS)
     predicts = "v_prediction" if name == "sd21" else "epsilon"
-    return StableDiffusionPipeline(
-        **parts,
-        scheduler=DDIMScheduler(
-            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-            prediction_type=predicts,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+    return DDIMScheduler(
+        **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=predicts
+    )

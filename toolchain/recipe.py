@@ -21,7 +21,7 @@ from laptop.distill.trainer import DistillConfig
 from laptop.errors import BadInput
 from laptop.export.artifacts import ExportConfig
 from laptop.export.parity import VerifyConfig
-from laptop.models import KNOWN
+from laptop.models import random_name
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.score import ScoreConfig
 
@@ -68,9 +68,9 @@ class Recipe:
 def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe:
     """The recipe of a model, changed by a TOML file and, with `smoke`, by the short settings."""
     recipe = Recipe(model=model)
-    own = FOLDER / f"{model}.toml"
+    own = FOLDER / f"{random_name(model) or model}.toml"
     is_short = False
-    for path in (own if model in KNOWN else None, file):
+    for path in (own if own in FOLDER.iterdir() else None, file):
         if path is not None:
             table = _load(path)
             quick = table.pop("smoke", {})

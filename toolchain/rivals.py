@@ -128,7 +128,7 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
         out = score(
             MODEL,
             folder / criterion,
-            ScoreConfig(criterion=criterion, samples=128, steps=10 if few else 25),
+            ScoreConfig(criterion=criterion, samples=128, batch_size=64, steps=10 if few else 25),
             calibration_prompts(MODEL, 8 if few else 32),
         )
         scores[criterion] = read_scores(out / "scores.json")

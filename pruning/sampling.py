@@ -1,0 +1,99 @@
+"""Make a teacher draw, whatever kind of pipeline it is.
+
+A model that changes pictures is given its own: drawn from grey with nothing left of it, then, for
+inpainting, with half of each to be drawn anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laptop import models
+from laptop.errors import BadInput
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    steps: int,
+    generator: torch.Generator,
+    given: Mapping[str, Any],
+    output_type: str = "latent",
+) -> Tensor:
+    """Latents or, with `output_type="pt"`, pictures in [0, 1] (N, C, H, W), one for each prompt.
+
+    `given` is what `starts` gave. Unconditional models draw pixels, whose "latents" are in [-1, 1].
+    """
+    arguments = {"num_inference_steps": steps, "generator": generator, **given}
+    if _task(pipe) == "unconditional":
+        images = pipe(batch_size=len(prompts), output_type="np", **arguments).images
+        pictures = torch.as_tensor(images).permute(0, 3, 1, 2)
+        return pictures * 2 - 1 if output_type == "latent" else pictures
+    drawn: Tensor = pipe(list(prompts), output_type=output_type, **arguments).images
+    return drawn
+
+
+def starts(
+    pipe: Any,
+    batches: Sequence[Sequence[str]],
+    steps: int,
+    generator: torch.Generator,
+    resolution: int | None,
+) -> list[dict[str, Any]]:
+    """For each batch of prompts what `draw` needs beside it: the size, and pictures to change.
+
+    `resolution` in pixels; None for the model's own.
+    """
+    task = _task(pipe)
+    if task == "unconditional":
+        if resolution is not None:
+            raise BadInput("an unconditional model draws one size only: leave resolution out.")
+        return [{}] * len(batches)
+    height, width = _size(pipe, resolution)
+    size = {"height": height, "width": width}
+    if task == "text-to-image":
+        return [size] * len(batches)
+    found = []
+    for batch in batches:
+        given: dict[str, Any] = {"image": torch.full((len(batch), 3, height, width), 0.5)}
+        if task == "inpainting":
+            given |= size | {"mask_image": torch.ones(len(batch), 1, height, width)}
+        own = draw(pipe, batch, steps, generator, {**given, "strength": 1.0}, "pt")
+        given["image"] = own.float().cpu()
+        if task == "inpainting":
+            given["mask_image"] = _half_masks(len(batch), height, width, generator)
+        found.append(given)
+    return found
+
+
+def _task(pipe: Any) -> str:
+    return models.TASKS[type(pipe).__name__]
+
+
+def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:
+    scale = 2 ** (len(pipe.vae.config.block_out_channels) - 1)  # pixels a latent
+    native = pipe.unet.config.sample_size
+    height, width = (native, native) if isinstance(native, int) else native
+    if resolution is None:
+        return height * scale, width * scale
+    levels = 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if resolution < 1 or resolution % (scale * levels):
+        raise BadInput(
+            f"resolution {resolution} does not fit this model: it must be a multiple of "
+            f"{scale * levels} pixels."
+        )
+    return resolution, resolution
+
+
+def _half_masks(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Masks (N, 1, H, W) of the left, right, upper or lower half, by chance; 1 is drawn anew."""
+    masks = torch.zeros(count, 1, height, width)
+    for mask, side in zip(masks, torch.randint(4, (count,), generator=generator), strict=True):
+        halves = (
+            mask[..., : width // 2], mask[..., width // 2 :],
+            mask[:, : height // 2], mask[:, height // 2 :],
+        )  # fmt: skip
+        halves[int(side)].fill_(1)
+    return masks

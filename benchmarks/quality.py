@@ -58,6 +58,8 @@ def evaluate(
     stopped. Raises `BadInput` when there is no prompt or a label is no file name.
     """
     chosen = _check(models, config, prompts)
+    for model in models.values():
+        model_source.need_whole_chain(str(model), "eval")
     sources = {label: model_source.locate(str(model)) for label, model in models.items()}
     settings = asdict(config) | {
         "models": [f"{label}: {source}" for label, source in sources.items()],

@@ -152,6 +152,8 @@ def locate(place: str | Path) -> tuple[str, str]:
     files = [Path(place) / sub / "unet" / "model.onnx" for sub in ("onnx", ".")]
     onnx_file = next((f for f in files if f.is_file()), None)
     runtime = "onnxruntime" if onnx_file else "pytorch"
+    if onnx_file is None:
+        models.need_whole_chain(str(place), "bench")
     source = str(onnx_file) if onnx_file else models.locate(str(place))
     needed = RUNTIMES[runtime]
     if util.find_spec(needed.package) is None:

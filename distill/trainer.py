@@ -66,6 +66,7 @@ def distill(
     `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
     """
     check_config(config)
+    models.need_whole_chain(teacher, "distill")
     read_captions(data)
     check_pair(teacher, student)
     inputs: dict[str, Path] = {"data": data}

@@ -89,6 +89,7 @@ def export_model(
     finished are kept. Raises `BadInput`, `MissingExtra` or `NoSpace` before any weight is read.
     """
     check_request(config, prompts)
+    models.need_whole_chain(model, "export")
     source = models.locate(model)
     is_folder = Path(source).is_dir()
     if is_folder:  # of a Hub id nothing may be here yet to be measured

@@ -112,6 +112,7 @@ def verify(
     rows = listing.read_list(artifacts)
     for row in rows:
         _check_artifact(artifacts / row["file"], row)
+    models.need_whole_chain(against, "verify")
     source = models.locate(against)
     is_folder = Path(source).is_dir()
 

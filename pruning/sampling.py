@@ -1,7 +1,8 @@
 """Make a teacher draw, whatever kind of pipeline it is.
 
 A model that changes pictures is given its own: drawn from grey with nothing left of it, then, for
-inpainting, with half of each to be drawn anew.
+inpainting, with half of each to be drawn anew. (SDXL's refiner never learnt the first steps, so its
+own pictures are poor ones.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from laptop import models
 from laptop.errors import BadInput
+
+STRENGTH = 0.3  # share of the steps that an image-to-image model goes back; SDXL's default
 
 
 def draw(
@@ -62,6 +65,8 @@ def starts(
             given |= size | {"mask_image": torch.ones(len(batch), 1, height, width)}
         own = draw(pipe, batch, steps, generator, {**given, "strength": 1.0}, "pt")
         given["image"] = own.float().cpu()
+        if task == "image-to-image":
+            given["strength"] = max(STRENGTH, 1 / steps)
         if task == "inpainting":
             given["mask_image"] = _half_masks(len(batch), height, width, generator)
         found.append(given)

@@ -124,6 +124,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
             f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
             "so it is left alone. Choose another -o."
         )
+    models.need_whole_chain(recipe.model, "compress")
     check_request(recipe.export, _prompts(recipe))
     check_data(recipe.model, recipe.data)
     check_training(recipe.distill)

@@ -16,6 +16,7 @@ def load(model: str) -> Any:
             from laptop.export import to_onnx  # needs the extra [onnx]
 
             return to_onnx.load(folder)
+    models.need_whole_chain(model, "generate")
     return models.load_pipeline(model)
 
 

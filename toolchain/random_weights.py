@@ -5,6 +5,7 @@ made once, in the user's cache. Its pictures are noise, so nothing about quality
 it. Its tokenizer knows no words, only letters: CLIP's vocabulary is a download too.
 """
 
+import functools
 import inspect
 import os
 from pathlib import Path
@@ -50,7 +51,11 @@ VAE_CHANNELS = (128, 256, 512, 512)
 def cached_folder(name: str) -> Path:
     """The diffusers folder of the architecture `name`; made when it is not there yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    out = cache / "laptop" / "random-weights" / name
+    return _made(name, cache / "laptop" / "random-weights" / name)
+
+
+@functools.cache  # a command asks for it many times
+def _made(name: str, out: Path) -> Path:
     settings = {"unet": UNETS[name], "text": TEXT.get(name, []), "seed": SEED}
     return run_stage("random-weights", out, settings, {}, lambda folder: _write(name, folder))
 

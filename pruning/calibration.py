@@ -123,13 +123,13 @@ def denoising(
     def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(rows) == len(latents):  # the first call of this batch
             values = _inputs(args, kwargs)
-            rows.append({k: v.float()[-count:] for k, v in values.items() if k != "timestep"})
+            rows.append({k: v.float().cpu()[-count:] for k, v in values.items() if k != "timestep"})
 
     hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for batch, start in track(zip(batches, given, strict=True), "denoising", len(batches)):
             count = len(batch)
-            latents.append(draw(pipe, batch, steps, generator, start).float())
+            latents.append(draw(pipe, batch, steps, generator, start).float().cpu())
     finally:
         hook.remove()
     picked = torch.arange(samples) % len(prompts)

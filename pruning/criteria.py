@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laptop import models
+from laptop import models, processes
 from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
@@ -58,9 +58,10 @@ class Subject:
     @cached_property
     def pipeline(self) -> Any:
         """The whole model, around the same U-Net."""
-        pipe = models.load_pipeline(self.model)
+        dtype = next(self.unet.parameters()).dtype
+        pipe = models.load_pipeline(self.model, dtype)
         pipe.register_modules(unet=self.unet)
-        return pipe
+        return pipe.to(processes.device())
 
     def denoising(self) -> tuple[dict[str, Tensor], Tensor]:
         """Noised pictures of the teacher's own as rows, and what the U-Net should predict."""
@@ -238,7 +239,8 @@ def by_taylor(subject: Subject, ledger: Ledger) -> None:
     unet.requires_grad_(True)
     for start in range(0, len(target), subject.batch_size):
         batch = slice(start, start + subject.batch_size)
-        error = call(unet, {k: v[batch] for k, v in rows.items()}) - target[batch]
+        found = call(unet, {k: v[batch] for k, v in rows.items()})
+        error = found - target[batch].to(found.device)
         loss = error.square().mean() * len(error) / len(target)
         loss.backward()  # type: ignore[no-untyped-call]
     for unit in ledger.todo():
@@ -292,7 +294,7 @@ def _sampled(subject: Subject, kind: str) -> Tensor:
         draw(pipe, batch, steps, generator, start, kind)
         for batch, start in zip(batches, given, strict=True)
     ]
-    return torch.cat(made).float()
+    return torch.cat(made).float().cpu()
 
 
 def by_clip(subject: Subject, ledger: Ledger) -> None:

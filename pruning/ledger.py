@@ -14,26 +14,35 @@ Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, after what wa
 
 
 class Ledger:
-    """Values of units on rows, by batch; a line is [first row of the batch, unit, values]."""
+    """Values of units on rows, by batch; a line is [first row of the batch, unit, values].
+
+    It knows what all processes have written into `folder`, and writes a file of its own there.
+    """
 
     def __init__(
         self,
-        path: Path,
+        folder: Path,
         units: Sequence[Unit],
         rows: int,
         batch_size: int,
-        found: Callable[[], None],
+        found: Callable[[], None] = lambda: None,
         race: Race | None = None,
+        process: int = 0,
     ):
-        self.path, self.units, self.found, self.race = path, units, found, race
+        self.units, self.found, self.race = units, found, race
+        self.path = folder / f"values-{process}.jsonl"
         self.place = {u.name: i for i, u in enumerate(units)}
         self.batches = {i: slice(i, i + batch_size) for i in range(0, rows, batch_size)}
         self.values: Values = np.full((len(units), rows), np.nan)
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one off
-        path.write_text("".join(whole), encoding="utf-8")
-        for start, name, values in map(json.loads, whole):
-            self._set(start, name, values)
+        self.path.touch()
+        for path in folder.glob("values-*.jsonl"):
+            lines = path.read_text(encoding="utf-8").splitlines(True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one
+            if path == self.path:
+                path.write_text("".join(whole), encoding="utf-8")
+            for start, name, values in map(json.loads, whole):
+                if name in self.place:
+                    self._set(start, name, values)
 
     def todo(self, start: int = 0) -> list[Unit]:
         """The units without a finding for the batch that begins at row `start`.

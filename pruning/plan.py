@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from laptop import models
+from laptop import models, processes
 from laptop.errors import BadInput, Infeasible
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditions, with_default
@@ -16,13 +17,13 @@ from laptop.pruning.criteria import output_loss
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.knapsack import solve
 from laptop.pruning.refine import refined
+from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
 from laptop.run import Overwrite, read_json, run_stage, write_json
 
 SCHEMA = "laptop.plan/1"
 MENU_SCHEMA = "laptop.menu/1"
-CALIBRATION = "calibration.safetensors"
 
 
 def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
@@ -46,6 +47,7 @@ def make_plan(
 
     def work(folder: Path) -> None:
         unet = models.load_unet(model, getattr(torch, scores.get("dtype", "float32")))
+        unet = nn.Module.to(unet, processes.device())
         size = scores.get("batch_size", 1)
         rows, output = calibration.load(scores_path.parent / CALIBRATION)
         names = [u.name for u in choose(scores, config, each)]

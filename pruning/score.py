@@ -20,7 +20,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from laptop import models
+from laptop import models, processes
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
@@ -30,7 +30,7 @@ from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, resume_folder, run_stage, write_json
 
 SCHEMA = "laptop.scores/1"
-LEDGER = "values.jsonl"  # in the folder for resuming
+CALIBRATION = "calibration.safetensors"
 WEIGHTINGS = ("none", "x0")
 DTYPES = ("float32", "bfloat16", "float16")
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
@@ -67,32 +67,31 @@ def score(
     known = anatomy(models.empty_unet(model), models.context_length(model), config.granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    inputs, which = models.identity("model", model)
+    if config.race is not None and processes.count() > 1:
+        raise BadInput("a race runs in one process: each batch decides who goes on to the next.")
+    announced = False
 
     def work(folder: Path) -> dict[str, Any]:
-        rows, output, unet = _calibrated(model, folder, config, prompts)
-        subject = Subject(
-            model=model,
-            unet=unet,
-            known=known,
-            rows=rows,
-            output=output,
-            prompts=prompts,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            resolution=config.resolution,
-            clip_model=config.clip_model,
-            folder=folder,
-        )
-        ledger = _ledger(subject, config)
-        weights = _row_weights(model, config, rows["timestep"]).numpy()
-        write_json(folder / "scores.json", _document(model, config, known, ledger, weights))
-        save_file({"values": ledger.values}, folder / "values.safetensors")
+        nonlocal announced
+        _record(model, folder / CALIBRATION, config, prompts)
+        announced = True
+        processes.from_main(folder)
+        found = _find(model, known, folder, config, prompts)
+        weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
+        write_json(folder / "scores.json", _document(model, config, known, found, weights.numpy()))
+        save_file({"values": found.values}, folder / "values.safetensors")
         return {"units": len(known.units)}
 
-    settings = asdict(config) | which | {"prompts": list(prompts)}
-    return run_stage("score", out, settings, inputs, work, overwrite=overwrite)
+    if processes.is_main():
+        inputs, which = models.identity("model", model)
+        settings = asdict(config) | which | {"prompts": list(prompts)}
+        run_stage("score", out, settings, inputs, work, overwrite=overwrite)
+        if not announced:
+            processes.from_main(None)
+    elif folder := processes.from_main(None):
+        _find(model, known, folder, config, prompts)
+    processes.wait_for_all()
+    return out
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -124,19 +123,37 @@ def check_config(config: ScoreConfig) -> None:
             raise BadInput(f"[score] {name} is {getattr(config, name)}; it must be at least 1.")
 
 
-def _ledger(subject: Subject, config: ScoreConfig) -> Ledger:
-    """A criterion's values; what stands in the ledger's file is not computed again."""
-    rows = len(subject.output) if config.criterion in PER_ROW else 1
-    size = config.batch_size
-    race = None
+def _find(
+    model: str, known: Anatomy, folder: Path, config: ScoreConfig, prompts: Sequence[str]
+) -> Ledger:
+    """This process's share of the values, and then those of all; nothing is computed again."""
+    rows, output = calibration.load(folder / CALIBRATION)
+    unet = models.load_unet(model, getattr(torch, config.dtype))
+    subject = Subject(
+        model=model,
+        unet=nn.Module.to(unet, processes.device()),
+        known=known,
+        rows=rows,
+        output=output,
+        prompts=prompts,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        resolution=config.resolution,
+        clip_model=config.clip_model,
+        folder=folder,
+    )
+    count = len(output) if config.criterion in PER_ROW else 1
+    size, race = config.batch_size, None
     if config.race is not None:
-        size = min(size, max(1, rows // RACE_BATCHES))
-        race = partial(undecided, subject.known.units, least=config.race * subject.known.params)
-    units = subject.known.units
-    with progress("score", len(units) * math.ceil(rows / size)) as advance:
-        ledger = Ledger(resume_folder(subject.folder) / LEDGER, units, rows, size, advance, race)
-        CRITERIA[config.criterion](subject, ledger)
-    return ledger
+        size = min(size, max(1, count // RACE_BATCHES))
+        race = partial(undecided, known.units, least=config.race * known.params)
+    place, own = resume_folder(folder), processes.share(known.units)
+    with progress("score", len(own) * math.ceil(count / size)) as advance:
+        mine = Ledger(place, own, count, size, advance, race, processes.number())
+        CRITERIA[config.criterion](subject, mine)
+    processes.wait_for_all()
+    return Ledger(place, known.units, count, size, process=processes.number())
 
 
 def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
@@ -203,14 +220,11 @@ def _sets(units: Sequence[Unit]) -> set[frozenset[str]]:
     return sets | {frozenset(u.needs) for u in units if u.needs}
 
 
-def _calibrated(
-    model: str, folder: Path, config: ScoreConfig, prompts: Sequence[str]
-) -> tuple[dict[str, Tensor], Tensor, nn.Module]:
-    """Rows, the U-Net's output on them, and the U-Net; recorded once a stage."""
-    path, dtype = folder / "calibration.safetensors", getattr(torch, config.dtype)
+def _record(model: str, path: Path, config: ScoreConfig, prompts: Sequence[str]) -> None:
+    """Write calibration rows and the U-Net's output on them to `path`, unless they are there."""
     if path.exists():
-        return *calibration.load(path), models.load_unet(model, dtype)
-    pipe = models.load_pipeline(model, dtype)
+        return
+    pipe = models.load_pipeline(model, getattr(torch, config.dtype)).to(processes.device())
     with torch.inference_mode():
         rows = calibration.record(
             pipe,
@@ -225,4 +239,3 @@ def _calibrated(
     beside = path.with_suffix(".tmp")
     calibration.save(beside, rows, output)
     beside.replace(path)
-    return rows, output, pipe.unet

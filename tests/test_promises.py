@@ -16,10 +16,11 @@ from laptop import cli
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
-FLOOR = {"errors", "run", "models", "architectures", "random_weights"}
+FLOOR = {"errors", "processes", "run", "models", "architectures", "random_weights"}
 FLOOR_MAY = {
     "errors": set(),
-    "run": {"errors"},
+    "processes": set(),
+    "run": {"errors", "processes"},
     "models": {"errors", "run", "architectures", "random_weights"},
     "architectures": set(),
     "random_weights": {"run", "architectures", "tiny"},

@@ -14,7 +14,6 @@ from laptop import models
 from laptop.errors import BadInput, OutputExists
 from laptop.generate import generate
 from laptop.pruning import calibration
-from laptop.pruning import score as stage
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.plan import make_plan
@@ -57,7 +56,7 @@ def test_a_killed_run_scores_no_layer_twice(tiny_folder, tmp_path, monkeypatch) 
     monkeypatch.setattr(Ledger, "note", dies_after_fifty)
     with pytest.raises(KeyboardInterrupt):
         score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
-    with (tmp_path / ".broken.partial" / ".resume" / stage.LEDGER).open("a") as log:
+    with (tmp_path / ".broken.partial" / ".resume" / "values-0.jsonl").open("a") as log:
         log.write('[4, "up_blocks.2.resn')  # a line that was cut off
     out = score(str(tiny_folder), tmp_path / "broken", CONFIG, PROMPTS)
     assert scores_of(out) == whole

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from laptop.errors import LaptopError
+from laptop.processes import is_main
 
 if TYPE_CHECKING:
     from laptop.recipe import Recipe
@@ -61,8 +62,9 @@ class Common:
         return r.changed(recipe, given, "the command line")
 
     def print(self, value: dict[str, Any], text: str) -> None:
-        """One JSON document with --json, else the text; on stdout."""
-        click.echo(json.dumps(value, indent=1) if self.as_json else text)
+        """One JSON document with --json, else the text; on stdout, of the main process."""
+        if is_main():
+            click.echo(json.dumps(value, indent=1) if self.as_json else text)
 
 
 def common(function: Function) -> Function:

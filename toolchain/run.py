@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
+from laptop.processes import is_main
 
 T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
@@ -315,7 +316,8 @@ def say(message: str) -> None:
     """One line of progress on stderr; stdout is for results."""
     from rich.console import Console
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_main())
+    console.print(message, markup=False)
 
 
 @contextlib.contextmanager
@@ -337,7 +339,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=not is_main()),
     ) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda: bar.advance(task)

@@ -80,18 +80,45 @@ def menu_chart(points: Sequence[Mapping[str, Any]], stem: Path) -> None:
         _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
-def additivity_chart(additivity: Mapping[str, Any], stem: Path) -> None:
-    """Summed output losses against joint ones, a dot for each set of layers; light and dark."""
-    sums, joint = additivity["criteria"]["output-loss"]["sums"], additivity["joint"]
-    ends = [min([*sums, *joint]), max([*sums, *joint])]
+def additivity_chart(report: Mapping[str, Any], stem: Path) -> None:
+    """Summed scores against joint output losses, a dot for each set of layers; light and dark."""
+    ratios = sorted({row["ratio"] for row in report["sets"]})
     for theme in THEMES:
         figure, axes = _figure(theme, 3.6)
-        axes.plot(ends, ends, color=theme.grid, linewidth=1.2)
-        axes.scatter(sums, joint, s=14, color=theme.curves[0])
+        for ratio, colour in zip(ratios, (*theme.curves, theme.kept), strict=False):
+            rows = [row for row in report["sets"] if row["ratio"] == ratio and row["sum"] > 0]
+            sums, joint = [row["sum"] for row in rows], [row["joint"] for row in rows]
+            axes.scatter(sums, joint, s=14, color=colour, label=f"{ratio:.0%} removed")
+        if report["criterion"] == "output-loss":  # in the same unit: here they should lie
+            ends = sorted(axes.get_xlim())
+            axes.plot(ends, ends, color=theme.grid, linewidth=1.2, zorder=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("sum of the layers' own output losses", color=theme.ink, fontsize=8)
+        label = f"sum of the layers' own scores by {report['criterion']}"
+        axes.set_xlabel(label, color=theme.ink, fontsize=8)
         axes.set_ylabel("joint output loss", color=theme.ink, fontsize=8)
+        _legend(axes, theme)
+        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+
+
+def rivals_chart(plans: Sequence[Mapping[str, Any]], stem: Path) -> None:
+    """Joint output loss (log) by what chose the layers, a colour for each ratio; light and dark.
+
+    A plan is {"by", "ratio", "loss"}; of several by the same, all are drawn.
+    """
+    ways = list(dict.fromkeys(plan["by"] for plan in plans))
+    for theme in THEMES:
+        figure, axes = _figure(theme, 0.9 + 0.24 * len(ways))
+        for ratio, colour in zip(sorted({p["ratio"] for p in plans}), theme.curves, strict=False):
+            shown = [p for p in plans if p["ratio"] == ratio]
+            places = [ways.index(p["by"]) for p in shown]
+            losses = [p["loss"] for p in shown]
+            axes.scatter(losses, places, s=18, color=colour, label=f"{ratio:.0%} removed")
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(ways)), ways)
+        axes.invert_yaxis()
+        axes.set_xlabel("joint output loss before retraining", color=theme.ink, fontsize=8)
+        _legend(axes, theme)
         _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 

@@ -13,14 +13,14 @@ from laptop import models, processes
 from laptop.errors import BadInput, Infeasible
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditions, with_default
-from laptop.pruning.criteria import output_loss
 from laptop.pruning.expressible import stock_config
+from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
-from laptop.run import Overwrite, read_json, run_stage, write_json
+from laptop.run import Overwrite, read_json, resume_folder, run_stage, write_json
 
 SCHEMA = "laptop.plan/1"
 MENU_SCHEMA = "laptop.menu/1"
@@ -39,7 +39,7 @@ def make_plan(
 ) -> Path:
     """Write plan.json from scores.json; the joint loss is measured on the scores' own samples."""
     scores_path, config = scores_file(scores_path), with_default(config)
-    scores = _read_checked(scores_path)
+    scores = read_checked(scores_path)
     model, known = scores["model"], as_anatomy(scores)
     check_config(config, known, model)
     check_race(scores.get("race"), config, str(scores_path))
@@ -48,17 +48,15 @@ def make_plan(
     def work(folder: Path) -> None:
         unet = models.load_unet(model, getattr(torch, scores.get("dtype", "float32")))
         unet = nn.Module.to(unet, processes.device())
-        size = scores.get("batch_size", 1)
-        rows, output = calibration.load(scores_path.parent / CALIBRATION)
+        samples = calibration.load(scores_path.parent / CALIBRATION)
+        measured = resume_folder(folder) / "joint.jsonl"
+        joint = JointLoss(unet, *samples, scores.get("batch_size", 1), measured)
         names = [u.name for u in choose(scores, config, each)]
-        one_shot = output_loss(unet, names, rows, output, size)
-        losses = {"predicted_loss": 0.0, "measured_loss": one_shot}
+        losses = {"measured_loss": joint([frozenset(names)])[frozenset(names)]}
         if config.refine:
+            losses["one_shot_loss"] = losses["measured_loss"]
             rules = conditions(known, config, each)
-            names, losses["measured_loss"] = refined(
-                unet, scores, rules, names, one_shot, (rows, output, size), config.refine
-            )
-            losses["one_shot_loss"] = one_shot
+            names, losses["measured_loss"] = refined(joint, scores, rules, names, config.refine)
         losses["predicted_loss"] = predicted_loss(scores, names)
         plan = as_plan(model, known, names, asdict(config))
         if config.expressible != "any":
@@ -80,7 +78,7 @@ def scores_file(path: Path) -> Path:
     return path / "scores.json" if path.is_dir() else path
 
 
-def _read_checked(path: Path) -> dict[str, Any]:
+def read_checked(path: Path) -> dict[str, Any]:
     """The content of a scores.json, checked against the model that it names."""
     scores = read_scores(path)
     unet = models.empty_unet(scores["model"])
@@ -164,7 +162,7 @@ def make_menu(
     Of `config`, what layers stay and where the model must load counts; budgets do not.
     """
     scores_path = scores_file(scores_path)
-    scores = _read_checked(scores_path)
+    scores = read_checked(scores_path)
     free = PlanConfig(ratio=0.0, keep=config.keep, expressible=config.expressible)
     check_config(free, as_anatomy(scores), scores["model"])
     check_race(scores.get("race"), free, str(scores_path))

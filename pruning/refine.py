@@ -2,59 +2,52 @@
 
 The solver believes in sums; layers that make up for each other are worth more together than the sum
 says. So neighbours of the plan (one layer put back, with or without another one dropped for it) are
-measured, the most promising by their sums first, many in one walk over the U-Net (`prefix`). The
-best one that is better becomes the plan. It cannot end worse than it began.
+measured, the most promising by their sums first. The best one that is better becomes the plan. It
+cannot end worse than it began.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from torch import Tensor, nn
-
 from laptop.pruning.budgets import Conditions
-from laptop.pruning.prefix import walk
-from laptop.pruning.units import forward_rows
+from laptop.pruning.joint import AT_ONCE, JointLoss
 from laptop.run import progress
-
-AT_ONCE = 12  # neighbours a walk
-
-Calibration = tuple[dict[str, Tensor], Tensor, int]  # rows, the U-Net's output, batch size
 
 
 def refined(
-    unet: nn.Module,
+    joint: JointLoss,
     scores: Mapping[str, Any],
     rules: Conditions,
     names: Sequence[str],
-    loss: float,
-    calibration: Calibration,
     evaluations: int,
 ) -> tuple[list[str], float]:
-    """The best plan found and its joint loss, after measuring at most `evaluations` sets.
+    """The best plan found and its joint loss, after measuring at most `evaluations` more sets.
 
-    `scores` is the content of a scores.json, `loss` the joint loss of the plan `names`.
+    `scores` is the content of a scores.json, `names` the plan to begin with.
     """
     units = [u["name"] for u in scores["units"]]
     values = [u["score"] for u in scores["units"]]
-    place = {name: i for i, name in enumerate(units)}
-    plan = frozenset(place[name] for name in names)
+    plan = frozenset(units.index(name) for name in names)
+
+    def names_of(chosen: Set[int]) -> frozenset[str]:
+        return frozenset(units[i] for i in chosen)
+
+    loss = joint([names_of(plan)])[names_of(plan)]
     tried = {plan}
     with progress("refine", evaluations) as advance:
         while len(tried) <= evaluations:
-            left = min(AT_ONCE, evaluations + 1 - len(tried))
             ranked = sorted(
                 neighbours(plan, rules) - tried,
                 key=lambda s: (sum(values[i] for i in s), sorted(s)),
             )
-            if not ranked:
+            some = ranked[: min(AT_ONCE, evaluations + 1 - len(tried))]
+            if not some:
                 break
-            found = joint_losses(unet, units, ranked[:left], calibration)
-            tried |= found.keys()
-            for _ in found:
-                advance()
-            best = min(found, key=lambda s: found[s])
-            if found[best] < loss:
-                plan, loss = best, found[best]
+            tried |= set(some)
+            found = joint(map(names_of, some), advance)
+            best = min(some, key=lambda s: found[names_of(s)])
+            if found[names_of(best)] < loss:
+                plan, loss = best, found[names_of(best)]
     return [units[i] for i in sorted(plan)], loss
 
 
@@ -69,27 +62,3 @@ def _changed(plan: Set[int], count: int) -> Iterator[Set[int]]:
         yield plan - {i}
         for j in others:
             yield plan - {i} | {j}
-
-
-def joint_losses(
-    unet: nn.Module,
-    units: Sequence[str],
-    sets: Sequence[frozenset[int]],
-    calibration: Calibration,
-) -> dict[frozenset[int], float]:
-    """Mean squared change of the output without each set of layers."""
-    rows, output, size = calibration
-    by_name = {frozenset(units[i] for i in s): s for s in sets}
-    losses = dict.fromkeys(sets, 0.0)
-
-    def measure(part: dict[str, Tensor], wanted: Tensor) -> None:
-        def visit(names: frozenset[str], changed: Tensor) -> None:
-            share = len(wanted) / len(output)
-            losses[by_name[names]] += share * float((changed - wanted).square().mean())
-
-        walk(unet, by_name, lambda: forward_rows(unet, part, len(wanted)), visit)
-
-    for start in range(0, len(output), size):
-        batch = slice(start, start + size)
-        measure({k: v[batch] for k, v in rows.items()}, output[batch])
-    return losses

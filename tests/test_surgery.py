@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from laptop import models
+from laptop.pruning import surgery
 from laptop.pruning.surgery import prune, prune_unet
 from laptop.pruning.units import GRANULARITIES, anatomy, forward_rows, removed
+from laptop.tiny import architecture
 
 RESNETS = ["down_blocks.0.resnets.0", "up_blocks.1.resnets.2", "mid_block.resnets.1"]
 INNER_BLOCK = ["up_blocks.1.attentions.1.transformer_blocks.0"]
@@ -103,8 +105,6 @@ def test_the_written_folder_gives_the_same_output(tiny_folder, rows, tmp_path, n
 
 
 def test_the_stored_precision_is_kept(tmp_path) -> None:
-    from laptop.tiny import architecture
-
     half = architecture.pipeline(0).to(torch.float16)
     half.save_pretrained(tmp_path / "half")
     unet = models.load_unet(str(tmp_path / "half"))
@@ -112,3 +112,45 @@ def test_the_stored_precision_is_kept(tmp_path) -> None:
     _write_plan(tmp_path / "plan.json", unet, RESNETS)
     out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
     assert models.stored_dtype(str(out)) == torch.float16
+
+
+def test_a_large_model_is_read_and_written_in_shards(tmp_path, tiny_pipe, monkeypatch) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "whole", max_shard_size="1MB")
+    assert len(list((tmp_path / "whole" / "unet").glob("*-of-*.safetensors"))) > 2
+    assert models.stored_dtype(str(tmp_path / "whole")) == torch.float32
+    _write_plan(tmp_path / "plan.json", tiny_pipe.unet, RESNETS)
+    monkeypatch.setattr(surgery, "SHARD", "1MB")
+    out = prune(str(tmp_path / "whole"), tmp_path / "plan.json", tmp_path / "pruned")
+    assert len(list((out / "unet").glob("*-of-*.safetensors"))) > 2
+    wanted = prune_unet(tiny_pipe.unet, RESNETS).state_dict()
+    for name, value in models.load_pipeline(str(out)).unet.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_a_folder_of_the_fp16_variant_stays_one(tmp_path) -> None:
+    half = architecture.pipeline(0).to(torch.float16)
+    half.save_pretrained(tmp_path / "half", variant="fp16")
+    assert models.variant(str(tmp_path / "half")) == "fp16"
+    unet = models.load_unet(str(tmp_path / "half"))
+    _write_plan(tmp_path / "plan.json", unet, RESNETS)
+    out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
+    pipe = DiffusionPipeline.from_pretrained(out, variant="fp16", trust_remote_code=True)
+    assert models.stored_dtype(str(out)) == torch.float16
+    assert pipe.unet.num_parameters() < unet.num_parameters()
+    wanted = prune_unet(unet, RESNETS).state_dict()
+    for name, value in models.load_unet(str(out)).state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_both_precisions_in_one_folder_are_no_variant(tmp_path) -> None:
+    architecture.pipeline(0).to(torch.float16).save_pretrained(tmp_path / "m", variant="fp16")
+    architecture.pipeline(0).save_pretrained(tmp_path / "m")
+    assert models.variant(str(tmp_path / "m")) is None
+    assert models.stored_dtype(str(tmp_path / "m")) == torch.float32
+
+
+def test_pruning_holds_no_second_copy_of_the_weights(tiny_folder) -> None:
+    unet = models.load_unet(str(tiny_folder))
+    places = {p.data_ptr() for p in unet.parameters()}
+    for names in (RESNETS, LAST_BLOCKS):
+        assert {p.data_ptr() for p in prune_unet(unet, names).parameters()} < places

@@ -135,6 +135,11 @@ def score(
 @options.budgets
 @click.option("--menu", is_flag=True, help="The best plan of every ratio, as JSON and picture.")
 @click.option(
+    "--additivity",
+    type=click.IntRange(min=3),
+    help="No plan: measure whether losses add up, over so many random sets at each ratio.",
+)
+@click.option(
     "--preset",
     type=click.Choice(options.PRESETS),
     help="A hand-made architecture, in place of SCORES.",
@@ -146,6 +151,7 @@ def plan(
     scores: Path | None,
     budgets: dict[str, object],
     menu: bool,
+    additivity: int | None,
     preset: str | None,
     model: str | None,
     out: Path,
@@ -157,7 +163,8 @@ def plan(
     """
     options.need_json(out)
     limits = [f"--{k.replace('_', '-')}" for k, v in budgets.items() if v is not None]
-    options.need_scores_or_preset(scores, model, preset, limits + ["--menu"] * menu)
+    limits += ["--menu"] * menu + ["--additivity"] * (additivity is not None)
+    options.need_scores_or_preset(scores, model, preset, limits)
     from laptop import plans
     from laptop.pruning.plan import read_scores
 
@@ -165,6 +172,8 @@ def plan(
         assert model is not None
         assert preset is not None
         made = plans.from_preset(model, preset, out, overwrite=common.overwrite)
+    elif additivity is not None:
+        made = plans.additivity(scores, additivity, out, overwrite=common.overwrite)
     else:
         recipe = common.recipe(read_scores(scores)["model"], plan=budgets)
         make = plans.menu if menu else plans.from_scores

@@ -248,6 +248,11 @@ def need_scores_or_preset(
             raise click.UsageError(
                 "SCORES is missing: pass what `laptop score` wrote, or --model and --preset."
             )
+        if "--additivity" in limits and len(limits) > 1:
+            others = ", ".join(f for f in limits if f != "--additivity")
+            raise click.UsageError(
+                f"{others} with --additivity, which makes no plan. Leave it out."
+            )
         if "--menu" in limits and (given := [f for f in limits if f in BUDGETS]):
             raise click.UsageError(
                 f"{', '.join(given)} with --menu: a menu has the plans of all ratios. Leave it out."

@@ -1,10 +1,11 @@
-"""What `laptop plan` makes, as a document and as text: a plan, a menu of plans, a preset's plan."""
+"""What `laptop plan` makes, as a document and as text."""
 
 from pathlib import Path
 from typing import Any
 
-from laptop.benchmarks.figures import menu_chart
+from laptop.benchmarks.figures import additivity_chart, menu_chart
 from laptop.pruning import plan as planning
+from laptop.pruning.additivity import make_additivity
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.presets import make_preset_plan
 from laptop.run import read_json
@@ -34,6 +35,19 @@ def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Mad
     ]
     chart = f"Chart: {out.with_suffix('.svg')}"
     return made, "\n".join(["ratio     parameters  loss", *lines, chart])
+
+
+def additivity(scores: Path, count: int, out: Path, *, overwrite: bool) -> Made:
+    """Whether the losses of random sets of layers are the sums of their own, with a picture."""
+    made = read_json(make_additivity(scores, out, count, overwrite=overwrite))
+    additivity_chart(made, out.with_suffix(""))
+    rows = {"all": made["all"], **made["by_ratio"]}
+    lines = [
+        f"{name:>5}  " + "  ".join("    -" if v is None else f"{v:5.2f}" for v in row.values())
+        for name, row in rows.items()
+    ]
+    chart = f"Chart: {out.with_suffix('.svg')}"
+    return made, "\n".join(["ratio  Pearson (logs), Spearman, slope (logs)", *lines, chart])
 
 
 def from_preset(model: str, preset: str, out: Path, *, overwrite: bool) -> Made:

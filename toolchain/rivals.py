@@ -1,9 +1,9 @@
 """The paper's criterion beside its rivals: `python -m laptop.rivals -o runs/rivals`.
 
 For each criterion and pruning ratio: the joint output loss of the layers it drops, and what is left
-of the prompt accuracy, before any retraining; with them a plan made by hand and random plans. And
-whether losses add up: over random sets of layers, the sum of their own scores against the joint
-loss. Writes rivals.json, rivals.md and additivity.svg; docs/results.md is made of them.
+of the prompt accuracy, before any retraining; with them a refined plan, one made by hand and random
+ones. And whether losses add up, and what racing costs. Writes rivals.json and rivals.md, and as
+pictures rivals.svg and additivity.svg; docs/results.md is made of them.
 """
 
 import argparse
@@ -14,24 +14,20 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from scipy.stats import pearsonr, spearmanr
 
 from laptop import models
-from laptop.benchmarks.figures import additivity_chart
+from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
-from laptop.pruning.budgets import PlanConfig, implications
-from laptop.pruning.criteria import output_loss
+from laptop.pruning.additivity import random_set, random_sets, report
+from laptop.pruning.budgets import PlanConfig, conditions, implications
+from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
-from laptop.pruning.plan import (
-    as_anatomy,
-    choose,
-    predicted_loss,
-    read_scores,
-)
+from laptop.pruning.plan import as_anatomy, choose, read_scores
 from laptop.pruning.race import replay
-from laptop.pruning.score import ScoreConfig, forwards_in_all, score
+from laptop.pruning.refine import refined
+from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
 from laptop.pruning.units import Unit, anatomy, removed
 from laptop.run import say, track, write_json
 from laptop.tiny.checker import judge
@@ -46,7 +42,9 @@ CRITERIA = (
 )  # all but `clip`, whose model cannot be fetched everywhere
 RATIOS = (0.3, 0.5, 0.7)
 RANDOM_PLANS = 10
-RANDOM_SETS = 60
+SETS = 20  # random ones at each ratio, for additivity
+EVALUATIONS = 100  # of refinement
+REFINED = f"output-loss, --refine {EVALUATIONS}"
 RACE_BATCH = 8
 MODEL = "tiny-sdxl"
 
@@ -72,51 +70,35 @@ def by_hand(units: Sequence[Unit], ratio: float, params: int) -> list[str]:
 
 
 class Study:
-    """The calibrated model, and a file of what has been measured."""
+    """The calibrated model, and files of what has been measured."""
 
     def __init__(self, folder: Path, prompts: int):
-        self.folder, self.log = folder, folder / "measured.jsonl"
+        self.log = folder / "accuracy.jsonl"
         self.pipe = models.load_pipeline(MODEL)
         self.prompts = evaluation_prompts(MODEL, prompts)
-        self.rows, self.output = calibration.load(folder / "output-loss/calibration.safetensors")
+        samples = calibration.load(folder / "output-loss" / CALIBRATION)
+        self.joint = JointLoss(self.pipe.unet, *samples, 64, folder / "joint.jsonl")
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.known: dict[str, float] = dict(json.loads(line) for line in lines)
 
-    def _keep(self, key: str, value: float) -> float:
-        self.known[key] = value
-        with self.log.open("a") as file:
-            file.write(json.dumps([key, value]) + "\n")
-        return value
-
-    def joint_loss(self, names: Iterable[str]) -> float:
+    def loss(self, names: Iterable[str]) -> float:
         """Output loss of removing all of them."""
-        key = "loss " + " ".join(sorted(names))
-        if key in self.known:
-            return self.known[key]
-        return self._keep(key, output_loss(self.pipe.unet, list(names), self.rows, self.output))
+        one = frozenset(names)
+        return self.joint([one])[one]
 
     def accuracy(self, names: Iterable[str]) -> float:
         """Share of prompts whose picture shows all that was asked for."""
-        key = f"accuracy {len(self.prompts)} " + " ".join(sorted(names))
-        if key in self.known:
-            return self.known[key]
-        config, images = EvalConfig(), []
-        with removed(self.pipe.unet, names):
-            for start in range(0, len(self.prompts), config.batch):
-                numbers = range(start, min(start + config.batch, len(self.prompts)))
-                images += list(draw(self.pipe, self.prompts, numbers, config)[0])
-        return self._keep(key, judge(images, self.prompts)["prompt_accuracy"])
-
-
-def random_plan(units: Sequence[Unit], ratio: float, params: int, seed: int) -> list[str]:
-    """Layers in random order until `ratio` of `params` is gone; shells only after their content."""
-    gone: list[Unit] = []
-    for i in np.random.default_rng(seed).permutation(len(units)):
-        if sum(u.params for u in gone) >= ratio * params:
-            break
-        if not units[i].needs:
-            gone.append(units[i])
-    return [u.name for u in gone]
+        key = f"{len(self.prompts)} " + " ".join(sorted(names))
+        if key not in self.known:
+            config, images = EvalConfig(), []
+            with removed(self.pipe.unet, names):
+                for start in range(0, len(self.prompts), config.batch):
+                    numbers = range(start, min(start + config.batch, len(self.prompts)))
+                    images += list(draw(self.pipe, self.prompts, numbers, config)[0])
+            self.known[key] = judge(images, self.prompts)["prompt_accuracy"]
+            with self.log.open("a") as file:
+                file.write(json.dumps([key, self.known[key]]) + "\n")
+        return self.known[key]
 
 
 def compare(folder: Path, prompts: int) -> dict[str, Any]:
@@ -133,7 +115,7 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
         )
         scores[criterion] = read_scores(out / "scores.json")
     study = Study(folder, prompts)
-    plans = _plans(scores)
+    plans = _plans(scores, study.joint)
     say(f"{len(plans)} plans")
     rows = [
         {
@@ -141,32 +123,39 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
             "ratio": ratio,
             "removed": len(names),
             "params": _share(scores["output-loss"], names),
-            "loss": study.joint_loss(names),
-            "accuracy": None if by.startswith("random") else study.accuracy(names),
+            "loss": study.loss(names),
+            "accuracy": study.accuracy(names),
         }
         for (by, ratio), names in track(plans.items(), "plans", len(plans))
     ]
+    sets = random_sets(scores["output-loss"], SETS)
+    joint = [study.loss(names) for _, names in track(sets, "sets", len(sets))]
     return {
         "schema": "laptop.rivals/1",
         "model": MODEL,
         "prompts": prompts,
         "teacher_accuracy": study.accuracy([]),
         "plans": rows,
-        "additivity": _additivity(study, scores),
-        "races": _races(folder / "output-loss"),
+        "additivity": {name: report(found, sets, joint) for name, found in scores.items()},
+        "races": _races(folder / "output-loss", study),
     }
 
 
-def _plans(scores: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, float], list[str]]:
+def _plans(
+    scores: Mapping[str, Mapping[str, Any]], joint: JointLoss
+) -> dict[tuple[str, float], list[str]]:
+    """What each way of choosing drops at each ratio."""
     one = scores["output-loss"]
-    units, params = as_anatomy(one).units, one["base"]["params"]
-    plans = {}
+    known, plans = as_anatomy(one), {}
     for ratio in RATIOS:
+        config = PlanConfig(ratio=ratio)
         for criterion, found in scores.items():
-            plans[criterion, ratio] = [u.name for u in choose(found, PlanConfig(ratio=ratio))]
-        plans["by hand", ratio] = by_hand(units, ratio, params)
+            plans[criterion, ratio] = [u.name for u in choose(found, config)]
+        first, rules = plans["output-loss", ratio], conditions(known, config, 4)
+        plans[REFINED, ratio] = refined(joint, one, rules, first, EVALUATIONS)[0]
+        plans["by hand", ratio] = by_hand(known.units, ratio, known.params)
         for seed in range(RANDOM_PLANS):
-            plans[f"random {seed}", ratio] = random_plan(units, ratio, params, seed)
+            plans[f"random {seed}", ratio] = random_set(known.units, ratio * known.params, seed)
     return plans
 
 
@@ -175,32 +164,7 @@ def _share(scores: Mapping[str, Any], names: Sequence[str]) -> float:
     return float(1 - gone / scores["base"]["params"])
 
 
-def _additivity(study: Study, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Random sets of layers: the sum of their own scores against the measured joint loss.
-
-    Pearson's correlation and the slope are of logarithms, since losses span many decades; sums
-    that are not positive have none and are left out.
-    """
-    one = scores["output-loss"]
-    free = [u["name"] for u in one["units"] if not u["needs"]]
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(2, len(free) * 3 // 4, RANDOM_SETS)
-    sets = [sorted(rng.choice(free, size, replace=False).tolist()) for size in sizes]
-    joint = [study.joint_loss(names) for names in track(sets, "sets", len(sets))]
-    found = {}
-    for criterion, document in scores.items():
-        sums = [predicted_loss(document, names) for names in sets]
-        x, y = np.log10([(s, j) for s, j in zip(sums, joint, strict=True) if s > 0]).T
-        found[criterion] = {
-            "pearson_log": float(pearsonr(x, y).statistic),
-            "spearman": float(spearmanr(sums, joint).statistic),
-            "slope_log": float(np.polyfit(x, y, 1)[0]),
-            "sums": sums,
-        }
-    return {"sizes": sizes.tolist(), "joint": joint, "criteria": found}
-
-
-def _races(folder: Path) -> list[dict[str, Any]]:
+def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
     """Races replayed on the rows of a whole scoring, in ten orders, beside the plan of all rows.
 
     Forwards are counted as `score` counts them: a walk of each batch for the units still running.
@@ -212,6 +176,10 @@ def _races(folder: Path) -> list[dict[str, Any]]:
     implied = [(place[i], place[j]) for i, j in implications(known, "any")]
     batches = [slice(i, i + RACE_BATCH) for i in range(0, values.shape[1], RACE_BATCH)]
     full, races = forwards_in_all(known, values, batches), []
+
+    def loss(chosen: Iterable[int]) -> float:
+        return study.loss(known.units[i].name for i in chosen)
+
     for ratio in RATIOS:
         least = ratio * known.params
         wanted = solve(true.tolist(), [(params, least)], implied)
@@ -225,7 +193,8 @@ def _races(folder: Path) -> list[dict[str, Any]]:
                     "seed": seed,
                     "spent": forwards_in_all(known, seen, batches) / full,
                     "same_plan": set(found) == set(wanted),
-                    "excess_loss": float(true[found].sum() / true[wanted].sum() - 1),
+                    "excess_sum": float(true[found].sum() / true[wanted].sum() - 1),
+                    "excess_loss": loss(found) / loss(wanted) - 1,
                 }
             )
     return races
@@ -234,9 +203,8 @@ def _races(folder: Path) -> list[dict[str, Any]]:
 def as_markdown(study: Mapping[str, Any]) -> str:
     """The tables of docs/results.md."""
     rows: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
-    for plan in study["plans"]:
-        by = "random (10 seeds)" if plan["by"].startswith("random ") else plan["by"]
-        rows.setdefault(by, {}).setdefault(plan["ratio"], []).append(plan)
+    for plan in _named(study["plans"]):
+        rows.setdefault(plan["by"], {}).setdefault(plan["ratio"], []).append(plan)
     ratios = sorted({plan["ratio"] for plan in study["plans"]})
     lines = [
         "| layers chosen by | " + " | ".join(f"{r:.0%}: loss | accuracy" for r in ratios) + " |",
@@ -245,32 +213,56 @@ def as_markdown(study: Mapping[str, Any]) -> str:
     for by, found in rows.items():
         cells = [cell for r in ratios for cell in _cells(found[r])]
         lines.append(f"| {by} | " + " | ".join(cells) + " |")
-    lines += ["", "| sums of scores by | Pearson (logs) | Spearman | slope (logs) |"]
-    lines.append("| --- | --- | --- | --- |")
-    for criterion, c in study["additivity"]["criteria"].items():
-        lines.append(
-            f"| {criterion} | {c['pearson_log']:.2f} | {c['spearman']:.2f} | {c['slope_log']:.2f} |"
-        )
-    lines += ["", "| race for | forwards spent | same plan | most excess of the summed loss |"]
-    lines.append("| --- | --- | --- | --- |")
-    for ratio in ratios:
-        races = [race for race in study["races"] if race["ratio"] == ratio]
-        spent, excess = ([race[k] for race in races] for k in ("spent", "excess_loss"))
-        same = sum(race["same_plan"] for race in races)
-        lines.append(
-            f"| {ratio:.0%} | {np.mean(spent):.0%} ({min(spent):.0%} to {max(spent):.0%}) | "
-            f"{same} of {len(races)} | {max(excess):.1%} |"
-        )
+    lines += ["", *_additivity_table(study["additivity"]), "", *_race_table(study["races"])]
     return "\n".join(lines) + "\n"
 
 
+def _named(plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The plans, those by chance under one name."""
+    chance = f"random ({RANDOM_PLANS} seeds)"
+    return [{**p, "by": chance if p["by"].startswith("random ") else p["by"]} for p in plans]
+
+
+def _additivity_table(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    within = list(next(iter(reports.values()))["by_ratio"])
+    heads = [f"Pearson at {float(r):.0%}" for r in within]
+    lines = [
+        "| " + " | ".join(["sums of scores by", "Pearson", "Spearman", "slope", *heads]) + " |"
+    ]
+    lines.append("| --- |" + " --- |" * (3 + len(within)))
+    for criterion, found in reports.items():
+        values = [found["all"][k] for k in ("pearson_log", "spearman", "slope_log")]
+        values += [found["by_ratio"][r]["pearson_log"] for r in within]
+        lines.append(f"| {criterion} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+    return lines
+
+
+def _race_table(races: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| race for | forwards spent | same plan | most excess of the sum | of the joint loss |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for ratio in sorted({race["ratio"] for race in races}):
+        some = [race for race in races if race["ratio"] == ratio]
+        spent = [race["spent"] for race in some]
+        same = sum(race["same_plan"] for race in some)
+        cells = [
+            f"{np.mean(spent):.0%} ({min(spent):.0%} to {max(spent):.0%})",
+            f"{same} of {len(some)}",
+            *(f"{max(race[k] for race in some):.1%}" for k in ("excess_sum", "excess_loss")),
+        ]
+        lines.append(f"| {ratio:.0%} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def _cells(plans: Sequence[Mapping[str, Any]]) -> list[str]:
-    losses = [plan["loss"] for plan in plans]
-    spread = f" ({min(losses):.1e} to {max(losses):.1e})" if len(losses) > 1 else ""
-    accuracy = plans[0]["accuracy"]
+    """Loss and accuracy; of several plans the median, and the range."""
+    losses, shares = [p["loss"] for p in plans], [p["accuracy"] for p in plans]
+    if len(plans) == 1:
+        return [f"{losses[0]:.1e}", f"{shares[0]:.2f}"]
     return [
-        f"{np.median(losses):.1e}{spread}",
-        "—" if accuracy is None else f"{accuracy:.2f}",
+        f"{np.median(losses):.1e} ({min(losses):.1e} to {max(losses):.1e})",
+        f"{np.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})",
     ]
 
 
@@ -284,7 +276,8 @@ def main() -> None:
     study = compare(args.out, args.prompts)
     write_json(args.out / "rivals.json", study)
     (args.out / "rivals.md").write_text(as_markdown(study), encoding="utf-8")
-    additivity_chart(study["additivity"], args.out / "additivity")
+    additivity_chart(study["additivity"]["output-loss"], args.out / "additivity")
+    rivals_chart(_named(study["plans"]), args.out / "rivals")
     print(as_markdown(study))
 
 

@@ -1,0 +1,75 @@
+"""The additivity report: joint losses are those of plain removal, and agreement is what it says."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from laptop import models
+from laptop.cli import main
+from laptop.pruning import calibration
+from laptop.pruning.additivity import RATIOS, agreement, make_additivity, random_sets
+from laptop.pruning.criteria import output_loss
+from laptop.pruning.plan import predicted_loss, read_scores
+from laptop.pruning.score import ScoreConfig, score
+
+CONFIG = ScoreConfig(granularity="coarse", samples=4, steps=2, batch_size=3)
+PROMPTS = ["a large red circle on white", "a small blue cross on black"]
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_folder, tmp_path_factory):
+    return score(str(tiny_folder), tmp_path_factory.mktemp("scores") / "s", CONFIG, PROMPTS)
+
+
+def test_sums_that_are_the_joint_losses_agree_wholly() -> None:
+    joint = np.geomspace(1e-6, 1e-1, 9).tolist()
+    perfect = {"pearson_log": 1, "spearman": 1, "slope_log": 1}
+    assert agreement(joint, joint) == pytest.approx(perfect)
+    assert agreement([j**0.5 for j in joint], joint)["slope_log"] == pytest.approx(2)
+    assert agreement(joint[::-1], joint)["spearman"] == pytest.approx(-1)
+
+
+def test_there_is_no_agreement_where_nothing_can_be_said() -> None:
+    nothing = {"pearson_log": None, "spearman": None, "slope_log": None}
+    assert agreement([1.0, 2.0], [1.0, 2.0]) == nothing
+    assert agreement([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]) == nothing
+    assert agreement([-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]) == nothing
+
+
+def test_random_sets_reach_their_ratio_and_are_not_alike(scores) -> None:
+    document = read_scores(scores)
+    sets = random_sets(document, 5)
+    assert {ratio for ratio, _ in sets} == set(RATIOS)
+    params = {u["name"]: u["params"] for u in document["units"]}
+    for ratio, names in sets:
+        gone = sum(params[n] for n in names)
+        assert gone >= ratio * document["base"]["params"] > gone - params[names[-1]]
+    assert len({frozenset(names) for _, names in sets}) > 15
+
+
+def test_a_report_holds_every_set_with_its_sum_and_its_joint_loss(
+    scores, tiny_folder, tmp_path
+) -> None:
+    made = json.loads(make_additivity(scores, tmp_path / "a.json", 3).read_text())
+    assert made["schema"] == "laptop.additivity/1"
+    unet, document = models.load_unet(str(tiny_folder)), read_scores(scores)
+    rows, output = calibration.load(scores / "calibration.safetensors")
+    for row in made["sets"][::4]:
+        assert row["sum"] == pytest.approx(predicted_loss(document, row["remove"]))
+        plain = output_loss(unet, row["remove"], rows, output)
+        assert row["joint"] == pytest.approx(plain, rel=1e-4)
+    assert set(made["by_ratio"]) == {str(r) for r in RATIOS}
+
+
+def test_the_command_writes_report_and_picture(scores, tmp_path) -> None:
+    out = tmp_path / "a.json"
+    args = ["plan", str(scores), "--additivity", "3", "-o", str(out)]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    assert "Pearson" in result.stdout
+    assert out.with_suffix(".svg").read_text().startswith("<?xml")
+    wrong = CliRunner().invoke(main, [*args, "--ratio", "0.5"])
+    assert wrong.exit_code == 2
+    assert "--ratio with --additivity" in wrong.stderr

@@ -161,6 +161,8 @@ def budgets(function: Function) -> Function:
         max_params: int | None,
         max_bytes: int | None,
         max_macs: int | None,
+        max_latency_ms: float | None,
+        latency_table: str | None,
         keep: tuple[str, ...],
         expressible: str | None,
         refine: int | None,
@@ -171,6 +173,8 @@ def budgets(function: Function) -> Function:
             "max_params": max_params,
             "max_bytes": max_bytes,
             "max_macs": max_macs,
+            "max_latency_ms": max_latency_ms,
+            "latency_table": latency_table,
             "keep": keep or None,
             "expressible": expressible,
             "refine": refine,
@@ -190,6 +194,12 @@ def budgets(function: Function) -> Function:
             help="Sets of layers whose joint loss may be measured to improve the plan.",
         ),
         click.option("--keep", multiple=True, help="Layers that stay, such as 'mid_block.*'."),
+        click.option(
+            "--latency-table",
+            type=click.Path(),
+            help="What `laptop bench --layers` wrote, for --max-latency-ms.",
+        ),
+        click.option("--max-latency-ms", type=float, help="Most milliseconds of one forward."),
         click.option("--max-macs", type=int, help="Most multiply-accumulates of one forward."),
         click.option("--max-bytes", type=int, help="Most bytes of U-Net weights."),
         click.option("--max-params", type=int, help="Most U-Net parameters."),
@@ -234,7 +244,9 @@ def need_json(path: Path) -> None:
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
 
 
-BUDGETS = ("--ratio", "--max-params", "--max-bytes", "--max-macs")
+BUDGETS = (
+    "--ratio", "--max-params", "--max-bytes", "--max-macs", "--max-latency-ms", "--latency-table",
+)  # fmt: skip
 
 
 def need_scores_or_preset(

@@ -15,7 +15,7 @@ from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditi
 from laptop.pruning.criteria import output_loss
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.knapsack import solve
-from laptop.pruning.latency import NS, with_latencies
+from laptop.pruning.latency_table import NS, with_latencies
 from laptop.pruning.refine import refined
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names

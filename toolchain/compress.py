@@ -25,7 +25,7 @@ from laptop.export.artifacts import check_request, export_model
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
-from laptop.pruning.latency import with_latencies
+from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import check_config as check_score
 from laptop.pruning.score import forwards_spent, score

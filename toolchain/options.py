@@ -152,6 +152,17 @@ granularity = click.option(
 )
 
 
+def layers(function: Function) -> Function:
+    """--layers of `laptop bench`, and what goes with it."""
+    for option in (
+        click.option("--resolution", type=int, help="Pixels of a picture. [default: the model's]"),
+        granularity,
+        click.option("--layers", is_flag=True, help="Time each removable layer, for a plan."),
+    ):
+        function = option(function)
+    return function
+
+
 def budgets(function: Function) -> Function:
     """--ratio and the other limits; the command takes them as one keyword argument, `budgets`."""
 
@@ -242,6 +253,19 @@ def need_json(path: Path) -> None:
     """A usage error unless `path` names a .json file."""
     if path.suffix != ".json":
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
+
+
+def need_fitting(
+    layers: bool, against: str | None, granularity: str | None, resolution: int | None
+) -> None:
+    """A usage error for options of `laptop bench` that do not go together."""
+    if layers and against is not None:
+        raise click.UsageError(
+            "--against with --layers: a table is of one model. Leave one of them out."
+        )
+    given = {"--granularity": granularity, "--resolution": resolution}
+    if not layers and (alone := [flag for flag, value in given.items() if value is not None]):
+        raise click.UsageError(f"{', '.join(alone)} without --layers: only its table has them.")
 
 
 BUDGETS = (

@@ -92,7 +92,7 @@ def _latent_side(model: str, resolution: int) -> int:
     if models.TASKS[models.pipeline_class(model)] == "unconditional":
         raise BadInput("an unconditional model draws one size only: leave --resolution out.")
     vae = AutoencoderKL.load_config(models.locate(model), subfolder="vae")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    scale: int = 2 ** (len(vae["block_out_channels"]) - 1)
     levels = len(models.unet_config(model)["block_out_channels"])
     check_resolution(resolution, scale * 2 ** (levels - 1))
     return resolution // scale

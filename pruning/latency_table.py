@@ -65,14 +65,14 @@ def _check_layers(
     names = {u.name for u in known.units}
     what = f"{path} is of {table.get('model')} with granularity {table.get('granularity')}"
     advice = "Make it from the scored model: laptop bench MODEL --layers --granularity G."
-    if strange := sorted(names ^ times.keys()):
+    if strange := sorted(map(str, names ^ times.keys())):
         raise BadInput(
             f"{what}, {len(times)} layers; here are {len(names)}, and {len(strange)} are only in "
             f"one of both, such as {strange[0]}. {advice}"
         )
     if (params := table.get("params", known.params)) != known.params:
         raise BadInput(
-            f"{what}, a U-Net of {params:,} parameters; this one has {known.params:,}. {advice}"
+            f"{what}, a U-Net of {params} parameters; this one has {known.params}. {advice}"
         )
 
 

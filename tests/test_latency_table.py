@@ -144,7 +144,9 @@ def test_a_limit_in_milliseconds_is_whole_nanoseconds(limit) -> None:
         ({"schema": "laptop.latency-table/1"}, "lacks 'unet_ms'"),
         (TABLE | {"units": [{"name": "a"}]}, "lacks 'latency_ms'"),
         (TABLE | {"units": TABLE["units"][:1]}, "only in one of both, such as b.*bench MODEL"),
-        (TABLE | {"params": 2000}, "a U-Net of 2,000 parameters; this one has 1,000"),
+        (TABLE | {"params": 2000}, "a U-Net of 2000 parameters; this one has 1000"),
+        (TABLE | {"params": "many"}, "a U-Net of many parameters"),
+        (TABLE | {"units": [{"name": 1, "latency_ms": 1}]}, "3 are only in one of both"),
         (TABLE | {"unet_ms": {"p50": 6.0}}, "6.512 ms together, the whole U-Net only 6.000"),
         (TABLE | {"unet_ms": {"p50": 0}}, "takes 0 ms"),
         *(

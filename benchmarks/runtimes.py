@@ -58,19 +58,26 @@ class Workload:
 
 def load_pytorch(workload: Workload) -> Loaded:
     """The U-Net in float32 on the CPU, as `models.load_unet` gives it."""
+    unet, run = pytorch_unet(workload)
+    return Loaded(run, "fp32", sum(p.numel() for p in unet.parameters()))
+
+
+def pytorch_unet(workload: Workload) -> tuple[Any, Callable[[], object]]:
+    """The U-Net and one inference of it; sets the number of torch's threads."""
     import torch
 
     torch.set_num_threads(workload.threads)
     unet = models.load_unet(workload.source)
     tensors = {k: torch.from_numpy(v) for k, v in noise(workload.shapes, workload.seed).items()}
     added = {k: tensors.pop(k) for k in ("text_embeds", "time_ids") if k in tensors}
+    given = {**tensors, **({"added_cond_kwargs": added} if added else {})}
     timestep = torch.tensor(500)
 
     @torch.inference_mode()
     def run() -> object:
-        return unet(**tensors, timestep=timestep, added_cond_kwargs=added, return_dict=False)
+        return unet(**given, timestep=timestep, return_dict=False)
 
-    return Loaded(run, "fp32", sum(p.numel() for p in unet.parameters()))
+    return unet, run
 
 
 def load_onnxruntime(workload: Workload) -> Loaded:
@@ -129,13 +136,17 @@ def noise(shapes: Shapes, seed: int) -> dict[str, NDArray[np.float32]]:
 
 
 def unet_shapes(config: Mapping[str, Any], batch: int, tokens: int) -> Shapes:
-    """Shapes of a U-Net's inputs but the timestep, from its config; time_ids only with SDXL's."""
+    """Shapes of a U-Net's inputs but the timestep, from its config.
+
+    Text only for a U-Net that takes some, text_embeds and time_ids only for SDXL's.
+    """
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    shapes = {
-        "sample": (batch, config["in_channels"], height, width),
-        "encoder_hidden_states": (batch, tokens, config["cross_attention_dim"]),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"sample": (batch, config["in_channels"], height, width)}
+    if "cross_attention_dim" in config:
+        shapes["encoder_hidden_states"] = (batch, tokens, config["cross_attention_dim"])
+    if config.get("time_cond_proj_dim"):
+        shapes["timestep_cond"] = (batch, config["time_cond_proj_dim"])
     if config.get("addition_embed_type") == "text_time":
         # six micro-conditions are embedded and joined with the pooled text
         times = 6 * config["addition_time_embed_dim"]
@@ -152,8 +163,6 @@ def locate(place: str | Path) -> tuple[str, str]:
     files = [Path(place) / sub / "unet" / "model.onnx" for sub in ("onnx", ".")]
     onnx_file = next((f for f in files if f.is_file()), None)
     runtime = "onnxruntime" if onnx_file else "pytorch"
-    if onnx_file is None:
-        models.need_whole_chain(str(place), "bench")
     source = str(onnx_file) if onnx_file else models.locate(str(place))
     needed = RUNTIMES[runtime]
     if util.find_spec(needed.package) is None:

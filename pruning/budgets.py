@@ -1,7 +1,7 @@
 """What a plan must keep to: budgets, layers that stay, layers that go only with others.
 
-Budgets are any mix of parameters, bytes of weights and multiply-accumulates; layers can be kept by
-pattern, and the plan be restricted to what a stock diffusers config can say.
+Budgets are any mix of parameters, bytes of weights, multiply-accumulates and measured latency;
+layers can be kept by pattern, and the plan be restricted to what a stock diffusers config can say.
 """
 
 import itertools
@@ -16,7 +16,11 @@ from laptop.pruning.units import Anatomy, Unit
 
 EXPRESSIBLE = ("any", "stock", "comfyui")
 DEFAULT_RATIO = 0.5  # where no budget is given
-NOUNS = {"params": "parameters", "macs": "multiply-accumulates"}
+NOUNS = {  # of a million of each cost, and what it is
+    "params": ("M", "parameters"),
+    "macs": ("M", "multiply-accumulates"),
+    "latency_ns": ("ms", "latency"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class PlanConfig:
     max_params: int | None = None
     max_bytes: int | None = None  # of the weights, in the precision in which the model is stored
     max_macs: int | None = None  # of one forward, batch 1, at the model's native size
+    max_latency_ms: float | None = None  # of one forward, as the latency table counts it
+    latency_table: str | None = None  # file of `laptop bench --layers`
     keep: tuple[str, ...] = ()  # patterns of layers that stay, such as mid_block.*
     expressible: str = "any"  # stock: by a plain diffusers config; comfyui: loads there too
     refine: int = 0  # sets whose joint loss may be measured to improve on the solver's
@@ -37,23 +43,25 @@ class Budget:
     """A limit as the user gave it, as what it asks to remove."""
 
     flag: str
-    cost: str  # field of Unit and Anatomy
+    cost: str  # key of NOUNS
     least: float  # of the cost, to be removed
-    each: int | None  # how many of the flag's units one of the cost is; None for a ratio
+    each: float | None  # how many of the flag's units one of the cost is; None for a ratio
 
 
 def with_default(config: PlanConfig) -> PlanConfig:
     """`config` with the default ratio if it sets no limit at all."""
     limits = (config.ratio, config.max_params, config.max_bytes, config.max_macs)
-    return config if any(x is not None for x in limits) else replace(config, ratio=DEFAULT_RATIO)
+    is_limited = any(x is not None for x in (*limits, config.max_latency_ms))
+    return config if is_limited else replace(config, ratio=DEFAULT_RATIO)
 
 
 def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]:
     """The limits of `config`; `Infeasible` for one that makes no sense."""
-    caps: list[tuple[str, int | None, str, int]] = [
+    caps: list[tuple[str, float | None, str, float]] = [
         ("--max-params", config.max_params, "params", 1),
         ("--max-bytes", config.max_bytes, "params", bytes_each),
         ("--max-macs", config.max_macs, "macs", 1),
+        ("--max-latency-ms", config.max_latency_ms, "latency_ns", 1e-6),
     ]
     given = [(flag, cap, cost, each) for flag, cap, cost, each in caps if cap is not None]
     ratio = with_default(config).ratio
@@ -63,29 +71,47 @@ def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]
     if ratio is not None:
         found.append(Budget(f"--ratio {ratio:g}", "params", ratio * known.params, None))
     for flag, cap, cost, each in given:
-        if cap <= 0:
-            raise Infeasible(f"{flag} {cap} is out of range; it must be above 0.")
-        least = max(0.0, getattr(known, cost) - cap / each)
-        found.append(Budget(f"{flag} {cap:,}", cost, least, each))
+        if not 0 < cap < math.inf:  # not in range either: nan
+            raise Infeasible(f"{flag} {cap} is out of range; it must be above 0 and finite.")
+        most = round(cap / each, 3)  # 3.4 ms are 3,400,000 ns, without a float's last digits
+        found.append(Budget(f"{flag} {cap:,}", cost, max(0.0, costs(known, cost)[1] - most), each))
     return found
+
+
+def costs(known: Anatomy, cost: str) -> tuple[list[int], int]:
+    """What removing each unit saves, and what the whole U-Net costs."""
+    if cost == "latency_ns":
+        if known.latency_ns is None:
+            raise ValueError("a latency limit needs an anatomy with latencies")
+        return [known.latencies_ns[u.name] for u in known.units], known.latency_ns
+    return [getattr(u, cost) for u in known.units], getattr(known, cost)
 
 
 def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
     """Raise `Infeasible` unless the layers that may go hold what every budget asks for."""
     stays = _stays(known, config)
-    free = [u for u in known.units if u.name not in stays]
     for budget in budgets(config, known, bytes_each):
-        before = getattr(known, budget.cost)
-        held = sum(getattr(u, budget.cost) for u in free)
+        saved, before = costs(known, budget.cost)
+        held = sum(x for u, x in zip(known.units, saved, strict=True) if u.name not in stays)
         if budget.least > held:
-            share = math.floor(held / before * 1000) / 1000
-            reachable = math.ceil((before - held) * (budget.each or 1))
-            advice = f"{share:.3f} or less" if budget.each is None else f"{reachable:,} or more"
-            raise Infeasible(
-                f"{budget.flag} needs {budget.least / 1e6:,.1f} M of the U-Net's "
-                f"{before / 1e6:,.1f} M {NOUNS[budget.cost]} removed; removable layers hold "
-                f"{held / 1e6:,.1f} M (ratio {share:.3f}). Ask for {advice}."
-            )
+            raise Infeasible(_refusal(budget, before, held))
+
+
+def _refusal(budget: Budget, before: int, held: int) -> str:
+    share = math.floor(held / before * 1000) / 1000
+    if budget.each is None:
+        advice = f"{share:.3f} or less"
+    elif budget.cost == "latency_ns":
+        advice = f"{math.ceil((before - held) / 1000) / 1000:,.3f} or more"
+    else:
+        advice = f"{math.ceil((before - held) * budget.each):,} or more"
+    unit, noun = NOUNS[budget.cost]
+    digits = 3 if unit == "ms" else 1
+    need, whole, most = (f"{x / 1e6:,.{digits}f} {unit}" for x in (budget.least, before, held))
+    return (
+        f"{budget.flag} needs {need} of the U-Net's {whole} {noun} removed; removable layers hold "
+        f"{most} (ratio {share:.3f}). Ask for {advice}."
+    )
 
 
 def _stays(known: Anatomy, config: PlanConfig) -> set[str]:
@@ -153,10 +179,7 @@ def conditions(known: Anatomy, config: PlanConfig, bytes_each: int) -> Condition
     check_budgets(config, known, bytes_each)
     place, stays = {u.name: i for i, u in enumerate(known.units)}, _stays(known, config)
     return Conditions(
-        [
-            ([getattr(u, b.cost) for u in known.units], b.least)
-            for b in budgets(config, known, bytes_each)
-        ],
+        [(costs(known, b.cost)[0], b.least) for b in budgets(config, known, bytes_each)],
         [(place[i], place[j]) for i, j in implications(known, config.expressible)],
         [u.name in stays for u in known.units],
     )

@@ -72,7 +72,7 @@ def record(
 
 def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors that a U-Net was called with, by `INPUTS`, each with a row a sample."""
-    values = dict(zip(INPUTS, args, strict=False)) | kwargs
+    values: dict[str, Any] = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
     values |= values.get("added_cond_kwargs") or {}
     values["timestep"] = torch.as_tensor(values["timestep"]).expand(len(values["sample"]))
     return {k: values[k] for k in INPUTS if values.get(k) is not None}

@@ -16,6 +16,7 @@ from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditi
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
+from laptop.pruning.latency_table import NS, with_latencies
 from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
@@ -28,7 +29,12 @@ MENU_SCHEMA = "laptop.menu/1"
 
 def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
     """The layers to drop, from the content of a scores.json; in the order in which they run."""
-    known = as_anatomy(scores)
+    return _cheapest(scores, with_latencies(as_anatomy(scores), config), config, bytes_each)
+
+
+def _cheapest(
+    scores: Mapping[str, Any], known: Anatomy, config: PlanConfig, bytes_each: int
+) -> list[Unit]:
     c = conditions(known, config, bytes_each)
     chosen = solve([u["score"] for u in scores["units"]], c.savings, c.implied, c.stay)
     return [known.units[i] for i in chosen]
@@ -40,7 +46,7 @@ def make_plan(
     """Write plan.json from scores.json; the joint loss is measured on the scores' own samples."""
     scores_path, config = scores_file(scores_path), with_default(config)
     scores = read_checked(scores_path)
-    model, known = scores["model"], as_anatomy(scores)
+    model, known = scores["model"], with_latencies(as_anatomy(scores), config)
     check_config(config, known, model)
     check_race(scores.get("race"), config, str(scores_path))
     each = bytes_each(config, model)
@@ -51,7 +57,7 @@ def make_plan(
         samples = calibration.load(scores_path.parent / CALIBRATION)
         measured = resume_folder(folder) / "joint.jsonl"
         joint = JointLoss(unet, *samples, scores.get("batch_size", 1), measured)
-        names = [u.name for u in choose(scores, config, each)]
+        names = [u.name for u in _cheapest(scores, known, config, each)]
         losses = {"measured_loss": joint([frozenset(names)])[frozenset(names)]}
         if config.refine:
             losses["one_shot_loss"] = losses["measured_loss"]
@@ -62,13 +68,15 @@ def make_plan(
         if config.expressible != "any":
             if not plan["stock_config"]:
                 raise RuntimeError(f"a plan for {config.expressible} that no stock config can say")
-            free = choose(scores, replace(config, expressible="any"), each)
+            free = _cheapest(scores, known, replace(config, expressible="any"), each)
             losses["unrestricted_predicted_loss"] = predicted_loss(scores, [u.name for u in free])
         solver = {"solver": "scipy.optimize.milp (HiGHS), optimal"}
         write_json(folder / out.name, plan | solver | losses)
 
     inputs, which = models.identity("model", model)
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
+    if config.latency_table is not None:
+        inputs["latency_table"] = Path(config.latency_table)
     settings = asdict(config) | which
     return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
 
@@ -102,7 +110,7 @@ def as_plan(
 ) -> dict[str, Any]:
     """The content of a plan.json that removes the units `names`, without its losses."""
     gone = [u for u in known.units if u.name in set(names)]
-    return {
+    plan = {
         "schema": SCHEMA,
         "model": model,
         "budget": dict(budget),
@@ -111,6 +119,10 @@ def as_plan(
         "macs": _change(known.macs, sum(u.macs for u in gone)),
         "stock_config": stock_config(models.empty_unet(model), names) is not None,
     }
+    if (before := known.latency_ns) is not None:
+        after = before - sum(known.latencies_ns[u.name] for u in gone)
+        plan["latency_ms"] = {"before": before / NS, "after": after / NS}
+    return plan
 
 
 def predicted_loss(scores: Mapping[str, Any], names: Sequence[str]) -> float:

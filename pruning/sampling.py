@@ -83,13 +83,17 @@ def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:
     height, width = (native, native) if isinstance(native, int) else native
     if resolution is None:
         return height * scale, width * scale
-    levels = 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    if resolution < 1 or resolution % (scale * levels):
-        raise BadInput(
-            f"resolution {resolution} does not fit this model: it must be a multiple of "
-            f"{scale * levels} pixels."
-        )
+    check_resolution(resolution, scale * 2 ** (len(pipe.unet.config.block_out_channels) - 1))
     return resolution, resolution
+
+
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Raise `BadInput` unless pictures of `resolution` pixels come down to whole numbers."""
+    if resolution < 1 or resolution % multiple:
+        raise BadInput(
+            f"resolution {resolution} does not fit this model: it must be a multiple of {multiple} "
+            "pixels."
+        )
 
 
 def _half_masks(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -52,6 +52,8 @@ class Anatomy:
     params: int
     macs: int
     macs_before: Mapping[str, int] = field(default_factory=dict)  # of all that runs before a unit
+    latency_ns: int | None = None  # of a forward; from a latency table, where there is one
+    latencies_ns: Mapping[str, int] = field(default_factory=dict)  # what removing a unit saves
 
     @property
     def largest_ratio(self) -> float:

@@ -295,38 +295,48 @@ def _calibration(model: str, recipe: "Recipe", file: Path | None) -> list[str]:
     return calibration_prompts(model, recipe.prompts.calibration, file or recipe.prompts.path)
 
 
-@main.command(epilog=example("laptop bench student --against tiny-sdxl -o bench.json"))
+@main.command(
+    epilog=example(
+        "laptop bench student --against tiny-sdxl -o bench.json",
+        "laptop bench tiny-sdxl --layers -o table.json",
+    )
+)
 @click.argument("subject")
 @click.option("--against", help="A second model or artifacts folder, measured in turn.")
 @click.option("--device", default="local", show_default=True, help="Where to measure: local.")
-@options.out("The report, a .json file.")
+@options.layers
+@options.out("The report or the table, a .json file.")
 @options.common
 @options.dry_run
 def bench(
-    subject: str, against: str | None, device: str, out: Path, common: Common
+    subject: str,
+    against: str | None,
+    device: str,
+    layers: bool,
+    granularity: str | None,
+    resolution: int | None,
+    out: Path,
+    common: Common,
 ) -> "Iterator[Recipe]":
-    """Measure the latency of a model or of artifacts on this machine."""
+    """Measure the latency of a model or of artifacts on this machine.
+
+    With --layers: what each removable layer takes of it, as a table for `laptop plan`.
+    """
     options.need_json(out)
+    options.need_fitting(layers, against, granularity, resolution)
     if device != "local":
         raise BadInput(f"--device {device} is not supported in {__version__}; use local.")
-    recipe = common.recipe(subject)
+    recipe = common.recipe(subject, score={"granularity": granularity})
     yield recipe
-    from laptop.benchmarks.latency import bench as run
-    from laptop.run import read_json
+    from laptop import benches
 
-    subjects = {"base": against, "new": subject} if against else {"model": subject}
-    report = read_json(run(subjects, out, recipe.bench, overwrite=common.overwrite))
-    lines = [
-        f"{r['label']:<10}{r['runtime']:<14}p50 {r['latency_ms']['p50']:8.2f} ms  "
-        f"n {r['n']:<5}cv {r['latency_ms']['cv']:.3f}  "
-        + ("valid" if r["valid"] else "; ".join(r["invalid_reasons"]))
-        for r in report["results"]
-    ]
-    lines += [
-        f"{r['a']} / {r['b']}: {r['median']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-        for r in report["ratios"]
-    ]
-    common.print(report, "\n".join(lines))
+    again, kind = common.overwrite, recipe.score.granularity
+    if layers:
+        made = benches.of_layers(subject, out, recipe.bench, kind, resolution, overwrite=again)
+    else:
+        subjects = {"base": against, "new": subject} if against else {"model": subject}
+        made = benches.of_models(subjects, out, recipe.bench, overwrite=again)
+    common.print(*made)
 
 
 @main.command(name="eval", epilog=example("laptop eval student --against tiny-sdxl -o quality"))

@@ -25,6 +25,7 @@ from laptop.export.artifacts import check_request, export_model
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
+from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import check_config as check_score
 from laptop.pruning.score import forwards_spent, score
@@ -137,8 +138,9 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
 
 
 def _anatomy(recipe: Recipe) -> Anatomy:
+    """The layers that can be removed, with what the recipe's budgets need to know of them."""
     unet, tokens = models.empty_unet(recipe.model), models.context_length(recipe.model)
-    return anatomy(unet, tokens, recipe.score.granularity)
+    return with_latencies(anatomy(unet, tokens, recipe.score.granularity), recipe.plan)
 
 
 def _prompts(recipe: Recipe) -> list[str]:

@@ -154,6 +154,17 @@ granularity = click.option(
 )
 
 
+def layers(function: Function) -> Function:
+    """--layers of `laptop bench`, and what goes with it."""
+    for option in (
+        click.option("--resolution", type=int, help="Pixels of a picture. [default: the model's]"),
+        granularity,
+        click.option("--layers", is_flag=True, help="Time each removable layer, for a plan."),
+    ):
+        function = option(function)
+    return function
+
+
 def budgets(function: Function) -> Function:
     """--ratio and the other limits; the command takes them as one keyword argument, `budgets`."""
 
@@ -163,6 +174,8 @@ def budgets(function: Function) -> Function:
         max_params: int | None,
         max_bytes: int | None,
         max_macs: int | None,
+        max_latency_ms: float | None,
+        latency_table: str | None,
         keep: tuple[str, ...],
         expressible: str | None,
         refine: int | None,
@@ -173,6 +186,8 @@ def budgets(function: Function) -> Function:
             "max_params": max_params,
             "max_bytes": max_bytes,
             "max_macs": max_macs,
+            "max_latency_ms": max_latency_ms,
+            "latency_table": latency_table,
             "keep": keep or None,
             "expressible": expressible,
             "refine": refine,
@@ -192,6 +207,12 @@ def budgets(function: Function) -> Function:
             help="Sets of layers whose joint loss may be measured to improve the plan.",
         ),
         click.option("--keep", multiple=True, help="Layers that stay, such as 'mid_block.*'."),
+        click.option(
+            "--latency-table",
+            type=click.Path(),
+            help="What `laptop bench --layers` wrote, for --max-latency-ms.",
+        ),
+        click.option("--max-latency-ms", type=float, help="Most milliseconds of one forward."),
         click.option("--max-macs", type=int, help="Most multiply-accumulates of one forward."),
         click.option("--max-bytes", type=int, help="Most bytes of U-Net weights."),
         click.option("--max-params", type=int, help="Most U-Net parameters."),
@@ -236,7 +257,22 @@ def need_json(path: Path) -> None:
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
 
 
-BUDGETS = ("--ratio", "--max-params", "--max-bytes", "--max-macs")
+def need_fitting(
+    layers: bool, against: str | None, granularity: str | None, resolution: int | None
+) -> None:
+    """A usage error for options of `laptop bench` that do not go together."""
+    if layers and against is not None:
+        raise click.UsageError(
+            "--against with --layers: a table is of one model. Leave one of them out."
+        )
+    given = {"--granularity": granularity, "--resolution": resolution}
+    if not layers and (alone := [flag for flag, value in given.items() if value is not None]):
+        raise click.UsageError(f"{', '.join(alone)} without --layers: only its table has them.")
+
+
+BUDGETS = (
+    "--ratio", "--max-params", "--max-bytes", "--max-macs", "--max-latency-ms", "--latency-table",
+)  # fmt: skip
 
 
 def need_scores_or_preset(

@@ -17,6 +17,8 @@ def from_scores(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool)
     """The best plan under the budgets."""
     made = read_json(planning.make_plan(scores, out, config, overwrite=overwrite))
     loss = f"; predicted loss {made['predicted_loss']:.3e}, measured {made['measured_loss']:.3e}"
+    if time := made.get("latency_ms"):
+        loss += f"; predicted latency {time['before']:.2f} -> {time['after']:.2f} ms"
     text = _removal(made, "layers", loss)
     if "unrestricted_predicted_loss" in made:
         text += (

@@ -1,0 +1,194 @@
+"""Latency of each removable layer inside the U-Net's forward: what a latency budget counts with.
+
+Two kinds of forwards take turns: plain ones give the U-Net's latency, ones with a clock at every
+layer give the layers' shares of it. (A layer timed alone would find other caches than it does
+between its neighbours.)
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from laptop import models
+from laptop.benchmarks.latency import (
+    BenchConfig,
+    conditions,
+    find_workloads,
+    invalid_reasons,
+    summary,
+)
+from laptop.benchmarks.runtimes import Workload, device_name, pytorch_unet
+from laptop.benchmarks.worker import run_round, share
+from laptop.errors import BadInput, Unsupported
+from laptop.pruning.latency_table import SCHEMA
+from laptop.pruning.sampling import check_resolution
+from laptop.pruning.units import SUBLAYERS, Unit, anatomy
+from laptop.run import Overwrite, run_stage, track, write_json
+
+Clocks = dict[str, list[float]]  # ms of each call, by module
+
+
+def bench_layers(
+    model: str,
+    out: Path,
+    config: BenchConfig,
+    granularity: str = "fine",
+    resolution: int | None = None,
+    *,
+    overwrite: Overwrite = False,
+) -> Path:
+    """Time the layers of `model` in PyTorch on this machine; write the table to `out` (.json).
+
+    `resolution` in pixels; None for the model's own.
+    """
+    workload = _workload(model, config, resolution)
+    known = anatomy(models.empty_unet(model), granularity=granularity)
+    if not known.units:
+        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
+    asked = {"granularity": granularity, "resolution": resolution}
+    inputs, which = models.identity("model", model)
+
+    def work(folder: Path) -> None:
+        table = {
+            "schema": SCHEMA,
+            "model": model,
+            "granularity": granularity,
+            "params": known.params,
+            "runtime": workload.runtime,
+            "precision": "fp32",
+            "device": device_name(),
+            "conditions": conditions(workload, config),
+        }
+        write_json(folder / out.name, table | measure(workload, known.units, config))
+
+    settings = asdict(config) | asked | which | {"device": device_name()}
+    return run_stage("bench", out, settings, inputs, work, overwrite=overwrite)
+
+
+def _workload(model: str, config: BenchConfig, resolution: int | None) -> Workload:
+    (workload,) = find_workloads({"model": model}, replace(config, components=("unet",)))
+    if workload.runtime != "pytorch":
+        raise BadInput(
+            f"{model} holds artifacts, whose layers cannot be timed one by one. Pass the model "
+            "that they were made from."
+        )
+    if resolution is None:
+        return workload
+    side = _latent_side(model, resolution)
+    batch, channels, _, _ = workload.shapes["sample"]
+    return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, side, side)})
+
+
+def _latent_side(model: str, resolution: int) -> int:
+    """Height and width of the latents of pictures with `resolution` pixels a side."""
+    if models.TASKS[models.pipeline_class(model)] == "unconditional":
+        raise BadInput("an unconditional model draws one size only: leave --resolution out.")
+    vae = AutoencoderKL.load_config(models.locate(model), subfolder="vae")
+    scale: int = 2 ** (len(vae["block_out_channels"]) - 1)
+    levels = len(models.unet_config(model)["block_out_channels"])
+    check_resolution(resolution, scale * 2 ** (levels - 1))
+    return resolution // scale
+
+
+def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> dict[str, Any]:
+    """The measured part of the table, by the protocol of `latency`, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        unet, run = pytorch_unet(workload)
+        signs = {u.name: timed_modules(unet, u.name, u.needs) for u in units}
+        clocks: Clocks = {module: [] for of_unit in signs.values() for module in of_unit}
+        plain, clocked = _rounds(unet, run, clocks, config)
+    finally:
+        torch.set_num_threads(threads)
+    whole, shares = summary(plain), shares_of(signs, clocks, clocked)
+    reasons = invalid_reasons(plain, config.cv_bound)
+    return {
+        "n": len(plain),
+        "unet_ms": whole,
+        "units": [{"name": u, "latency_ms": round(whole["p50"] * x, 6)} for u, x in shares.items()],
+        "valid": not reasons,
+        "invalid_reasons": reasons,
+        "samples_ms": [round(s, 4) for s in plain],
+    }
+
+
+def _rounds(
+    unet: nn.Module, run: Callable[[], object], clocks: Clocks, config: BenchConfig
+) -> tuple[list[float], list[float]]:
+    """Times in ms of the plain forwards, and of those that filled `clocks`."""
+    plain: list[float] = []
+    clocked: list[float] = []
+    turn = share(config.iterations, config.rounds), config.seconds / config.rounds
+    run_round(run, config.warmup_iterations, config.warmup_s)
+    for _ in track(range(config.rounds), "bench layers", config.rounds):
+        plain += run_round(run, *turn)
+        with running(unet, clocks):
+            clocked += run_round(run, *turn)
+    return plain, clocked
+
+
+def timed_modules(unet: nn.Module, name: str, needs: Sequence[str] = ()) -> dict[str, int]:
+    """Modules whose time goes (1) with a layer, and those inside of it whose time does not (-1).
+
+    A resnet's shortcut stays, the norm before a sublayer goes with it, and what `needs` names has
+    a time of its own.
+    """
+    signs = {name: 1}
+    if getattr(unet.get_submodule(name), "conv_shortcut", None) is not None:
+        signs[f"{name}.conv_shortcut"] = -1
+    block, _, part = name.rpartition(".")
+    if part in SUBLAYERS:
+        signs[f"{block}.{SUBLAYERS[part]}"] = 1
+    for inner in needs:
+        signs |= {module: -sign for module, sign in timed_modules(unet, inner).items()}
+    return signs
+
+
+@contextlib.contextmanager
+def running(unet: nn.Module, clocks: Clocks) -> Iterator[None]:
+    """Append to `clocks` how long each call of the modules that it names takes."""
+    started: dict[str, int] = {}
+    hooks = []
+
+    def start(name: str) -> None:
+        started[name] = time.perf_counter_ns()
+
+    def stop(name: str) -> None:
+        clocks[name].append((time.perf_counter_ns() - started[name]) / 1e6)
+
+    for name in clocks:
+        module = unet.get_submodule(name)
+        hooks += [
+            module.register_forward_pre_hook(lambda *_, name=name: start(name)),
+            module.register_forward_hook(lambda *_, name=name: stop(name)),
+        ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shares_of(
+    signs: Mapping[str, Mapping[str, int]], clocks: Clocks, samples: Sequence[float]
+) -> dict[str, float]:
+    """Each layer's share of a forward: its median time over the medians of all layers and the rest.
+
+    `samples` are the times of the forwards in which the clocks ran. Shares, because medians of
+    parts do not add up to that of the whole: these never have more than 1 together.
+    """
+    times = {
+        name: np.sum([sign * np.array(clocks[module]) for module, sign in of_layer.items()], axis=0)
+        for name, of_layer in signs.items()
+    }
+    rest = np.array(samples) - sum(times.values())
+    total = np.median(rest) + sum(np.median(ms) for ms in times.values())
+    return {name: float(np.median(ms) / total) for name, ms in times.items()}

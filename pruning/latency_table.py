@@ -1,0 +1,93 @@
+"""The latency table: what removing each layer saves of a forward, measured on one machine.
+
+Parameters and multiply-accumulates are poor guides to speed; `laptop bench MODEL --layers` measures
+it (`laptop.benchmarks.layers`), and the planner takes the times as one more cost. They are whole
+nanoseconds, so that the solver adds integers as it does for every other cost.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from laptop.errors import BadInput
+from laptop.pruning.budgets import PlanConfig
+from laptop.pruning.units import Anatomy
+from laptop.run import read_json, say
+
+SCHEMA = "laptop.latency-table/1"
+NS = 1e6  # in a millisecond
+
+
+def with_latencies(known: Anatomy, config: PlanConfig) -> Anatomy:
+    """`known` with the times of the config's latency table; as it is where none is asked for.
+
+    Raises `BadInput` for a limit without a table or the reverse, and for a table that is broken or
+    was made for other layers.
+    """
+    limit, table = config.max_latency_ms, config.latency_table
+    if table is None:
+        if limit is None:
+            return known
+        raise BadInput(
+            f"--max-latency-ms {limit:g} needs the time of each layer: pass --latency-table T, "
+            "which `laptop bench MODEL --layers -o T` makes."
+        )
+    if limit is None:
+        raise BadInput(
+            f"--latency-table {table} is there without a limit: pass --max-latency-ms X too, or "
+            "leave the table out."
+        )
+    return read_table(Path(table), known)
+
+
+def read_table(path: Path, known: Anatomy) -> Anatomy:
+    """`known` with the times that stand in `path`."""
+    table = read_json(path, SCHEMA)
+    try:
+        whole = table["unet_ms"]["p50"]
+        times = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
+    except (KeyError, TypeError) as e:
+        raise BadInput(f"{path} lacks {e}; it is no whole latency table.") from None
+    _check_layers(path, table, times, known)
+    _check_times(path, whole, times)
+    if reasons := table.get("invalid_reasons"):
+        say(f"the times in {path} cannot be trusted: {'; '.join(reasons)}. Measure again.")
+    # rounded down: what layers save must not add up to more than there is
+    ns = {name: math.floor(time * NS) for name, time in times.items()}
+    return replace(known, latency_ns=round(whole * NS), latencies_ns=ns)
+
+
+def _check_layers(
+    path: Path, table: Mapping[str, Any], times: Mapping[str, float], known: Anatomy
+) -> None:
+    names = {u.name for u in known.units}
+    what = f"{path} is of {table.get('model')} with granularity {table.get('granularity')}"
+    advice = "Make it from the scored model: laptop bench MODEL --layers --granularity G."
+    if strange := sorted(map(str, names ^ times.keys())):
+        raise BadInput(
+            f"{what}, {len(times)} layers; here are {len(names)}, and {len(strange)} are only in "
+            f"one of both, such as {strange[0]}. {advice}"
+        )
+    if (params := table.get("params", known.params)) != known.params:
+        raise BadInput(
+            f"{what}, a U-Net of {params} parameters; this one has {known.params}. {advice}"
+        )
+
+
+def _check_times(path: Path, whole: Any, times: Mapping[str, Any]) -> None:
+    for name, time in {**times, "the U-Net": whole}.items():
+        is_number = isinstance(time, int | float) and not isinstance(time, bool)
+        if not is_number or not 0 <= time < math.inf:  # nan is in no range
+            raise BadInput(
+                f"{path}: {name} takes {time!r} ms; a time is a finite number of at least 0. "
+                "Measure again."
+            )
+    if whole == 0:
+        raise BadInput(f"{path}: the U-Net takes 0 ms, which cannot be. Measure again.")
+    if (total := math.fsum(times.values())) > whole:
+        raise BadInput(
+            f"{path}: the layers take {total:.3f} ms together, the whole U-Net only {whole:.3f} ms."
+            " What removing each layer saves must not add up to more. Measure again."
+        )

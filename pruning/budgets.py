@@ -116,31 +116,42 @@ def _refusal(budget: Budget, before: int, held: int) -> str:
 
 def _stays(known: Anatomy, config: PlanConfig) -> set[str]:
     """The units that the config keeps, and those that may go only after one of them."""
-    stays = {u.name for u in known.units if _is_kept(u, config)}
+    mid = _mid_units(known) if config.expressible == "stock" else ()
+    stays = {u.name for u in known.units if _is_kept(u, config, mid)}
     implied = implications(known, config.expressible)
-    while more := {i for i, j in implied if j in stays} - stays:
+    while more := {i for i, others in implied if stays.issuperset(others)} - stays:
         stays |= more
     return stays
 
 
-def _is_kept(unit: Unit, config: PlanConfig) -> bool:
+def _is_kept(unit: Unit, config: PlanConfig, mid: Sequence[str]) -> bool:
     if any(fnmatchcase(unit.name, pattern) for pattern in config.keep):
         return True
     if config.expressible == "comfyui":  # it knows U-Nets by what comes down, and no empty depths
         is_first = unit.name.endswith(".transformer_blocks.0")
         if is_first or not unit.name.startswith("up_blocks."):
             return True
-    return config.expressible != "any" and unit.kind != "transformer_block"
+    is_sayable = unit.kind == "transformer_block" or unit.name in mid
+    return config.expressible != "any" and not is_sayable
 
 
-def implications(known: Anatomy, expressible: str) -> list[tuple[str, str]]:
-    """Pairs (i, j): the layer i may go only if j goes.
+def _mid_units(known: Anatomy) -> tuple[str, ...]:
+    """First resnet, shell and second resnet of a mid block that a stock config can do without."""
+    usual = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+    kinds = {u.name: u.kind for u in known.units if u.name.startswith("mid_block.")}
+    outer = {name for name, kind in kinds.items() if kind != "transformer_block"}
+    is_usual = outer == set(usual) and kinds[usual[1]] == "transformer_shell"
+    return usual if is_usual else ()
+
+
+def implications(known: Anatomy, expressible: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Pairs (i, others): the layer i may go only if at least one of the others goes.
 
     A shell goes after its content. A stock config says how many blocks a transformer has, so that
-    the last go first; and the mid block's depth is that of the first transformer of the last down
-    block, if this has any.
+    the last go first. The mid block's depth is that of the first transformer of the last down
+    block, if this has any; or it loses its transformer and second resnet, and then the first too.
     """
-    pairs = [(u.name, other) for u in known.units for other in u.needs]
+    pairs = [(u.name, (other,)) for u in known.units for other in u.needs]
     if expressible == "any":
         return pairs
     depths: dict[str, list[str]] = {}
@@ -148,12 +159,17 @@ def implications(known: Anatomy, expressible: str) -> list[tuple[str, str]]:
         if unit.kind == "transformer_block":
             depths.setdefault(unit.name.rsplit(".transformer_blocks.", 1)[0], []).append(unit.name)
     for blocks in depths.values():
-        pairs += itertools.pairwise(blocks)
+        pairs += [(a, (b,)) for a, b in itertools.pairwise(blocks)]
     down = [u.name.split(".")[1] for u in known.units if u.name.startswith("down_blocks.")]
     tied = depths.get(f"down_blocks.{max(down, key=int, default='')}.attentions.0", [])
     mid = depths.get("mid_block.attentions.0", [])
+    usual = _mid_units(known) if expressible == "stock" else ()
+    if usual:
+        first, shell, second = usual
+        pairs += [(second, (shell,)), (shell, (second,)), (first, (shell,))]
     if len(mid) == len(tied):
-        pairs += [pair for a, b in zip(mid, tied, strict=True) for pair in ((a, b), (b, a))]
+        for a, b in zip(mid, tied, strict=True):
+            pairs += [(b, (a,)), (a, (b, *usual[1:2]))]  # without its shell it has no depth
     return pairs
 
 
@@ -162,14 +178,14 @@ class Conditions:
     """What a set of layers must keep to, in numbers of units."""
 
     savings: Sequence[tuple[Sequence[int], float]]  # for each budget, costs and the least to save
-    implied: Sequence[tuple[int, int]]  # (i, j): i goes only if j goes
+    implied: Sequence[tuple[int, Sequence[int]]]  # (i, js): i goes only if one of js goes
     stay: Sequence[bool]
 
     def hold(self, chosen: Set[int]) -> bool:
         """Whether the set `chosen` keeps to all of them."""
         return (
             all(sum(costs[i] for i in chosen) >= least for costs, least in self.savings)
-            and all(j in chosen for i, j in self.implied if i in chosen)
+            and all(any(j in chosen for j in js) for i, js in self.implied if i in chosen)
             and not any(self.stay[i] for i in chosen)
         )
 
@@ -180,7 +196,7 @@ def conditions(known: Anatomy, config: PlanConfig, bytes_each: int) -> Condition
     place, stays = {u.name: i for i, u in enumerate(known.units)}, _stays(known, config)
     return Conditions(
         [(costs(known, b.cost)[0], b.least) for b in budgets(config, known, bytes_each)],
-        [(place[i], place[j]) for i, j in implications(known, config.expressible)],
+        [(place[i], [place[j] for j in js]) for i, js in implications(known, config.expressible)],
         [u.name in stays for u in known.units],
     )
 

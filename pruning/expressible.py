@@ -1,8 +1,9 @@
 """What a stock diffusers config can say of a pruned U-Net, and the class that says the rest.
 
-A plain `UNet2DConditionModel` has a depth for each of its transformers. So a plan that takes only
-last blocks of transformers needs no class of ours, as long as the model built from those depths has
-exactly the surviving weights under their own names.
+A plain `UNet2DConditionModel` has a depth for each of its transformers, and can do without its mid
+block or all but this one's first resnet. So a plan that takes nothing else but last blocks of
+transformers needs no class of ours, as long as the model built from such a config has exactly the
+surviving weights under their own names.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from laptop import models
 def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, Any] | None:
     """The stock config of `unet` without the layers `names`, or None where none can say it."""
     is_stock = type(unet) is UNet2DConditionModel
-    if not is_stock or not all(_is_block(name) for name in names):
+    if not is_stock or not all(_is_block(n) or n.startswith("mid_block.") for n in names):
         return None
     if not names:
         return dict(unet.config)
@@ -27,6 +28,7 @@ def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, 
         down[-1] = mid[0]  # diffusers reads the mid block's depth there
     config = {
         **unet.config,
+        "mid_block_type": _mid_type(unet, names),
         "transformer_layers_per_block": down,
         "reverse_transformer_layers_per_block": _depths(unet, "up_blocks", names),
     }
@@ -36,6 +38,16 @@ def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, 
 
 def _is_block(name: str) -> bool:
     return name.split(".")[-2] == "transformer_blocks"
+
+
+def _mid_type(unet: UNet2DConditionModel, names: Sequence[str]) -> str | None:
+    """The kind of mid block that is left: none, its first resnet, or the same."""
+    if "mid_block.resnets.0" in names:
+        return None
+    if "mid_block.attentions.0" in names:
+        return "UNetMidBlock2D"
+    same: str | None = unet.config.mid_block_type
+    return same
 
 
 def _depths(unet: UNet2DConditionModel, path: str, names: Sequence[str]) -> list[Any]:

@@ -1,7 +1,7 @@
 """The covering knapsack that a plan is, solved exactly.
 
     min  sum_{i in R} v_i     s.t.  sum_{i in R} cost_k(i) >= least_k   for each budget k
-                                    i in R  =>  j in R                  for each implication (i, j)
+                                    i in R  =>  some j of J in R        for each implication (i, J)
 
 by `scipy.optimize.milp` (HiGHS, branch and bound).
 """
@@ -21,13 +21,14 @@ MOST_CUTS = 200
 def solve(
     scores: Sequence[float],
     savings: Sequence[tuple[Sequence[int], float]],
-    implied: Sequence[tuple[int, int]] = (),
+    implied: Sequence[tuple[int, Sequence[int]]] = (),
     stay: Sequence[bool] | None = None,
 ) -> list[int]:
     """Indices of the set with the smallest sum of `scores` that meets every budget.
 
     `savings`: for each budget, what each layer saves and the least that all must save together.
-    `implied`: pairs (i, j), i goes only if j goes. `stay`: which layers stay. Raises `Infeasible`.
+    `implied`: pairs (i, js), i goes only if one of js goes. `stay`: which layers stay. Raises
+    `Infeasible`.
 
     HiGHS stops within an absolute gap of 1e-6, while scores span many decades. So the objective is
     scaled to about 1000 at the best sum known, and layers that alone exceed that sum are left out;
@@ -79,9 +80,9 @@ def _at_least(costs: Sequence[int], least: float) -> LinearConstraint:
     return LinearConstraint(sizes[None, :] / need, lb=1.0)
 
 
-def _implications(pairs: Sequence[tuple[int, int]], count: int) -> LinearConstraint:
-    """x_i <= x_j, a row each."""
+def _implications(pairs: Sequence[tuple[int, Sequence[int]]], count: int) -> LinearConstraint:
+    """x_i <= the sum of the x_j, a row each."""
     rows = np.zeros((len(pairs), count))
-    for row, (i, j) in zip(rows, pairs, strict=True):
-        row[i], row[j] = -1, 1
+    for row, (i, js) in zip(rows, pairs, strict=True):
+        row[i], row[list(js)] = -1, 1
     return LinearConstraint(csr_array(rows), lb=0)

@@ -154,3 +154,24 @@ def test_pruning_holds_no_second_copy_of_the_weights(tiny_folder) -> None:
     places = {p.data_ptr() for p in unet.parameters()}
     for names in (RESNETS, LAST_BLOCKS):
         assert {p.data_ptr() for p in prune_unet(unet, names).parameters()} < places
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["mid_block.attentions.0", "mid_block.resnets.1"], "UNetMidBlock2D"),
+        (["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"], None),
+    ],
+)
+def test_a_stock_unet_does_without_its_mid_block(tiny_pipe, rows, names, kind) -> None:
+    unet = tiny_pipe.unet
+    inner = [u.name for u in anatomy(unet).units if u.name.startswith(f"{names[-2]}.trans")]
+    gone = [*names, *inner]
+    student = prune_unet(unet, gone)
+    assert type(student) is UNet2DConditionModel
+    assert student.config.mid_block_type == kind
+    with removed(unet, gone):
+        wanted = forward_rows(unet, rows, 3)
+    assert torch.equal(forward_rows(student, rows, 3), wanted)
+    half = prune_unet(unet, ["mid_block.resnets.0", *inner])
+    assert type(half) is not UNet2DConditionModel, "a mid block without its first resnet only"

@@ -173,7 +173,7 @@ def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
     values = load_file(folder / "values.safetensors")["values"]
     true, params = values.mean(1), [u.params for u in known.units]
     place = {u.name: i for i, u in enumerate(known.units)}
-    implied = [(place[i], place[j]) for i, j in implications(known, "any")]
+    implied = [(place[i], [place[j] for j in js]) for i, js in implications(known, "any")]
     batches = [slice(i, i + RACE_BATCH) for i in range(0, values.shape[1], RACE_BATCH)]
     full, races = forwards_in_all(known, values, batches), []
 

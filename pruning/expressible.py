@@ -56,9 +56,7 @@ def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
     ]
 
 
-def without(
-    unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[str] = ()
-) -> Any:
+def without(unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[str] = ()) -> Any:
     """`unet` without `names` in the shipped class, without memory for its weights.
 
     The stand-ins of `healed` have parameters, as those that `unet` brings along.

@@ -9,8 +9,9 @@ A removed ResnetBlock2D leaves its residual path (the identity, or its `conv_sho
 transformer or transformer block the identity, a removed attention or feed-forward inside of a block
 nothing to add. Every module that stays keeps its name.
 
-What stands in for the layers under "healed" scales and shifts each channel: parameters like all
-others, `scale` and `shift` (C,), which make up for some of what the layer did.
+What stands in for the layers under "healed" makes up for some of what they did, by scaling and
+shifting each channel: x + scale x + shift, where `scale` and `shift` (C,) are parameters like all
+others.
 """
 
 import inspect
@@ -38,13 +39,17 @@ class StandIn(nn.Module):
 
     def __init__(self, width: int | None = None):
         super().__init__()
-        self.scale = None if width is None else nn.Parameter(torch.ones(width))
+        self.scale = None if width is None else nn.Parameter(torch.zeros(width))
         self.shift = None if width is None else nn.Parameter(torch.zeros(width))
 
     def heal(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` (B, C, H, W) or (B, T, C) with each channel scaled and shifted."""
+        """`x` (B, C, H, W) or (B, T, C) with what healing adds."""
+        return x if self.scale is None else x + self.added(x)
+
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        """What healing adds to `x`; zero, without dimensions, where there is none."""
         if self.scale is None or self.shift is None:
-            return x
+            return x.new_zeros(())
         shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
         return x * self.scale.view(shape) + self.shift.view(shape)
 
@@ -85,9 +90,7 @@ class RemovedSublayer(StandIn):
     """
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.scale is None or self.shift is None:
-            return x.new_zeros(())
-        return x * (self.scale - 1) + self.shift
+        return self.added(x)
 
 
 def stand_in(module: nn.Module, healed: bool = False) -> StandIn:

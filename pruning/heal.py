@@ -27,6 +27,7 @@ from laptop.pruning.units import SUBLAYERS, example_inputs, forward_rows, listed
 from laptop.run import track
 
 KINDS = ("none", "affine")
+HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of the manifest
 RIDGE = 1e-6  # of the mean square of x; a channel without variance is shifted only
 HELD_OUT = 4  # each fourth row: they are sorted by time step, so the last quarter would be of few
 TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it
@@ -108,9 +109,9 @@ def fit(
 ) -> tuple[dict[str, Correction], dict[str, Any]]:
     """Corrections by place for `unet` without the layers `names`, and facts of how they do.
 
-    `names` come in the order in which they run, as in a plan. The facts: `unhealed_loss` and
-    `healed_loss`, the joint output loss on held-out rows, and the number of `corrections`; there
-    are none where the loss does not fall.
+    `names` come in the order in which they run, as in a plan. The facts (`HEALING`): the joint
+    output loss on held-out rows without and with healing, the number of corrections, which is 0
+    where that loss does not fall, and how many of them fold.
     """
     held_out = torch.arange(len(rows.output)) % HELD_OUT == HELD_OUT - 1
     learning, judging = rows.part(~held_out), rows.part(held_out)
@@ -126,10 +127,10 @@ def fit(
         else:
             _exchange_(student, name, before)
     healed = judging.loss(student)
-    facts = {"unhealed_loss": unhealed, "healed_loss": healed}
     if not healed < unhealed:
         found = {}
-    return found, facts | {"corrections": len(found)}
+    folded = len(found) - len(fold(unet, names, found)[1])
+    return found, dict(zip(HEALING, (unhealed, healed, len(found), folded), strict=True))
 
 
 def places(unet: nn.Module, names: Sequence[str]) -> list[str]:

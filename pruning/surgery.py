@@ -20,6 +20,7 @@ from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
 from laptop.pruning.heal import (
+    HEALING,
     KINDS,
     Correction,
     Rows,
@@ -30,7 +31,7 @@ from laptop.pruning.heal import (
     with_corrections,
 )
 from laptop.pruning.plan import CALIBRATION, read_plan, read_scores, scores_file
-from laptop.run import Overwrite, need_space, read_json, run_stage, write_json
+from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, write_json
 
 SHARD = "2GB"  # safetensors copies all tensors of a file before it writes it
 
@@ -143,6 +144,12 @@ def prune(
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"]), **facts}
 
     return run_stage("prune", out, settings, inputs, work, overwrite=overwrite)
+
+
+def healing(folder: Path) -> dict[str, Any]:
+    """What the manifest of a pruned model says of its healing; nothing where there was none."""
+    facts = read_json(manifest_of(folder))
+    return {k: facts[k] for k in HEALING if k in facts}
 
 
 def check_config(config: PruneConfig) -> None:

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,15 @@ def need_json(path: Path) -> None:
     """A usage error unless `path` names a .json file."""
     if path.suffix != ".json":
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
+
+
+def healed(found: Mapping[str, Any]) -> str:
+    """What healing did, as a line of text."""
+    before, after = found["unhealed_loss"], found["healed_loss"]
+    losses = f"output loss on held-out rows {before:.3e}, healed {after:.3e}"
+    if not found["corrections"]:
+        return f"Not healed, for it would not help: {losses}"
+    return f"Healed at {found['corrections']} places, {found['folded']} of them folded: {losses}"
 
 
 BUDGETS = ("--ratio", "--max-params", "--max-bytes", "--max-macs")

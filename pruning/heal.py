@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from laptop.errors import BadInput
 from laptop.pruning.expressible import without
-from laptop.pruning.units import SUBLAYERS, example_inputs, forward_rows, listed
+from laptop.pruning.units import ADDED, SUBLAYERS, example_inputs, forward_rows, listed
 from laptop.run import track
 
 KINDS = ("none", "affine")
@@ -31,6 +31,7 @@ HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of 
 RIDGE = 1e-6  # of the mean square of x; a channel without variance is shifted only
 HELD_OUT = 4  # each fourth row: they are sorted by time step, so the last quarter would be of few
 TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it
+REMEDY = "Pass the folder that `laptop score` made of this model."
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check_rows(unet: Any, rows: Rows, what: str) -> None:
     if found != wanted:
         raise BadInput(
             f"{what} was recorded with another model: channels {found} where this one has "
-            f"{wanted}. {_REMEDY}"
+            f"{wanted}. {REMEDY}"
         )
     if len(rows.output) < HELD_OUT:
         raise BadInput(
@@ -92,16 +93,17 @@ def check_output(unet: nn.Module, rows: Rows, what: str) -> None:
     if not error <= TOLERANCE:
         raise BadInput(
             f"{what} was recorded with another model: the output of this one is off by {error:.1e} "
-            f"of the recorded mean square ({TOLERANCE:g} is allowed). {_REMEDY}"
+            f"of the recorded mean square ({TOLERANCE:g} is allowed). {REMEDY}"
         )
 
 
-_REMEDY = "Pass the folder that `laptop score` made of this model."
-
-
 def _widths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Channels of (B, C, H, W), (B, T, C) and (B, C)."""
-    return {k: v.shape[1 if v.ndim == 4 else -1] for k, v in tensors.items() if v.ndim > 1}
+    """Channels of (B, C, H, W), (B, T, C) and (B, C); without what XL models join anyway."""
+    return {
+        k: v.shape[1 if v.ndim == 4 else -1]
+        for k, v in tensors.items()
+        if v.ndim > 1 and k not in ADDED
+    }
 
 
 def fit(
@@ -150,7 +152,7 @@ def places(unet: nn.Module, names: Sequence[str]) -> list[str]:
 def _steps(path: str, transformer: nn.Module, gone: Set[str]) -> list[str]:
     """What runs inside of a transformer: removed blocks, and the sublayers of the others.
 
-    What was removed before, without healing, does nothing and is left out.
+    What was removed before and not healed (its `scale` is None) does nothing and is left out.
     """
     steps = []
     for name, block in listed(path, transformer):
@@ -188,7 +190,7 @@ def _nothing(unet: Any, names: Sequence[str], spots: Sequence[str]) -> dict[str,
 
 def _exchange_(student: nn.Module, name: str, correction: Correction) -> Correction:
     """Put the correction into the stand-in at `name`; returns the one that was there."""
-    stand_in = student.get_submodule(name)
+    stand_in: Any = student.get_submodule(name)
     before = Correction(stand_in.scale.detach().clone(), stand_in.shift.detach().clone())
     with torch.no_grad():
         stand_in.scale.copy_(correction.scale)
@@ -240,7 +242,7 @@ def _stream(unet: nn.Module, name: str, rows: Rows) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    stream = sum(tensor.double() for tensor in found)
+    stream = torch.stack(found).double().sum(0)
     channels_last = stream.movedim(1, -1) if stream.ndim == 4 else stream
     return channels_last.flatten(0, -2)
 

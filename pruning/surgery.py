@@ -132,7 +132,8 @@ def prune(
         settings |= {"heal": config.heal}
 
     def work(folder: Path) -> dict[str, Any]:
-        corrections, facts = {}, {}
+        corrections: dict[str, Correction] = {}
+        facts: dict[str, Any] = {}
         if rows is not None:
             unet = models.load_unet(model, dtype)
             check_output(unet, rows, str(scores))

@@ -187,39 +187,26 @@ def plan(
     required=True,
     help="What `laptop plan` wrote for this model.",
 )
-@click.option(
-    "--heal",
-    type=click.Choice(["none", "affine"]),
-    help="What removed layers leave: a fitted map of their channels (affine), without training. "
-    "[default: the recipe's, none]",
-)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    help="What `laptop score` made of this model, to heal from.",
-)
+@options.healing
 @options.out("The pruned diffusers folder.")
 @options.common
 def prune(
     model: str,
     plan_path: Path,
-    heal: str | None,
+    healing: dict[str, str | None],
     calibration: Path | None,
     out: Path,
     common: Common,
 ) -> None:
     """Drop the plan's layers and write a diffusers folder."""
     options.need_folder(out)
-    recipe = common.recipe(model, prune={"heal": heal})
-    if calibration and recipe.prune.heal == "none":
-        raise click.UsageError("--calibration is for healing: pass --heal affine too.")
-    from laptop.pruning.surgery import healing
-    from laptop.pruning.surgery import prune as run
+    recipe = common.recipe(model, prune=healing)
+    options.need_healing(recipe.prune.heal, calibration)
+    from laptop.pruning import surgery
 
-    run(model, plan_path, out, recipe.prune, calibration, overwrite=common.overwrite)
-    found = healing(out)
-    lines = [f"Pruned model: {out}", *([options.healed(found)] if found else [])]
-    common.print({"model": str(out)} | found, "\n".join(lines))
+    surgery.prune(model, plan_path, out, recipe.prune, calibration, overwrite=common.overwrite)
+    found = surgery.healing(out)
+    common.print({"model": str(out)} | found, f"Pruned model: {out}{options.healed(found)}")
 
 
 @main.command(

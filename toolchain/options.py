@@ -234,13 +234,45 @@ def need_json(path: Path) -> None:
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
 
 
+def healing(function: Function) -> Function:
+    """--heal, which the command takes in `healing`, and --calibration."""
+
+    @functools.wraps(function)
+    def command(heal: str | None, **values: Any) -> Any:
+        return function(healing={"heal": heal}, **values)
+
+    for option in (
+        click.option(
+            "--calibration",
+            type=click.Path(path_type=Path),
+            help="What `laptop score` made of this model, to heal from.",
+        ),
+        click.option(
+            "--heal",
+            type=click.Choice(["none", "affine"]),
+            help="What removed layers leave: a fitted map of their channels (affine), without "
+            "training. [default: the recipe's, none]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def need_healing(heal: str, calibration: Path | None) -> None:
+    """A usage error for a calibration that nothing is healed from."""
+    if calibration and heal == "none":
+        raise click.UsageError("--calibration is for healing: pass --heal affine too.")
+
+
 def healed(found: Mapping[str, Any]) -> str:
-    """What healing did, as a line of text."""
+    """What healing did, as a further line of text; nothing where none was asked for."""
+    if not found:
+        return ""
     before, after = found["unhealed_loss"], found["healed_loss"]
     losses = f"output loss on held-out rows {before:.3e}, healed {after:.3e}"
     if not found["corrections"]:
-        return f"Not healed, for it would not help: {losses}"
-    return f"Healed at {found['corrections']} places, {found['folded']} of them folded: {losses}"
+        return f"\nNot healed, for it would not help: {losses}"
+    return f"\nHealed at {found['corrections']} places, {found['folded']} of them folded: {losses}"
 
 
 BUDGETS = ("--ratio", "--max-params", "--max-bytes", "--max-macs")

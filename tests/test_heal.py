@@ -122,11 +122,11 @@ def test_neighbours_in_a_transformer_are_corrected_once(tiny_pipe) -> None:
 
 @pytest.mark.parametrize(
     ("family", "granularity"),
-    [("sd1", "fine"), ("sd1", "sublayer"), ("unconditional", "coarse")],
+    [("sd1", "sublayer"), ("unconditional", "coarse")],
 )
 def test_the_joint_loss_falls_on_rows_that_nothing_was_fitted_to(family, granularity) -> None:
     unet = model(family)
-    names = [u.name for u in anatomy(unet, 5, granularity).units if not u.needs][1::9]
+    names = [u.name for u in anatomy(unet, 5, granularity).units if not u.needs][2::10]
     rows = recorded(unet, 16)
     found, facts = fit(unet, names, rows)
     assert found

@@ -68,10 +68,20 @@ def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
     ]
 
 
-def without(unet: UNet2DConditionModel, names: Sequence[str]) -> Any:
-    """`unet` without `names` in the shipped class, without memory for its weights."""
+def without(unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[str] = ()) -> Any:
+    """`unet` without `names` in the shipped class, without memory for its weights.
+
+    The stand-ins of `healed` have parameters, as those that `unet` brings along.
+    """
     gone = [*unet.config.get("removed", []), *names]
-    return build(models.shipped_class(unet), {**unet.config, "removed": gone})
+    stay = [h for h in unet.config.get("healed", []) if not h.startswith(_inside(names))]
+    config = {**unet.config, "removed": gone, "healed": [*stay, *healed]}
+    return build(models.shipped_class(unet), config)
+
+
+def _inside(names: Sequence[str]) -> tuple[str, ...]:
+    """How the paths of what is inside of `names` begin."""
+    return tuple(f"{name}." for name in names)
 
 
 def build(cls: Any, config: dict[str, Any]) -> Any:

@@ -7,30 +7,59 @@ the stock config is, and which weights go where.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from laptop import models
 from laptop.errors import BadInput
-from laptop.pruning.expressible import build, stock_config, without
-from laptop.pruning.plan import read_plan
-from laptop.run import Overwrite, need_space, read_json, run_stage, write_json
+from laptop.pruning import calibration
+from laptop.pruning.expressible import build, stock_config
+from laptop.pruning.heal import (
+    HEALING,
+    KINDS,
+    Correction,
+    Rows,
+    check_output,
+    check_rows,
+    fit,
+    fold,
+    with_corrections,
+)
+from laptop.pruning.plan import CALIBRATION, read_plan, read_scores, scores_file
+from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, write_json
 
 SHARD = "2GB"  # safetensors copies all tensors of a file before it writes it
 
 
-def prune_unet(unet: Any, names: Sequence[str]) -> Any:
-    """A U-Net without the layers `names`; it shares the surviving weights with `unet`."""
+@dataclass(frozen=True)
+class PruneConfig:
+    heal: str = "none"  # heal.KINDS; affine: removed layers leave a map of their channels
+
+
+def prune_unet(
+    unet: Any, names: Sequence[str], corrections: Mapping[str, Correction] | None = None
+) -> Any:
+    """A U-Net without the layers `names`; it shares the surviving weights with `unet`.
+
+    Corrections are folded into weights of its own where they can be, else its stand-ins have them.
+    """
     if not names:
         return unet
-    weights = dict(unet.state_dict())
-    config = stock_config(unet, names)
-    student = build(UNet2DConditionModel, config) if config else without(unet, names)
+    folded, left = fold(unet, names, corrections or {})
+    config = None if left else stock_config(unet, names)
+    if config is None:
+        student = with_corrections(unet, names, left)
+        weights = student.state_dict() | folded
+    else:
+        student = build(UNet2DConditionModel, config).train(unet.training)
+        weights = unet.state_dict() | folded
     student.load_state_dict({name: weights[name] for name in student.state_dict()}, assign=True)
-    return student.train(unet.training)
+    return student
 
 
 def transplant(
@@ -66,27 +95,92 @@ def source_of(name: str, rename: Mapping[str, str]) -> str:
     return name
 
 
-def apply_plan(unet: Any, plan: Mapping[str, Any]) -> Any:
+def apply_plan(
+    unet: Any, plan: Mapping[str, Any], corrections: Mapping[str, Correction] | None = None
+) -> Any:
     """The student of a plan.json's content; it shares its weights with `unet`."""
     if "preset" in plan:
         return transplant(unet, plan["config"], plan["rename"])
-    return prune_unet(unet, plan["remove"])
+    return prune_unet(unet, plan["remove"], corrections)
 
 
-def prune(model: str, plan_path: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
-    """Write `model` without the plan's layers as a diffusers folder with the teacher's dtype."""
+def prune(
+    model: str,
+    plan_path: Path,
+    out: Path,
+    config: PruneConfig | None = None,
+    scores: Path | None = None,
+    *,
+    overwrite: Overwrite = False,
+) -> Path:
+    """Write `model` without the plan's layers as a diffusers folder with the teacher's dtype.
+
+    `scores`, which `laptop score` made of this model, is for healing only.
+    """
+    config = config or PruneConfig()
+    check_config(config)
     teacher = models.empty_unet(model)
     plan = read_plan(plan_path, teacher)
     apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
     inputs, settings = models.identity("model", model)
+    inputs["plan"] = plan_path
+    rows = None
+    if config.heal != "none":
+        scores = _need_scores(config, plan, scores)
+        rows, dtype = _recorded(teacher, scores)
+        inputs |= {"scores": scores, "calibration": scores.parent / CALIBRATION}
+        settings |= {"heal": config.heal}
 
     def work(folder: Path) -> dict[str, Any]:
-        student = apply_plan(models.load_unet(model, models.stored_dtype(model)), plan)
+        corrections: dict[str, Correction] = {}
+        facts: dict[str, Any] = {}
+        if rows is not None:
+            unet = models.load_unet(model, dtype)
+            check_output(unet, rows, str(scores))
+            corrections, facts = fit(unet, plan["remove"], rows)
+            del unet  # the stored precision may be another one
+        unet = models.load_unet(model, models.stored_dtype(model))
+        student = apply_plan(unet, plan, corrections)
         write_model(folder, student, model)
-        return {"unet_class": type(student).__name__, "removed": len(plan["remove"])}
+        return {"unet_class": type(student).__name__, "removed": len(plan["remove"]), **facts}
 
-    inputs["plan"] = plan_path
     return run_stage("prune", out, settings, inputs, work, overwrite=overwrite)
+
+
+def healing(folder: Path) -> dict[str, Any]:
+    """What the manifest of a pruned model says of its healing; nothing where there was none."""
+    facts = read_json(manifest_of(folder))
+    return {k: facts[k] for k in HEALING if k in facts}
+
+
+def check_config(config: PruneConfig) -> None:
+    """Raise `BadInput` for an unknown way of healing."""
+    if config.heal not in KINDS:
+        raise BadInput(f"heal {config.heal!r} is unknown; known are {', '.join(KINDS)}.")
+
+
+def _need_scores(config: PruneConfig, plan: Mapping[str, Any], scores: Path | None) -> Path:
+    """The scores.json to heal from; `BadInput` where there is none, or nothing to heal."""
+    if "preset" in plan:
+        raise BadInput(
+            f"--heal {config.heal} cannot be had for the plan of the preset {plan['preset']!r}: "
+            "it moves weights between layers. Leave --heal out, or plan from SCORES."
+        )
+    if scores is None:
+        raise BadInput(
+            f"--heal {config.heal} needs --calibration SCORES, the folder that `laptop score` made "
+            "of this model."
+        )
+    return scores_file(scores)
+
+
+def _recorded(unet: Any, scores: Path) -> tuple[Rows, torch.dtype]:
+    """The rows of a score stage, checked by their shapes, and the precision they were run in."""
+    made = read_scores(scores)
+    rows, output = calibration.load(scores.parent / CALIBRATION)
+    found = Rows(rows, output, made.get("batch_size", 1))
+    check_rows(unet, found, str(scores.parent / CALIBRATION))
+    return found, getattr(torch, made.get("dtype", "float32"))
 
 
 def write_model(folder: Path, unet: Any, like: str) -> None:

@@ -181,7 +181,13 @@ def plan(
     common.print(*made)
 
 
-@main.command(epilog=example("laptop prune --model tiny-sdxl --plan plan.json -o pruned"))
+@main.command(
+    epilog=example(
+        "laptop prune --model tiny-sdxl --plan plan.json -o pruned",
+        "laptop prune --model tiny-sdxl --plan plan.json --heal affine --calibration scores "
+        "-o healed",
+    )
+)
 @options.model
 @click.option(
     "--plan",
@@ -190,15 +196,26 @@ def plan(
     required=True,
     help="What `laptop plan` wrote for this model.",
 )
+@options.healing
 @options.out("The pruned diffusers folder.")
 @options.common
-def prune(model: str, plan_path: Path, out: Path, common: Common) -> None:
+def prune(
+    model: str,
+    plan_path: Path,
+    healing: dict[str, str | None],
+    calibration: Path | None,
+    out: Path,
+    common: Common,
+) -> None:
     """Drop the plan's layers and write a diffusers folder."""
     options.need_folder(out)
-    from laptop.pruning.surgery import prune as run
+    recipe = common.recipe(model, prune=healing)
+    options.need_healing(recipe.prune.heal, calibration)
+    from laptop.pruning import surgery
 
-    run(model, plan_path, out, overwrite=common.overwrite)
-    common.print({"model": str(out)}, f"Pruned model: {out}")
+    surgery.prune(model, plan_path, out, recipe.prune, calibration, overwrite=common.overwrite)
+    found = surgery.healing(out)
+    common.print({"model": str(out)} | found, f"Pruned model: {out}{options.healed(found)}")
 
 
 @main.command(

@@ -29,6 +29,7 @@ from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import check_config as check_score
 from laptop.pruning.score import forwards_spent, score
+from laptop.pruning.surgery import check_config as check_prune
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import Anatomy, anatomy
 from laptop.recipe import DataConfig, Recipe
@@ -63,7 +64,9 @@ def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     work: dict[str, Callable[[], Path]] = {
         "score": lambda: score(model, out / "score", recipe.score, prompts, overwrite=again),
         "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
-        "prune": lambda: prune(model, out / "plan.json", out / "pruned", overwrite=again),
+        "prune": lambda: prune(
+            model, out / "plan.json", out / "pruned", recipe.prune, out / "score", overwrite=again
+        ),
         "data": lambda: training_data(model, recipe.data, out / "data", overwrite=again),
         "distill": lambda: distill(
             model,
@@ -130,6 +133,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     check_data(recipe.model, recipe.data)
     check_training(recipe.distill)
     check_score(recipe.score)
+    check_prune(recipe.prune)
     _evaluation_prompts(recipe)
     known = _anatomy(recipe)
     limits.check_config(recipe.plan, known, recipe.model)

@@ -8,6 +8,10 @@ removed stands in `config.json`, under "removed", as module paths. Load such a m
 A removed ResnetBlock2D leaves its residual path (the identity, or its `conv_shortcut`), a removed
 transformer or transformer block the identity, a removed attention or feed-forward inside of a block
 nothing to add. Every module that stays keeps its name.
+
+What stands in for the layers under "healed" makes up for some of what they did, by scaling and
+shifting each channel: x + scale x + shift, where `scale` and `shift` (C,) are parameters like all
+others.
 """
 
 import inspect
@@ -30,61 +34,88 @@ SUBLAYERS = {"attn1": "norm1", "attn2": "norm2", "ff": "norm3"}  # with the norm
 SOURCE = Path(__file__)
 
 
-class RemovedResnet(nn.Module):
+class StandIn(nn.Module):
+    """What takes a layer's place; its output has `width` channels if it is healed, else None."""
+
+    def __init__(self, width: int | None = None):
+        super().__init__()
+        self.scale = None if width is None else nn.Parameter(torch.zeros(width))
+        self.shift = None if width is None else nn.Parameter(torch.zeros(width))
+
+    def heal(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (B, C, H, W) or (B, T, C) with what healing adds."""
+        return x if self.scale is None else x + self.added(x)
+
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        """What healing adds to `x`; zero, without dimensions, where there is none."""
+        if self.scale is None or self.shift is None:
+            return x.new_zeros(())
+        shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+class RemovedResnet(StandIn):
     """What stays of a ResnetBlock2D: its residual path."""
 
-    def __init__(self, resnet: ResnetBlock2D):
-        super().__init__()
+    def __init__(self, resnet: ResnetBlock2D, width: int | None = None):
+        super().__init__(width)
         if resnet.conv_shortcut is not None:
             self.conv_shortcut = resnet.conv_shortcut
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        return self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
+        return self.heal(self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
-class Identity(nn.Module):
+class Identity(StandIn):
     """What stays of a BasicTransformerBlock, a residual attention, or a norm with its sublayer."""
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        return x
+        return self.heal(x)
 
 
-class RemovedTransformer(nn.Module):
-    """What stays of a Transformer2DModel: the identity, without parameters."""
+class RemovedTransformer(StandIn):
+    """What stays of a Transformer2DModel: the identity."""
 
     def forward(
         self, x: torch.Tensor, *args: object, return_dict: bool = True, **kwargs: object
     ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        x = self.heal(x)
         return Transformer2DModelOutput(sample=x) if return_dict else (x,)
 
 
-class RemovedSublayer(nn.Module):
-    """What stays of an attention or feed-forward, whose output its block adds: zero."""
+class RemovedSublayer(StandIn):
+    """What stays of an attention or feed-forward, whose output its block adds: what healing adds.
+
+    `x` is the block's stream itself, for the norm before the sublayer is gone too.
+    """
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        return x.new_zeros(())
+        return self.added(x)
 
 
-def stand_in(module: nn.Module) -> nn.Module:
+def stand_in(module: nn.Module, healed: bool = False) -> StandIn:
     """What takes the place of `module` once it is removed; TypeError for what cannot be."""
     if isinstance(module, ResnetBlock2D):
-        return RemovedResnet(module)
+        return RemovedResnet(module, module.out_channels if healed else None)
     if isinstance(module, Transformer2DModel):
-        return RemovedTransformer()
-    if isinstance(module, BasicTransformerBlock) or getattr(module, "residual_connection", False):
-        return Identity()
-    if isinstance(module, (Attention, FeedForward)):
-        return RemovedSublayer()
+        return RemovedTransformer(module.in_channels if healed else None)
+    if isinstance(module, BasicTransformerBlock):
+        return Identity(module.dim if healed else None)
+    if isinstance(module, Attention):
+        kind = Identity if module.residual_connection else RemovedSublayer
+        return kind(module.query_dim if healed else None)
+    if isinstance(module, FeedForward):
+        return RemovedSublayer(module.net[2].out_features if healed else None)
     raise TypeError(f"{type(module).__name__} is not a removable layer")
 
 
-def remove_(unet: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+def remove_(unet: nn.Module, name: str, healed: bool = False) -> list[tuple[str, nn.Module]]:
     """Put the layer's stand-in into `unet`; returns what it replaced, with names.
 
     The norm before a sublayer goes with it.
     """
     replaced = [(name, unet.get_submodule(name))]
-    unet.set_submodule(name, stand_in(replaced[0][1]))
+    unet.set_submodule(name, stand_in(replaced[0][1], healed))
     block, _, part = name.rpartition(".")
     if part in SUBLAYERS:
         norm = f"{block}.{SUBLAYERS[part]}"
@@ -94,21 +125,28 @@ def remove_(unet: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 def _constructor(stock: type[nn.Module]) -> Callable[..., None]:
-    """The constructor of `stock` with one more config key, `removed`: module paths that are gone.
+    """The constructor of `stock` with two more config keys, lists of module paths.
 
-    diffusers reads the config keys that a class takes off the signature of its `__init__`.
+    `removed` are gone; `healed` are those of them whose stand-ins have parameters. diffusers reads
+    the config keys that a class takes off the signature of its `__init__`.
     """
 
-    def __init__(self: Any, *args: Any, removed: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self: Any,
+        *args: Any,
+        removed: Sequence[str] = (),
+        healed: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         stock.__init__(self, *args, **kwargs)
-        self.register_to_config(removed=list(removed))
+        self.register_to_config(removed=list(removed), healed=list(healed))
         for name in sorted(removed, key=len, reverse=True):  # what is inside first
-            remove_(self, name)
+            remove_(self, name, name in healed)
 
-    key = inspect.signature(__init__).parameters["removed"]
+    ours = inspect.signature(__init__).parameters
     theirs = inspect.signature(stock.__init__)
-    signature = theirs.replace(parameters=[*theirs.parameters.values(), key])
-    vars(__init__)["__signature__"] = signature
+    keys = [*theirs.parameters.values(), ours["removed"], ours["healed"]]
+    vars(__init__)["__signature__"] = theirs.replace(parameters=keys)
     return __init__
 
 
@@ -124,7 +162,7 @@ class _Shipped:
 
 
 class LaptopUNet2DConditionModel(_Shipped, UNet2DConditionModel):  # type: ignore[misc]
-    """Built from the teacher's config and `removed`, the module paths that are gone."""
+    """Built from the teacher's config and what of it is `removed` and `healed`."""
 
     __init__ = _constructor(UNet2DConditionModel)
 

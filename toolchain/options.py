@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,6 +268,47 @@ def need_fitting(
     given = {"--granularity": granularity, "--resolution": resolution}
     if not layers and (alone := [flag for flag, value in given.items() if value is not None]):
         raise click.UsageError(f"{', '.join(alone)} without --layers: only its table has them.")
+
+
+def healing(function: Function) -> Function:
+    """--heal, which the command takes in `healing`, and --calibration."""
+
+    @functools.wraps(function)
+    def command(heal: str | None, **values: Any) -> Any:
+        return function(healing={"heal": heal}, **values)
+
+    for option in (
+        click.option(
+            "--calibration",
+            type=click.Path(path_type=Path),
+            help="What `laptop score` made of this model, to heal from.",
+        ),
+        click.option(
+            "--heal",
+            type=click.Choice(["none", "affine"]),
+            help="What removed layers leave: a fitted map of their channels (affine), without "
+            "training. [default: the recipe's, none]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def need_healing(heal: str, calibration: Path | None) -> None:
+    """A usage error for a calibration that nothing is healed from."""
+    if calibration and heal == "none":
+        raise click.UsageError("--calibration is for healing: pass --heal affine too.")
+
+
+def healed(found: Mapping[str, Any]) -> str:
+    """What healing did, as a further line of text; nothing where none was asked for."""
+    if not found:
+        return ""
+    before, after = found["unhealed_loss"], found["healed_loss"]
+    losses = f"output loss on held-out rows {before:.3e}, healed {after:.3e}"
+    if not found["corrections"]:
+        return f"\nNot healed, for it would not help: {losses}"
+    return f"\nHealed at {found['corrections']} places, {found['folded']} of them folded: {losses}"
 
 
 BUDGETS = (

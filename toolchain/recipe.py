@@ -24,6 +24,7 @@ from laptop.export.parity import VerifyConfig
 from laptop.models import random_name
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.score import ScoreConfig
+from laptop.pruning.surgery import PruneConfig
 
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "recipes"
@@ -57,6 +58,7 @@ class Recipe:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -1,0 +1,281 @@
+"""Healing without training: a removed layer leaves a closed-form map of its channels.
+
+An addition of ours to the method (closed-form stand-ins are known from depth pruning of language
+models, arXiv 2407.16286). Place by place, in running order, with all layers removed and the places
+before already healed in the student: x is the residual stream there, y what the teacher has at the
+same place, on the same calibration rows. Least squares give y = x + scale x + shift by channel. A
+local fit need not help the output, so a correction stays only if the joint output loss falls, and
+they all stay only if it falls on rows that nothing was fitted to.
+
+Where a linear layer stands right beside a correction, it is folded into it: the `conv_shortcut` of
+a removed resnet, or the `proj_out` of a transformer whose last blocks are gone. The student shares
+the teacher's weights all along.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from laptop.errors import BadInput
+from laptop.pruning.expressible import without
+from laptop.pruning.units import ADDED, SUBLAYERS, example_inputs, forward_rows, listed
+from laptop.run import track
+
+KINDS = ("none", "affine")
+HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of the manifest
+RIDGE = 1e-6  # of the mean square of x; a channel without variance is shifted only
+HELD_OUT = 4  # each fourth row: they are sorted by time step, so the last quarter would be of few
+TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it
+REMEDY = "Pass the folder that `laptop score` made of this model."
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Calibration: inputs of the U-Net, its output (N, C, H, W) on them, and rows a forward."""
+
+    inputs: Mapping[str, Tensor]
+    output: Tensor
+    size: int
+
+    def part(self, which: Tensor | slice) -> "Rows":
+        """Some of the rows."""
+        return Rows({k: v[which] for k, v in self.inputs.items()}, self.output[which], self.size)
+
+    def batches(self) -> Iterator["Rows"]:
+        """All rows, `size` at a time."""
+        for start in range(0, len(self.output), self.size):
+            yield self.part(slice(start, start + self.size))
+
+    def forward(self, unet: nn.Module) -> Tensor:
+        """The output of `unet` (N, C, H, W), float32."""
+        return forward_rows(unet, dict(self.inputs), self.size)
+
+    def loss(self, unet: nn.Module) -> float:
+        """Mean squared error of the output of `unet`."""
+        return float((self.forward(unet) - self.output).square().mean())
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is added to the stream x: scale x + shift, by channel (C,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+def check_rows(unet: Any, rows: Rows, what: str) -> None:
+    """Raise `BadInput` unless `unet`, which may be empty, takes rows of these shapes."""
+    example = example_inputs(unet.config, 1)
+    example |= example.pop("added_cond_kwargs", {})
+    wanted = _widths(example) | {"output": unet.config.out_channels}
+    found = _widths({**rows.inputs, "output": rows.output})
+    if found != wanted:
+        raise BadInput(
+            f"{what} was recorded with another model: channels {found} where this one has "
+            f"{wanted}. {REMEDY}"
+        )
+    if len(rows.output) < HELD_OUT:
+        raise BadInput(
+            f"{what} has {len(rows.output)} rows; healing needs {HELD_OUT} or more. Score with "
+            f"--samples {HELD_OUT} at least."
+        )
+
+
+def check_output(unet: nn.Module, rows: Rows, what: str) -> None:
+    """Raise `BadInput` unless `unet` gives the recorded output on the first rows."""
+    first = next(rows.batches())
+    error = first.loss(unet) / float(first.output.square().mean())
+    if not error <= TOLERANCE:
+        raise BadInput(
+            f"{what} was recorded with another model: the output of this one is off by {error:.1e} "
+            f"of the recorded mean square ({TOLERANCE:g} is allowed). {REMEDY}"
+        )
+
+
+def _widths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Channels of (B, C, H, W), (B, T, C) and (B, C); without what XL models join anyway."""
+    return {
+        k: v.shape[1 if v.ndim == 4 else -1]
+        for k, v in tensors.items()
+        if v.ndim > 1 and k not in ADDED
+    }
+
+
+def fit(
+    unet: Any, names: Sequence[str], rows: Rows
+) -> tuple[dict[str, Correction], dict[str, Any]]:
+    """Corrections by place for `unet` without the layers `names`, and facts of how they do.
+
+    `names` come in the order in which they run, as in a plan. The facts (`HEALING`): the joint
+    output loss on held-out rows without and with healing, the number of corrections, which is 0
+    where that loss does not fall, and how many of them fold.
+    """
+    held_out = torch.arange(len(rows.output)) % HELD_OUT == HELD_OUT - 1
+    learning, judging = rows.part(~held_out), rows.part(held_out)
+    spots = places(unet, names)
+    student = with_corrections(unet, names, _nothing(unet, names, spots))
+    unhealed, best = judging.loss(student), learning.loss(student)
+    found: dict[str, Correction] = {}
+    for name in track(spots, "heal", len(spots)):
+        correction = _regressed(unet, student, name, learning)
+        before = _exchange_(student, name, correction)
+        if (loss := learning.loss(student)) < best:
+            best, found[name] = loss, correction
+        else:
+            _exchange_(student, name, before)
+    healed = judging.loss(student)
+    if not healed < unhealed:
+        found = {}
+    folded = len(found) - len(fold(unet, names, found)[1])
+    return found, dict(zip(HEALING, (unhealed, healed, len(found), folded), strict=True))
+
+
+def places(unet: nn.Module, names: Sequence[str]) -> list[str]:
+    """Where corrections belong: the layers `names`; of neighbours in a transformer, the last."""
+    gone = set(names)
+    inner = {n for n in names if any(n.startswith(f"{other}.") for other in gone)}
+    followed = {
+        step
+        for path, module in unet.named_modules()
+        if isinstance(module, Transformer2DModel)
+        for step, following in pairwise(_steps(path, module, gone))
+        if {step, following} <= gone
+    }
+    return [n for n in names if n not in inner | followed]
+
+
+def _steps(path: str, transformer: nn.Module, gone: Set[str]) -> list[str]:
+    """What runs inside of a transformer: removed blocks, and the sublayers of the others.
+
+    What was removed before and not healed (its `scale` is None) does nothing and is left out.
+    """
+    steps = []
+    for name, block in listed(path, transformer):
+        parts = {f"{name}.{part}": getattr(block, part, None) for part in SUBLAYERS}
+        whole = name in gone or not any(parts.values())
+        steps += [
+            step
+            for step, module in ({name: block} if whole else parts).items()
+            if module is not None and getattr(module, "scale", module) is not None
+        ]
+    return steps
+
+
+def with_corrections(unet: Any, names: Sequence[str], corrections: Mapping[str, Correction]) -> Any:
+    """`unet` without `names`, in the shipped class, with the corrections in its stand-ins.
+
+    It shares the surviving weights with `unet`.
+    """
+    student = without(unet, names, list(corrections))
+    weights = unet.state_dict() | {
+        f"{name}.{key}": value.to(unet.dtype)
+        for name, correction in corrections.items()
+        for key, value in vars(correction).items()
+    }
+    student.load_state_dict({k: weights[k] for k in student.state_dict()}, assign=True)
+    return student.train(unet.training)
+
+
+def _nothing(unet: Any, names: Sequence[str], spots: Sequence[str]) -> dict[str, Correction]:
+    """Corrections that change nothing."""
+    empty = without(unet, names, spots)
+    widths = {name: empty.get_submodule(name).scale.shape for name in spots}
+    return {n: Correction(torch.zeros(w), torch.zeros(w)) for n, w in widths.items()}
+
+
+def _exchange_(student: nn.Module, name: str, correction: Correction) -> Correction:
+    """Put the correction into the stand-in at `name`; returns the one that was there."""
+    stand_in: Any = student.get_submodule(name)
+    before = Correction(stand_in.scale.detach().clone(), stand_in.shift.detach().clone())
+    with torch.no_grad():
+        stand_in.scale.copy_(correction.scale)
+        stand_in.shift.copy_(correction.shift)
+    return before
+
+
+def _regressed(unet: nn.Module, student: nn.Module, name: str, rows: Rows) -> Correction:
+    """The least squares of the teacher's stream after the layer `name`, given the student's.
+
+    Sums over samples and positions in float64, batch by batch.
+    """
+    sums, count = torch.zeros(()), 0
+    for batch in rows.batches():
+        x = _stream(student, name, batch)  # (N, C)
+        d = _stream(unet, name, batch) - x
+        sums = sums + torch.stack([x.sum(0), d.sum(0), (x * x).sum(0), (x * d).sum(0)])
+        count += len(x)
+    x, d, xx, xd = sums / count  # means (C,)
+    ridge = RIDGE * xx.mean() + torch.finfo(xx.dtype).tiny
+    scale = (xd - x * d) / ((xx - x * x).clamp(min=0) + ridge)
+    return Correction(scale, d - scale * x)
+
+
+class _Reached(Exception):
+    """Ends a forward once what was wanted of it is there."""
+
+
+def _stream(unet: nn.Module, name: str, rows: Rows) -> Tensor:
+    """The residual stream right after a layer or its stand-in (N, C): all samples, all positions.
+
+    What follows the layer is not computed. A sublayer's output is added to what its norm is given.
+    """
+    block, _, part = name.rpartition(".")
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        found.append(output if isinstance(output, Tensor) else output[0])
+        raise _Reached
+
+    hooks = [unet.get_submodule(name).register_forward_hook(keep)]
+    if part in SUBLAYERS:
+        norm = unet.get_submodule(f"{block}.{SUBLAYERS[part]}")
+        hooks.append(norm.register_forward_pre_hook(lambda _, args: found.append(args[0])))
+    try:
+        rows.forward(unet)
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stream = torch.stack(found).double().sum(0)
+    channels_last = stream.movedim(1, -1) if stream.ndim == 4 else stream
+    return channels_last.flatten(0, -2)
+
+
+def fold(
+    unet: nn.Module, names: Sequence[str], corrections: Mapping[str, Correction]
+) -> tuple[dict[str, Tensor], dict[str, Correction]]:
+    """New weights, by name, that hold those corrections that they can; and the corrections left.
+
+    A conv_shortcut (out, in, 1, 1) is followed by its correction, a proj_out preceded.
+    """
+    weights = unet.state_dict()
+    last = {
+        steps[-1]: f"{path}.proj_out"
+        for path, module in unet.named_modules()
+        if isinstance(module, Transformer2DModel)
+        if (steps := _steps(path, module, set(names)))
+    }
+    new: dict[str, Tensor] = {}
+    left: dict[str, Correction] = {}
+    for name, correction in corrections.items():
+        is_last, factor = name in last, 1 + correction.scale.double()
+        path = last.get(name, f"{name}.conv_shortcut")
+        if f"{path}.bias" not in weights:
+            left[name] = correction
+            continue
+        weight, bias = (weights[f"{path}.{k}"].double() for k in ("weight", "bias"))
+        rest = (1,) * (weight.ndim - 2)
+        if is_last:
+            bias = bias + weight.flatten(1) @ correction.shift.double()
+            weight = weight * factor.view(1, -1, *rest)
+        else:
+            bias = bias * factor + correction.shift.double()
+            weight = weight * factor.view(-1, 1, *rest)
+        new |= {f"{path}.weight": weight, f"{path}.bias": bias}
+    return {k: v.to(weights[k].dtype) for k, v in new.items()}, left

@@ -388,28 +388,7 @@ def evaluate(
     common.print(report, json.dumps(report["models"], indent=1))
 
 
-@main.command(epilog=example('laptop generate tiny-sdxl "a large red circle on black" -o out.png'))
-@click.argument("model")
-@click.argument("prompt")
-@options.out("A .png file.")
-@click.option("--steps", type=int, default=25, show_default=True, help="Sampling steps.")
-@click.option(
-    "--guidance", type=float, default=5.0, show_default=True, help="Guidance scale; 1 is none."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first noise.")
-@options.as_json
-def generate(
-    model: str, prompt: str, out: Path, steps: int, guidance: float, seed: int, as_json: bool
-) -> None:
-    """Draw a picture with a model or with exported artifacts."""
-    from laptop.generate import generate as run
-
-    width, height = run(model, prompt, out, steps=steps, guidance=guidance, seed=seed)
-    document = json.dumps({"image": str(out), "width": width, "height": height})
-    click.echo(document if as_json else f"{out}: {width} x {height} pixels")
-
-
-for command in (readers.compare, readers.report, readers.list_models, readers.check_installation):
+for command in readers.COMMANDS:
     main.add_command(command)
 
 

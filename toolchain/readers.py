@@ -1,4 +1,4 @@
-"""The commands that read what is there: `compare`, `report`, `models` and `doctor`."""
+"""The commands that look at what is there: `generate`, `compare`, `report`, `models`, `doctor`."""
 
 import json
 from dataclasses import asdict
@@ -13,6 +13,27 @@ from laptop.options import example
 
 if TYPE_CHECKING:
     from laptop.benchmarks.compare import Change
+
+
+@click.command(epilog=example('laptop generate tiny-sdxl "a large red circle on black" -o out.png'))
+@click.argument("model")
+@click.argument("prompt")
+@options.out("A .png file.")
+@click.option("--steps", type=int, default=25, show_default=True, help="Sampling steps.")
+@click.option(
+    "--guidance", type=float, default=5.0, show_default=True, help="Guidance scale; 1 is none."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first noise.")
+@options.as_json
+def generate(
+    model: str, prompt: str, out: Path, steps: int, guidance: float, seed: int, as_json: bool
+) -> None:
+    """Draw a picture with a model or with exported artifacts."""
+    from laptop.generate import generate as run
+
+    width, height = run(model, prompt, out, steps=steps, guidance=guidance, seed=seed)
+    document = json.dumps({"image": str(out), "width": width, "height": height})
+    click.echo(document if as_json else f"{out}: {width} x {height} pixels")
 
 
 @click.command(
@@ -71,3 +92,6 @@ def check_installation(as_json: bool) -> None:
         click.echo(json.dumps(doctor.report(), indent=1))
     else:
         doctor.print_report()
+
+
+COMMANDS = (generate, compare, report, list_models, check_installation)

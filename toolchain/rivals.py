@@ -1,9 +1,9 @@
 """The paper's criterion beside its rivals: `python -m laptop.rivals -o runs/rivals`.
 
 For each criterion and pruning ratio: the joint output loss of the layers it drops, and what is left
-of the prompt accuracy, before any retraining; with them a refined plan, one made by hand and random
-ones. And whether losses add up, and what racing costs. Writes rivals.json and rivals.md, and as
-pictures rivals.svg and additivity.svg; docs/results.md is made of them.
+of the prompt accuracy, before any retraining; with them a refined plan, a healed one, one made by
+hand and random ones. And whether losses add up, and what racing costs. Writes rivals.json and
+rivals.md, and as pictures rivals.svg and additivity.svg; docs/results.md is made of them.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
 from laptop.pruning.additivity import random_set, random_sets, report
 from laptop.pruning.budgets import PlanConfig, conditions, implications
+from laptop.pruning.heal import Rows, fit, with_corrections
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.plan import as_anatomy, choose, read_scores
@@ -45,6 +46,7 @@ RANDOM_PLANS = 10
 SETS = 20  # random ones at each ratio, for additivity
 EVALUATIONS = 100  # of refinement
 REFINED = f"output-loss, --refine {EVALUATIONS}"
+HEALED = "output-loss, --heal affine"
 RACE_BATCH = 8
 MODEL = "tiny-sdxl"
 
@@ -87,18 +89,38 @@ class Study:
         return self.joint([one])[one]
 
     def accuracy(self, names: Iterable[str]) -> float:
-        """Share of prompts whose picture shows all that was asked for."""
+        """Share of prompts whose picture shows all that was asked for, without the layers."""
         key = f"{len(self.prompts)} " + " ".join(sorted(names))
         if key not in self.known:
-            config, images = EvalConfig(), []
             with removed(self.pipe.unet, names):
-                for start in range(0, len(self.prompts), config.batch):
-                    numbers = range(start, min(start + config.batch, len(self.prompts)))
-                    images += list(draw(self.pipe, self.prompts, numbers, config)[0])
-            self.known[key] = judge(images, self.prompts)["prompt_accuracy"]
-            with self.log.open("a") as file:
-                file.write(json.dumps([key, self.known[key]]) + "\n")
+                self._keep(key, self._share_right())
         return self.known[key]
+
+    def healed(self, names: Sequence[str]) -> tuple[float, float]:
+        """Joint output loss and accuracy without the layers, with corrections in their places."""
+        rows, whole = (
+            Rows(self.joint.rows, self.joint.output, self.joint.batch_size),
+            self.pipe.unet,
+        )
+        student = with_corrections(whole, names, fit(whole, names, rows)[0])
+        key = f"{len(self.prompts)} healed " + " ".join(sorted(names))
+        if key not in self.known:
+            self.pipe.register_modules(unet=student)
+            self._keep(key, self._share_right())
+            self.pipe.register_modules(unet=whole)
+        return rows.loss(student), self.known[key]
+
+    def _share_right(self) -> float:
+        config, images = EvalConfig(), []
+        for start in range(0, len(self.prompts), config.batch):
+            numbers = range(start, min(start + config.batch, len(self.prompts)))
+            images += list(draw(self.pipe, self.prompts, numbers, config)[0])
+        return float(judge(images, self.prompts)["prompt_accuracy"])
+
+    def _keep(self, key: str, value: float) -> None:
+        self.known[key] = value
+        with self.log.open("a") as file:
+            file.write(json.dumps([key, value]) + "\n")
 
 
 def compare(folder: Path, prompts: int) -> dict[str, Any]:
@@ -128,6 +150,9 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
         }
         for (by, ratio), names in track(plans.items(), "plans", len(plans))
     ]
+    for row in [row for row in rows if row["by"] == "output-loss"]:
+        loss, accuracy = study.healed(plans["output-loss", row["ratio"]])
+        rows.append({**row, "by": HEALED, "loss": loss, "accuracy": accuracy})
     sets = random_sets(scores["output-loss"], SETS)
     joint = [study.loss(names) for _, names in track(sets, "sets", len(sets))]
     return {

@@ -151,7 +151,9 @@ def implications(known: Anatomy, expressible: str) -> list[tuple[str, tuple[str,
     the last go first. The mid block's depth is that of the first transformer of the last down
     block, if this has any; or it loses its transformer and second resnet, and then the first too.
     """
-    pairs = [(u.name, (other,)) for u in known.units for other in u.needs]
+    pairs: list[tuple[str, tuple[str, ...]]] = [
+        (u.name, (other,)) for u in known.units for other in u.needs
+    ]
     if expressible == "any":
         return pairs
     depths: dict[str, list[str]] = {}

@@ -30,7 +30,8 @@ from laptop.pruning.heal import (
     fold,
     with_corrections,
 )
-from laptop.pruning.plan import CALIBRATION, read_plan, read_scores, scores_file
+from laptop.pruning.plan import read_plan, read_scores, scores_file
+from laptop.pruning.score import CALIBRATION
 from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, write_json
 
 SHARD = "2GB"  # safetensors copies all tensors of a file before it writes it

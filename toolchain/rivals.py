@@ -139,7 +139,7 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
     study = Study(folder, prompts)
     plans = _plans(scores, study.joint)
     say(f"{len(plans)} plans")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "by": by,
             "ratio": ratio,
@@ -150,9 +150,9 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
         }
         for (by, ratio), names in track(plans.items(), "plans", len(plans))
     ]
-    for row in [row for row in rows if row["by"] == "output-loss"]:
-        loss, accuracy = study.healed(plans["output-loss", row["ratio"]])
-        rows.append({**row, "by": HEALED, "loss": loss, "accuracy": accuracy})
+    for ratio in RATIOS:
+        loss, accuracy = study.healed(plans["output-loss", ratio])
+        rows.append({"by": HEALED, "ratio": ratio, "loss": loss, "accuracy": accuracy})
     sets = random_sets(scores["output-loss"], SETS)
     joint = [study.loss(names) for _, names in track(sets, "sets", len(sets))]
     return {

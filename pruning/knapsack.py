@@ -6,8 +6,12 @@
 by `scipy.optimize.milp` (HiGHS, branch and bound).
 """
 
+import contextlib
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -47,13 +51,14 @@ def solve(
     any_below = bool((values < 0).any())
     best = np.abs(values[may_go]).sum()
     while True:
-        result = milp(
-            1000 * values / (best or 1.0),
-            constraints=constraints,
-            integrality=np.ones(len(values)),
-            bounds=Bounds(0, may_go & (values <= best)),
-            options={"mip_rel_gap": 0.0},
-        )
+        with _silent_stdout():
+            result = milp(
+                1000 * values / (best or 1.0),
+                constraints=constraints,
+                integrality=np.ones(len(values)),
+                bounds=Bounds(0, may_go & (values <= best)),
+                options={"mip_rel_gap": 0.0},
+            )
         if result.x is None:
             raise Infeasible(
                 "no set of layers meets all budgets at once with these layers kept. Raise a "
@@ -70,6 +75,23 @@ def solve(
         if any_below or best == 0 or values[chosen].sum() >= best / 10:
             return [int(i) for i in chosen]
         best = values[chosen].sum()
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Drop what goes to the process's stdout: HiGHS now and then prints there, beside our JSON."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (os.devnull is no path on Windows)
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.fflush(None)  # what C still holds back
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _at_least(costs: Sequence[int], least: float) -> LinearConstraint:

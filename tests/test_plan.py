@@ -1,5 +1,6 @@
 """The solver against brute force; budgets and broken files."""
 
+import ctypes
 import itertools
 import json
 import time
@@ -11,6 +12,7 @@ from test_prefix import model
 
 from laptop import models
 from laptop.errors import BadInput, Infeasible
+from laptop.pruning import knapsack
 from laptop.pruning.budgets import (
     PlanConfig,
     check_budgets,
@@ -251,3 +253,12 @@ def test_sublayers_of_sdxl_are_planned_within_two_seconds(seed) -> None:
         chosen = choose(scores, config)
         assert time.process_time() - start < 2
         assert sum(u.params for u in chosen) >= config.ratio * known.params
+
+
+def test_nothing_but_ours_reaches_stdout_from_the_solver(capfd) -> None:
+    """HiGHS prints a remark to C's stdout now and then, where --json has its document."""
+    libc = ctypes.CDLL(None)
+    with knapsack._silent_stdout():
+        libc.puts(b"HighsMipSolverData: a remark")
+    print("{}")
+    assert capfd.readouterr().out == "{}\n"

@@ -15,7 +15,7 @@ from laptop.pruning.refine import neighbours, refined
 from laptop.pruning.score import ScoreConfig, score
 from laptop.pruning.units import anatomy, forward_rows
 
-RULES = Conditions([([1] * 8, 3)], [(5, 6)], [i == 7 for i in range(8)])
+RULES = Conditions([([1] * 8, 3)], [(5, [6])], [i == 7 for i in range(8)])
 
 
 def test_neighbours_keep_to_the_rules() -> None:

@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	@echo "The report is $(CURDIR)/demo/report.html (and report.md beside it)."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,12 +1,21 @@
 """Small real models that the tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import StableDiffusionXLPipeline
 
 from laptop import models
 from laptop.tiny import architecture
+
+# Several workers (pytest -n) share the cores; two threads each on all of them wait for each other.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
+    torch.set_num_threads(THREADS)
 
 REMOVED = [
     "down_blocks.0.resnets.1",

@@ -75,7 +75,7 @@ def test_the_plan_is_the_best_under_latency_parameters_and_macs(tmp_path, seed) 
         ([u["params"] for u in units], config.ratio * scores["base"]["params"]),
     ]
     stay = np.array([i == 5 for i in range(10)])
-    best = brute_force([u["score"] for u in units], savings, [(3, 1), (3, 2)], stay)
+    best = brute_force([u["score"] for u in units], savings, [(3, [1]), (3, [2])], stay)
     if np.isinf(best):
         with pytest.raises(Infeasible):
             choose(scores, config)

@@ -34,7 +34,7 @@ class PlanConfig:
     max_latency_ms: float | None = None  # of one forward, as the latency table counts it
     latency_table: str | None = None  # file of `laptop bench --layers`
     keep: tuple[str, ...] = ()  # patterns of layers that stay, such as mid_block.*
-    expressible: str = "any"  # stock: by a plain diffusers config; comfyui: loads there too
+    expressible: str = "any"  # stock: by a plain diffusers config; comfyui: and in its terms
     refine: int = 0  # sets whose joint loss may be measured to improve on the solver's
 
 
@@ -127,7 +127,9 @@ def _stays(known: Anatomy, config: PlanConfig) -> set[str]:
 def _is_kept(unit: Unit, config: PlanConfig, mid: Sequence[str]) -> bool:
     if any(fnmatchcase(unit.name, pattern) for pattern in config.keep):
         return True
-    if config.expressible == "comfyui":  # it knows U-Nets by what comes down, and no empty depths
+    # In a checkpoint of the original layout ComfyUI knows a U-Net by the depths that come down, and
+    # counts those that go up; an empty depth it takes for a missing transformer.
+    if config.expressible == "comfyui":
         is_first = unit.name.endswith(".transformer_blocks.0")
         if is_first or not unit.name.startswith("up_blocks."):
             return True

@@ -199,7 +199,8 @@ def budgets(function: Function) -> Function:
         click.option(
             "--expressible",
             type=click.Choice(["any", "stock", "comfyui"]),
-            help=f"Where the pruned model must load: stock diffusers, ComfyUI too, or {where}",
+            help="Where the pruned model must load: stock diffusers, ComfyUI too (once converted "
+            f"to the original layout), or {where}",
         ),
         click.option(
             "--refine",

@@ -159,14 +159,11 @@ def _check_index(index: dict[str, Any], where: str) -> None:
 
 def pipeline_class(model: str) -> str:
     """Name of the diffusers pipeline class of `model`."""
-    from huggingface_hub import hf_hub_download
-
     if name := random_name(model):
         return PIPELINES[name]
-    source = locate(model)
-    local = Path(source)
-    index = local if local.is_dir() else Path(hf_hub_download(source, "model_index.json")).parent
-    return str(read_json(index / "model_index.json")["_class_name"])
+    index = _file(locate(model), "model_index.json")
+    assert index is not None  # or `locate` had raised
+    return str(read_json(index)["_class_name"])
 
 
 def need_whole_chain(model: str, what: str) -> None:
@@ -191,15 +188,28 @@ def _check_safetensors(path: Path) -> None:
 
 def context_length(model: str) -> int:
     """Tokens of a prompt that the text encoders read; CLIP's 77 where the model does not say."""
-    from huggingface_hub import hf_hub_download
-
     if random_name(model):
         return CLIP_TOKENS
-    source, name = locate(model), "tokenizer/tokenizer_config.json"
-    local = Path(source)
-    path = local / name if local.is_dir() else Path(hf_hub_download(source, name))
-    length = read_json(path).get("model_max_length") if path.is_file() else None
-    return int(length or CLIP_TOKENS)
+    source = locate(model)
+    for tokenizer in ("tokenizer", "tokenizer_2"):  # SDXL's refiner has the second one only
+        path = _file(source, f"{tokenizer}/tokenizer_config.json")
+        if path is not None and (length := read_json(path).get("model_max_length")):
+            return int(length)
+    return CLIP_TOKENS
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a folder or a Hub repository; None where it has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:
+        return None
 
 
 def shipped_module() -> Any:
@@ -234,7 +244,7 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
     kwargs = {"torch_dtype": dtype or torch.float32, "variant": variant(model)}
     cls = _unet_class(unet_config(model))
     try:
-        unet = cls.from_pretrained(locate(model), subfolder="unet", **kwargs)
+        unet = cls.from_pretrained(folder(model), subfolder="unet", **kwargs)
     except OSError as e:
         raise BadInput(f"the U-Net of {model} cannot be loaded: {e}") from None
     return unet.eval()
@@ -333,7 +343,7 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
     unet = load_unet(model, dtype)
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            locate(model), unet=None, torch_dtype=dtype or torch.float32, variant=variant(model)
+            folder(model), unet=None, torch_dtype=dtype or torch.float32, variant=variant(model)
         )
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None

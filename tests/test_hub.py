@@ -40,7 +40,6 @@ def test_a_hub_id_is_scored_planned_and_pruned_from_the_cache(hub, tmp_path) -> 
     recipe.write_text(
         "[score]\nsamples = 2\nsteps = 2\ngranularity = 'coarse'\n[prompts]\ncalibration = 1\n"
     )
-    env = {**os.environ, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
     commands = [
         ["score", "--model", HUB_ID, "-c", recipe, "-o", tmp_path / "scores"],
         ["plan", tmp_path / "scores", "--ratio", "0.4", "-o", tmp_path / "plan.json"],

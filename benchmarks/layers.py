@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from laptop import models
@@ -29,7 +28,7 @@ from laptop.benchmarks.runtimes import Workload, device_name, pytorch_unet
 from laptop.benchmarks.worker import run_round, share
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning.latency_table import SCHEMA
-from laptop.pruning.sampling import check_resolution
+from laptop.pruning.sampling import latent_side
 from laptop.pruning.units import SUBLAYERS, Unit, anatomy
 from laptop.run import Overwrite, run_stage, track, write_json
 
@@ -82,20 +81,9 @@ def _workload(model: str, config: BenchConfig, resolution: int | None) -> Worklo
         )
     if resolution is None:
         return workload
-    side = _latent_side(model, resolution)
+    side = latent_side(model, resolution)
     batch, channels, _, _ = workload.shapes["sample"]
     return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, side, side)})
-
-
-def _latent_side(model: str, resolution: int) -> int:
-    """Height and width of the latents of pictures with `resolution` pixels a side."""
-    if models.TASKS[models.pipeline_class(model)] == "unconditional":
-        raise BadInput("an unconditional model draws one size only: leave --resolution out.")
-    vae = AutoencoderKL.load_config(models.locate(model), subfolder="vae")
-    scale: int = 2 ** (len(vae["block_out_channels"]) - 1)
-    levels = len(models.unet_config(model)["block_out_channels"])
-    check_resolution(resolution, scale * 2 ** (levels - 1))
-    return resolution // scale
 
 
 def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> dict[str, Any]:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import pearsonr, spearmanr
-from torch import nn
 
-from laptop import models, processes
-from laptop.pruning import calibration
-from laptop.pruning.joint import JointLoss
-from laptop.pruning.plan import as_anatomy, predicted_loss, read_checked, scores_file
+from laptop import models
+from laptop.errors import BadInput
+from laptop.pruning.plan import (
+    as_anatomy,
+    joint_loss,
+    predicted_loss,
+    read_checked,
+    read_samples,
+    scores_file,
+)
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.units import Unit
-from laptop.run import Overwrite, progress, resume_folder, run_stage, write_json
+from laptop.run import Overwrite, progress, run_stage, write_json
 
 SCHEMA = "laptop.additivity/1"
 RATIOS = (0.1, 0.3, 0.5, 0.7)
@@ -31,18 +35,15 @@ def make_additivity(
     """Write the report for `count` sets at each of `RATIOS` that can be reached, as JSON."""
     scores_path = scores_file(scores_path)
     scores = read_checked(scores_path)
-    samples = scores_path.parent / CALIBRATION
+    if scores.get("race") is not None:
+        raise BadInput(
+            f"{scores_path} is of a race, which does not score all layers on all samples. Score "
+            "without --race to see whether losses add up."
+        )
+    samples = read_samples(scores_path, scores["model"])
 
     def work(folder: Path) -> None:
-        rows, output = calibration.load(samples)
-        unet = models.load_unet(scores["model"], getattr(torch, scores.get("dtype", "float32")))
-        joint = JointLoss(
-            nn.Module.to(unet, processes.device()),
-            rows,
-            output,
-            scores.get("batch_size", 1),
-            resume_folder(folder) / "joint.jsonl",
-        )
+        joint = joint_loss(scores, samples, folder, str(scores_path))
         sets = random_sets(scores, count, seed)
         with progress("additivity", len(sets)) as advance:
             losses = joint([frozenset(names) for _, names in sets], advance)
@@ -50,7 +51,7 @@ def make_additivity(
         write_json(folder / out.name, report(scores, sets, measured))
 
     inputs, which = models.identity("model", scores["model"])
-    inputs |= {"scores": scores_path, "calibration": samples}
+    inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
     settings = {"count": count, "seed": seed} | which
     return run_stage("additivity", out, settings, inputs, work, overwrite=overwrite)
 
@@ -96,7 +97,7 @@ def report(
     return {
         "schema": SCHEMA,
         "model": scores["model"],
-        "criterion": scores["criterion"],
+        "criterion": scores.get("criterion", "output-loss"),
         "all": agreement(sums, joint),
         "by_ratio": by_ratio,
         "sets": rows,

@@ -138,10 +138,15 @@ def _is_kept(unit: Unit, config: PlanConfig, mid: Sequence[str]) -> bool:
 
 
 def _mid_units(known: Anatomy) -> tuple[str, ...]:
-    """First resnet, shell and second resnet of a mid block that a stock config can do without."""
+    """What of the mid block a stock config can do without: first resnet, shell, second resnet.
+
+    Or the first resnet alone, where no more is there; nothing of an unusual mid block.
+    """
     usual = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
     kinds = {u.name: u.kind for u in known.units if u.name.startswith("mid_block.")}
     outer = {name for name, kind in kinds.items() if kind != "transformer_block"}
+    if outer == {usual[0]}:
+        return usual[:1]
     is_usual = outer == set(usual) and kinds[usual[1]] == "transformer_shell"
     return usual if is_usual else ()
 
@@ -168,7 +173,7 @@ def implications(known: Anatomy, expressible: str) -> list[tuple[str, tuple[str,
     tied = depths.get(f"down_blocks.{max(down, key=int, default='')}.attentions.0", [])
     mid = depths.get("mid_block.attentions.0", [])
     usual = _mid_units(known) if expressible == "stock" else ()
-    if usual:
+    if len(usual) == 3:
         first, shell, second = usual
         pairs += [(second, (shell,)), (shell, (second,)), (first, (shell,))]
     if len(mid) == len(tied):
@@ -225,10 +230,12 @@ def check_config(config: PlanConfig, known: Anatomy, model: str) -> None:
 
 
 def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
-    if not any(u.kind == "transformer_block" for u in known.units):
+    kinds = {u.kind for u in known.units}
+    if "transformer_block" not in kinds:
+        remedy = "Score with --granularity fine." if kinds - {"resnet", "attention"} else ""
         raise BadInput(
             f"--expressible {config.expressible} drops transformer blocks, which these scores do "
-            "not have as layers. Score with --granularity fine."
+            f"not have as layers. {remedy}".rstrip()
         )
     if models.unet_config(model).get("removed"):
         raise BadInput(

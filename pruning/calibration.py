@@ -13,14 +13,17 @@ from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from laptop import models
 from laptop.errors import BadInput
 from laptop.pruning.sampling import draw, starts
+from laptop.pruning.units import ADDED, example_inputs, forward_rows
 from laptop.run import track
 
 INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
+TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it
+REMEDY = "Pass what `laptop score` made of this model."
 
 
 def record(
@@ -168,6 +171,45 @@ def picture_errors(model: str, timesteps: Tensor) -> Tensor:
     return 1 - a
 
 
+def check_rows(unet: Any, rows: Mapping[str, Tensor], output: Tensor, what: str) -> None:
+    """Raise `BadInput` unless `unet`, which may be empty, takes such rows and gives such output."""
+    example = example_inputs(unet.config, 1)
+    example |= example.pop("added_cond_kwargs", {})
+    wanted = _widths(example) | {"output": unet.config.out_channels}
+    found = _widths({**rows, "output": output})
+    if found != wanted:
+        raise BadInput(
+            f"{what} was recorded with another model: channels {found} where this one has "
+            f"{wanted}. {REMEDY}"
+        )
+    counts = {len(v) for v in (*rows.values(), output)}
+    if len(counts) != 1 or not min(counts):
+        raise BadInput(f"{what} has {sorted(counts)} rows by tensor; it is broken. {REMEDY}")
+
+
+def _widths(tensors: Mapping[str, Tensor]) -> dict[str, int | None]:
+    """Channels of (B, C, H, W), (B, T, C) and (B, C); None for scalars and what XL joins anyway."""
+    return {
+        k: v.shape[1 if v.ndim == 4 else -1] if v.ndim > 1 and k not in ADDED else None
+        for k, v in tensors.items()
+    }
+
+
+def check_output(
+    unet: nn.Module, rows: Mapping[str, Tensor], output: Tensor, batch_size: int, what: str
+) -> None:
+    """Raise `BadInput` unless `unet` gives the recorded output on the first rows."""
+    first = {k: v[:batch_size] for k, v in rows.items()}
+    recorded = output[:batch_size]
+    error = (forward_rows(unet, first, batch_size) - recorded).square().mean()
+    share = float(error / recorded.square().mean())
+    if not share <= TOLERANCE:  # nan is in no range
+        raise BadInput(
+            f"{what} was recorded with another model: the output of this one is off by {share:.1e} "
+            f"of the recorded mean square ({TOLERANCE:g} is allowed). {REMEDY}"
+        )
+
+
 def save(path: Path, rows: dict[str, Tensor], output: Tensor) -> None:
     """Write rows and the original U-Net's output (`output`) as one safetensors file."""
     save_file({k: v.contiguous() for k, v in (rows | {"output": output}).items()}, path)
@@ -177,7 +219,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], Tensor]:
     """Rows and the original U-Net's output; `BadInput` when the file is missing or cut off."""
     try:
         tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError) as e:
+    except (OSError, SafetensorError) as e:
         raise BadInput(f"{path} cannot be read ({e}). Run `laptop score` again.") from None
     if "output" not in tensors:
         raise BadInput(f"{path} holds no 'output'. Run `laptop score` again.")

@@ -22,16 +22,15 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from laptop.errors import BadInput
+from laptop.pruning import calibration
 from laptop.pruning.expressible import without
-from laptop.pruning.units import ADDED, SUBLAYERS, example_inputs, forward_rows, listed
-from laptop.run import track
+from laptop.pruning.units import SUBLAYERS, forward_rows, listed
+from laptop.run import say, track
 
 KINDS = ("none", "affine")
 HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of the manifest
 RIDGE = 1e-6  # of the mean square of x; a channel without variance is shifted only
 HELD_OUT = 4  # each fourth row: they are sorted by time step, so the last quarter would be of few
-TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it
-REMEDY = "Pass the folder that `laptop score` made of this model."
 
 
 @dataclass(frozen=True)
@@ -69,41 +68,13 @@ class Correction:
 
 
 def check_rows(unet: Any, rows: Rows, what: str) -> None:
-    """Raise `BadInput` unless `unet`, which may be empty, takes rows of these shapes."""
-    example = example_inputs(unet.config, 1)
-    example |= example.pop("added_cond_kwargs", {})
-    wanted = _widths(example) | {"output": unet.config.out_channels}
-    found = _widths({**rows.inputs, "output": rows.output})
-    if found != wanted:
-        raise BadInput(
-            f"{what} was recorded with another model: channels {found} where this one has "
-            f"{wanted}. {REMEDY}"
-        )
+    """Raise `BadInput` unless `unet`, which may be empty, takes these rows, and they are enough."""
+    calibration.check_rows(unet, rows.inputs, rows.output, what)
     if len(rows.output) < HELD_OUT:
         raise BadInput(
             f"{what} has {len(rows.output)} rows; healing needs {HELD_OUT} or more. Score with "
             f"--samples {HELD_OUT} at least."
         )
-
-
-def check_output(unet: nn.Module, rows: Rows, what: str) -> None:
-    """Raise `BadInput` unless `unet` gives the recorded output on the first rows."""
-    first = next(rows.batches())
-    error = first.loss(unet) / float(first.output.square().mean())
-    if not error <= TOLERANCE:
-        raise BadInput(
-            f"{what} was recorded with another model: the output of this one is off by {error:.1e} "
-            f"of the recorded mean square ({TOLERANCE:g} is allowed). {REMEDY}"
-        )
-
-
-def _widths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Channels of (B, C, H, W), (B, T, C) and (B, C); without what XL models join anyway."""
-    return {
-        k: v.shape[1 if v.ndim == 4 else -1]
-        for k, v in tensors.items()
-        if v.ndim > 1 and k not in ADDED
-    }
 
 
 def fit(
@@ -130,7 +101,9 @@ def fit(
             _exchange_(student, name, before)
     healed = judging.loss(student)
     if not healed < unhealed:
-        found = {}
+        losses = f"output loss on held-out rows {unhealed:.3e}, with it {healed:.3e}"
+        say(f"healing is given up: {losses}")
+        found, healed = {}, unhealed
     folded = len(found) - len(fold(unet, names, found)[1])
     return found, dict(zip(HEALING, (unhealed, healed, len(found), folded), strict=True))
 

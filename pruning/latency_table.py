@@ -18,6 +18,7 @@ from laptop.run import read_json, say
 
 SCHEMA = "laptop.latency-table/1"
 NS = 1e6  # in a millisecond
+LONGEST_MS = 86_400_000  # a day
 
 
 def with_latencies(known: Anatomy, config: PlanConfig) -> Anatomy:
@@ -49,11 +50,11 @@ def read_table(path: Path, known: Anatomy) -> Anatomy:
         whole = table["unet_ms"]["p50"]
         times = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
     except (KeyError, TypeError) as e:
-        raise BadInput(f"{path} lacks {e}; it is no whole latency table.") from None
+        raise BadInput(f"{path} is no whole latency table ({e!r}). Measure again.") from None
     _check_layers(path, table, times, known)
     _check_times(path, whole, times)
     if reasons := table.get("invalid_reasons"):
-        say(f"the times in {path} cannot be trusted: {'; '.join(reasons)}. Measure again.")
+        say(f"the times in {path} cannot be trusted: {reasons}. Measure again.")
     # rounded down: what layers save must not add up to more than there is
     ns = {name: math.floor(time * NS) for name, time in times.items()}
     return replace(known, latency_ns=round(whole * NS), latencies_ns=ns)
@@ -79,10 +80,10 @@ def _check_layers(
 def _check_times(path: Path, whole: Any, times: Mapping[str, Any]) -> None:
     for name, time in {**times, "the U-Net": whole}.items():
         is_number = isinstance(time, int | float) and not isinstance(time, bool)
-        if not is_number or not 0 <= time < math.inf:  # nan is in no range
+        if not is_number or not 0 <= time < LONGEST_MS:  # nan is in no range
             raise BadInput(
-                f"{path}: {name} takes {time!r} ms; a time is a finite number of at least 0. "
-                "Measure again."
+                f"{path}: {name} takes {str(time)[:20]} ms; a time is a number of at least 0 and "
+                "below a day. Measure again."
             )
     if whole == 0:
         raise BadInput(f"{path}: the U-Net takes 0 ms, which cannot be. Measure again.")

@@ -34,13 +34,10 @@ class Ledger:
         self.place = {u.name: i for i, u in enumerate(units)}
         self.batches = {i: slice(i, i + batch_size) for i in range(0, rows, batch_size)}
         self.values: Values = np.full((len(units), rows), np.nan)
-        self.path.touch()
+        if self.path.exists():
+            self.path.write_text("".join(_whole_lines(self.path)), encoding="utf-8")
         for path in folder.glob("values-*.jsonl"):
-            lines = path.read_text(encoding="utf-8").splitlines(True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one
-            if path == self.path:
-                path.write_text("".join(whole), encoding="utf-8")
-            for start, name, values in map(json.loads, whole):
+            for start, name, values in map(json.loads, _whole_lines(path)):
                 if name in self.place:
                     self._set(start, name, values)
 
@@ -63,3 +60,9 @@ class Ledger:
     def _set(self, start: int, name: str, values: Sequence[float]) -> None:
         self.values[self.place[name], self.batches[start]] = values
         self.found()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """All lines but a last one that a kill cut off, or that another process is writing."""
+    lines = path.read_text(encoding="utf-8").splitlines(True)
+    return [line for line in lines if line.endswith("\n")]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laptop import models, processes
 from laptop.errors import BadInput, Infeasible
@@ -18,7 +18,7 @@ from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
 from laptop.pruning.refine import refined
-from laptop.pruning.score import CALIBRATION
+from laptop.pruning.score import CALIBRATION, DTYPES
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
 from laptop.run import Overwrite, read_json, resume_folder, run_stage, write_json
@@ -50,13 +50,10 @@ def make_plan(
     check_config(config, known, model)
     check_race(scores.get("race"), config, str(scores_path))
     each = bytes_each(config, model)
+    samples = read_samples(scores_path, model)
 
     def work(folder: Path) -> None:
-        unet = models.load_unet(model, getattr(torch, scores.get("dtype", "float32")))
-        unet = nn.Module.to(unet, processes.device())
-        samples = calibration.load(scores_path.parent / CALIBRATION)
-        measured = resume_folder(folder) / "joint.jsonl"
-        joint = JointLoss(unet, *samples, scores.get("batch_size", 1), measured)
+        joint = joint_loss(scores, samples, folder, str(scores_path))
         names = [u.name for u in _cheapest(scores, known, config, each)]
         losses = {"measured_loss": joint([frozenset(names)])[frozenset(names)]}
         if config.refine:
@@ -79,6 +76,27 @@ def make_plan(
         inputs["latency_table"] = Path(config.latency_table)
     settings = asdict(config) | which
     return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
+
+
+def read_samples(scores_path: Path, model: str) -> tuple[dict[str, Tensor], Tensor]:
+    """The calibration beside scores.json, checked against the model by its shapes."""
+    path = scores_path.parent / CALIBRATION
+    rows, output = calibration.load(path)
+    calibration.check_rows(models.empty_unet(model), rows, output, str(path))
+    return rows, output
+
+
+def joint_loss(
+    scores: Mapping[str, Any], samples: tuple[dict[str, Tensor], Tensor], folder: Path, what: str
+) -> JointLoss:
+    """Joint losses of the scored model on its own samples, kept in the stage's `folder`.
+
+    Raises `BadInput` when the model does not give the recorded output.
+    """
+    unet = models.load_unet(scores["model"], getattr(torch, scores.get("dtype", "float32")))
+    unet, size = nn.Module.to(unet, processes.device()), scores.get("batch_size", 1)
+    calibration.check_output(unet, *samples, size, what)
+    return JointLoss(unet, *samples, size, resume_folder(folder) / "joint.jsonl")
 
 
 def scores_file(path: Path) -> Path:
@@ -137,7 +155,8 @@ def as_anatomy(scores: Mapping[str, Any]) -> Anatomy:
             Unit(u["name"], u["kind"], u["params"], u["macs"], tuple(u.get("needs", ())))
             for u in scores["units"]
         ),
-        **scores["base"],
+        params=scores["base"]["params"],
+        macs=scores["base"]["macs"],
     )
 
 
@@ -195,11 +214,11 @@ def read_scores(path: Path) -> dict[str, Any]:
     path = scores_file(path)
     scores = read_json(path, SCORES_SCHEMA)
     try:
-        scores["model"], scores["base"]["params"], scores["base"]["macs"]
+        _check_fields(scores, path)
         names = {unit["name"] for unit in scores["units"]}
         for unit in scores["units"]:
             unit["kind"], unit["macs"]
-            if not math.isfinite(unit["score"]) or unit["params"] < 0:
+            if not math.isfinite(unit["score"]) or not _is_count(unit["params"]):
                 raise BadInput(
                     f"{path}: {unit['name']} has score {unit['score']} and {unit['params']} "
                     "parameters; both must be finite. Score the model again."
@@ -207,8 +226,27 @@ def read_scores(path: Path) -> dict[str, Any]:
             if not names.issuperset(unit.get("needs", ())):
                 raise BadInput(f"{path}: {unit['name']} needs a layer that is not scored.")
     except (KeyError, TypeError) as e:
-        raise BadInput(f"{path} lacks {e}; it is no whole scores.json.") from None
+        raise BadInput(f"{path} is no whole scores.json ({e!r}). Score the model again.") from None
     return scores
+
+
+def _check_fields(scores: Mapping[str, Any], path: Path) -> None:
+    """Raise `BadInput` for values outside of the units that no scores.json of ours has."""
+    base, race = scores["base"], scores.get("race")
+    is_right = {
+        "model": isinstance(scores["model"], str),
+        "criterion": isinstance(scores.get("criterion", ""), str),
+        "base": _is_count(base["params"]) and _is_count(base["macs"]),
+        "dtype": scores.get("dtype", "float32") in DTYPES,
+        "batch_size": _is_count(size := scores.get("batch_size", 1)) and size > 0,
+        "race": race is None or (isinstance(race, float) and 0 < race < 1),
+    }
+    if wrong := [key for key, right in is_right.items() if not right]:
+        raise BadInput(f"{path} is broken: see its {', '.join(wrong)}. Score the model again.")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:

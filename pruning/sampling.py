@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from laptop import models
 from laptop.errors import BadInput
 
+VAE_LEVELS = 4  # of SD's and SDXL's VAE; and of a U-Net whose config leaves its levels out
 STRENGTH = 0.3  # share of the steps that an image-to-image model goes back; SDXL's default
 
 
@@ -52,7 +54,7 @@ def starts(
     task = _task(pipe)
     if task == "unconditional":
         if resolution is not None:
-            raise BadInput("an unconditional model draws one size only: leave resolution out.")
+            raise BadInput("an unconditional model draws one size only: leave --resolution out.")
         return [{}] * len(batches)
     height, width = _size(pipe, resolution)
     size = {"height": height, "width": width}
@@ -83,12 +85,30 @@ def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:
     height, width = (native, native) if isinstance(native, int) else native
     if resolution is None:
         return height * scale, width * scale
-    check_resolution(resolution, scale * 2 ** (len(pipe.unet.config.block_out_channels) - 1))
+    _check_resolution(resolution, scale, len(pipe.unet.config.block_out_channels))
     return resolution, resolution
 
 
-def check_resolution(resolution: int, multiple: int) -> None:
+def latent_side(model: str, resolution: int) -> int:
+    """Height and width of the latents of pictures with `resolution` pixels a side.
+
+    Reads configs only; `BadInput` for what the model cannot draw.
+    """
+    if models.TASKS[models.pipeline_class(model)] == "unconditional":
+        raise BadInput("an unconditional model draws one size only: leave --resolution out.")
+    if models.random_name(model):
+        vae = {"block_out_channels": VAE_LEVELS * [0]}  # without making the weights
+    else:
+        vae = AutoencoderKL.load_config(models.locate(model), subfolder="vae")
+    scale: int = 2 ** (len(vae["block_out_channels"]) - 1)
+    levels = len(models.unet_config(model).get("block_out_channels", VAE_LEVELS * [0]))
+    _check_resolution(resolution, scale, levels)
+    return resolution // scale
+
+
+def _check_resolution(resolution: int, scale: int, levels: int) -> None:
     """Raise `BadInput` unless pictures of `resolution` pixels come down to whole numbers."""
+    multiple = scale * 2 ** (levels - 1)
     if resolution < 1 or resolution % multiple:
         raise BadInput(
             f"resolution {resolution} does not fit this model: it must be a multiple of {multiple} "

@@ -9,7 +9,7 @@ gone.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,18 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from laptop import models, processes
-from laptop.errors import BadInput, Unsupported
+from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
-from laptop.pruning.ledger import Ledger, Values
+from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
+from laptop.pruning.sampling import latent_side
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, resume_folder, run_stage, write_json
 
 SCHEMA = "laptop.scores/1"
 CALIBRATION = "calibration.safetensors"
+FAILED = "failed"  # what the main process sends in place of a folder
 WEIGHTINGS = ("none", "x0")
 DTYPES = ("float32", "bfloat16", "float16")
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
@@ -67,6 +69,8 @@ def score(
     known = anatomy(models.empty_unet(model), models.context_length(model), config.granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
+    if config.resolution is not None:
+        latent_side(model, config.resolution)  # or it is refused
     if config.race is not None and processes.count() > 1:
         raise BadInput("a race runs in one process: each batch decides who goes on to the next.")
     announced = False
@@ -76,7 +80,8 @@ def score(
         _record(model, folder / CALIBRATION, config, prompts)
         announced = True
         processes.from_main(folder)
-        found = _find(model, known, folder, config, prompts)
+        _find(model, known, folder, config, prompts)
+        found = _ledger(folder, known.units, config)  # of all processes
         weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
         write_json(folder / "scores.json", _document(model, config, known, found, weights.numpy()))
         save_file({"values": found.values}, folder / "values.safetensors")
@@ -85,10 +90,17 @@ def score(
     if processes.is_main():
         inputs, which = models.identity("model", model)
         settings = asdict(config) | which | {"prompts": list(prompts)}
-        run_stage("score", out, settings, inputs, work, overwrite=overwrite)
+        try:
+            run_stage("score", out, settings, inputs, work, overwrite=overwrite)
+        except LaptopError:
+            if not announced:
+                processes.from_main(FAILED)
+            raise
         if not announced:
             processes.from_main(None)
     elif folder := processes.from_main(None):
+        if folder == FAILED:
+            raise SystemExit(1)  # the main process says why
         _find(model, known, folder, config, prompts)
     processes.wait_for_all()
     return out
@@ -125,8 +137,8 @@ def check_config(config: ScoreConfig) -> None:
 
 def _find(
     model: str, known: Anatomy, folder: Path, config: ScoreConfig, prompts: Sequence[str]
-) -> Ledger:
-    """This process's share of the values, and then those of all; nothing is computed again."""
+) -> None:
+    """Find this process's share of the values, and wait for the others'."""
     rows, output = calibration.load(folder / CALIBRATION)
     unet = models.load_unet(model, getattr(torch, config.dtype))
     subject = Subject(
@@ -143,17 +155,31 @@ def _find(
         clip_model=config.clip_model,
         folder=folder,
     )
-    count = len(output) if config.criterion in PER_ROW else 1
-    size, race = config.batch_size, None
+    own, race = processes.share(known.units), None
     if config.race is not None:
-        size = min(size, max(1, count // RACE_BATCHES))
         race = partial(undecided, known.units, least=config.race * known.params)
-    place, own = resume_folder(folder), processes.share(known.units)
+    count, size = _rows_and_batch(config)
     with progress("score", len(own) * math.ceil(count / size)) as advance:
-        mine = Ledger(place, own, count, size, advance, race, processes.number())
-        CRITERIA[config.criterion](subject, mine)
+        CRITERIA[config.criterion](subject, _ledger(folder, own, config, advance, race))
     processes.wait_for_all()
-    return Ledger(place, known.units, count, size, process=processes.number())
+
+
+def _rows_and_batch(config: ScoreConfig) -> tuple[int, int]:
+    """Rows that a criterion has a value for, and rows a forward."""
+    count, size = (config.samples if config.criterion in PER_ROW else 1), config.batch_size
+    return count, size if config.race is None else min(size, max(1, count // RACE_BATCHES))
+
+
+def _ledger(
+    folder: Path,
+    units: Sequence[Unit],
+    config: ScoreConfig,
+    found: Callable[[], None] = lambda: None,
+    race: Race | None = None,
+) -> Ledger:
+    count, size = _rows_and_batch(config)
+    number = processes.number()
+    return Ledger(resume_folder(folder), units, count, size, found, race, number)
 
 
 def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
@@ -171,6 +197,8 @@ def _document(
 ) -> dict[str, Any]:
     """The content of scores.json."""
     seen = ~np.isnan(ledger.values)
+    if not seen.any(1).all():
+        raise RuntimeError("a layer has no value, though all processes are done")
     scores = (np.nan_to_num(ledger.values) * weights).sum(1) / (seen * weights).sum(1)
     scored = zip(known.units, scores.tolist(), strict=True)
     return {

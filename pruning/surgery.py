@@ -24,7 +24,6 @@ from laptop.pruning.heal import (
     KINDS,
     Correction,
     Rows,
-    check_output,
     check_rows,
     fit,
     fold,
@@ -34,7 +33,7 @@ from laptop.pruning.plan import read_plan, read_scores, scores_file
 from laptop.pruning.score import CALIBRATION
 from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, say, write_json
 
-SHARD = "2GB"  # safetensors copies all tensors of a file before it writes it
+SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def prune(
         facts: dict[str, Any] = {}
         if rows is not None:
             unet = models.load_unet(model, dtype)
-            check_output(unet, rows, str(scores))
+            calibration.check_output(unet, rows.inputs, rows.output, rows.size, str(scores))
             corrections, facts = fit(unet, plan["remove"], rows)
             say(
                 f"healing: {facts['corrections']} places; output loss on held-out rows "

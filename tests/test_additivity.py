@@ -1,17 +1,22 @@
 """The additivity report: joint losses are those of plain removal, and agreement is what it says."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from laptop import models
 from laptop.cli import main
+from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.additivity import RATIOS, agreement, make_additivity, random_sets
+from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.criteria import output_loss
-from laptop.pruning.plan import predicted_loss, read_scores
+from laptop.pruning.plan import make_plan, predicted_loss, read_scores
 from laptop.pruning.score import ScoreConfig, score
 
 CONFIG = ScoreConfig(granularity="coarse", samples=4, steps=2, batch_size=3)
@@ -73,3 +78,49 @@ def test_the_command_writes_report_and_picture(scores, tmp_path) -> None:
     wrong = CliRunner().invoke(main, [*args, "--ratio", "0.5"])
     assert wrong.exit_code == 2
     assert "--ratio with --additivity" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(output=t["output"] + 1), "another model: the output"),
+        (lambda t: t.update(output=t["output"] * float("nan")), "another model: the output"),
+        (lambda t: t.update(sample=t["sample"][:, :3]), "another model: channels"),
+        (lambda t: t.pop("timestep"), "another model: channels"),
+        (lambda t: t.update(sample=t["sample"][:2]), "rows by tensor"),
+        (lambda t: t.update({k: v[:0] for k, v in t.items()}), "rows by tensor"),
+    ],
+)
+def test_losses_are_measured_on_the_scored_models_own_samples_only(
+    scores, tmp_path, change, message
+) -> None:
+    folder = Path(shutil.copytree(scores, tmp_path / "s"))
+    tensors = load_file(folder / "calibration.safetensors")
+    change(tensors)
+    whole = {k: v.contiguous() for k, v in tensors.items()}
+    save_file(whole, folder / "calibration.safetensors")
+    with pytest.raises(BadInput, match=message):
+        make_additivity(folder, tmp_path / "a.json", 3)
+    with pytest.raises(BadInput, match=message):
+        make_plan(folder, tmp_path / "p.json", PlanConfig(ratio=0.3))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dtype", "foo"), ("batch_size", 0), ("batch_size", "a"), ("model", 3), ("race", "x"),
+     ("base", {"params": 1.5, "macs": 1})],
+)  # fmt: skip
+def test_scores_with_values_of_the_wrong_kind_are_broken(scores, tmp_path, key, value) -> None:
+    folder = Path(shutil.copytree(scores, tmp_path / "s"))
+    document = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(document | {key: value}))
+    with pytest.raises(BadInput, match=f"is broken: see its {key}"):
+        make_plan(folder, tmp_path / "p.json", PlanConfig(ratio=0.3))
+
+
+def test_scores_of_a_race_do_not_show_whether_losses_add_up(scores, tmp_path) -> None:
+    folder = Path(shutil.copytree(scores, tmp_path / "s"))
+    document = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(document | {"race": 0.5}))
+    with pytest.raises(BadInput, match="of a race"):
+        make_additivity(folder, tmp_path / "a.json", 3)

@@ -262,3 +262,17 @@ def test_nothing_but_ours_reaches_stdout_from_the_solver(capfd) -> None:
         libc.puts(b"HighsMipSolverData: a remark")
     print("{}")
     assert capfd.readouterr().out == "{}\n"
+
+
+def test_a_mid_block_of_one_resnet_may_go_from_a_stock_unet() -> None:
+    """Solver and brute force agree over all sets that a stock config can say."""
+    unet, mid = model("ssd-1b"), "mid_block.resnets.0"
+    scores = scores_for(unet, "fine")
+    for unit in scores["units"]:
+        unit["score"] = 1e-6 if unit["name"] == mid else 1.0
+    least = next(u["params"] for u in scores["units"] if u["name"] == mid)
+    config = PlanConfig(max_params=scores["base"]["params"] - least, expressible="stock")
+    assert [u.name for u in choose(scores, config)] == [mid]
+    config = stock_config(unet, [mid])
+    assert config is not None
+    assert config["mid_block_type"] is None

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_inputs import small_sd15
 
 from laptop import models
-from laptop.errors import BadInput, OutputExists
+from laptop.errors import BadInput, OutputExists, Unsupported
 from laptop.generate import generate
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig
@@ -19,7 +19,7 @@ from laptop.pruning.ledger import Ledger
 from laptop.pruning.plan import make_plan
 from laptop.pruning.score import ScoreConfig, score
 from laptop.pruning.surgery import prune, prune_unet
-from laptop.pruning.units import forward_rows
+from laptop.pruning.units import Unit, forward_rows
 
 CONFIG = ScoreConfig(samples=6, steps=3, batch_size=4)
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]
@@ -122,3 +122,36 @@ def test_what_cannot_be_scored_is_refused(tiny_folder, tmp_path) -> None:
     with pytest.raises(BadInput, match="12"):
         score(str(tiny_folder), tmp_path / "x", replace(CONFIG, samples=99), PROMPTS)
     assert scores_of(score(str(tiny_folder), tmp_path / "x", CONFIG, PROMPTS)), "no obstacle left"
+
+
+def test_a_ledger_reads_what_others_write_and_changes_its_own_file_only(tmp_path) -> None:
+    units = [Unit(name, "resnet", 1, 1) for name in "abc"]
+    other = Ledger(tmp_path, units, 4, 2, process=1)
+    other.note(0, "b", [1.0, 2.0])
+    with other.path.open("a") as file:
+        file.write('[2, "b"')  # being written
+    before = other.path.read_bytes()
+    mine = Ledger(tmp_path, units, 4, 2)
+    assert [u.name for u in mine.todo(0)] == ["a", "c"]
+    assert [u.name for u in mine.todo(2)] == ["a", "b", "c"]
+    assert other.path.read_bytes() == before
+    assert not mine.path.exists(), "nothing found, nothing written"
+
+
+@pytest.mark.parametrize("config", [{"class_embed_type": "timestep"}, {"sample_size": None}])
+def test_a_unet_that_cannot_be_calibrated_is_refused_by_its_config(
+    tiny_folder, tmp_path, config
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "m"))
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    with pytest.raises(Unsupported, match=r"class labels|no sample_size"):
+        score(str(folder), tmp_path / "s", CONFIG, PROMPTS)
+
+
+def test_a_resolution_that_does_not_fit_is_refused_before_anything_is_loaded(
+    tiny_folder, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(models, "load_pipeline", None)
+    with pytest.raises(BadInput, match="multiple of"):
+        score(str(tiny_folder), tmp_path / "s", replace(CONFIG, resolution=33), PROMPTS)

@@ -173,7 +173,8 @@ def plan(
         assert preset is not None
         made = plans.from_preset(model, preset, out, overwrite=common.overwrite)
     elif additivity is not None:
-        made = plans.additivity(scores, additivity, out, overwrite=common.overwrite)
+        seed = common.recipe(read_scores(scores)["model"]).score.seed
+        made = plans.additivity(scores, additivity, out, seed, overwrite=common.overwrite)
     else:
         recipe = common.recipe(read_scores(scores)["model"], plan=budgets)
         make = plans.menu if menu else plans.from_scores

@@ -5,6 +5,7 @@ is found from its small files, before any weight is read.
 """
 
 import importlib.util
+import re
 import socket
 import sys
 import urllib.parse
@@ -26,6 +27,10 @@ SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS = ("UNet2DConditionModel", "UNet2DModel")
 SHIPPED_UNETS = tuple(f"Laptop{name}" for name in STOCK_UNETS)
 CLIP_TOKENS = 77
+WEIGHTS = re.compile(  # shards are numbered before the variant or after it
+    r"unet/diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
+    r"\.(safetensors|bin)"
+)
 TASKS = {  # of the pipelines that can be scored and pruned
     "StableDiffusionPipeline": "text-to-image",
     "StableDiffusionXLPipeline": "text-to-image",
@@ -136,7 +141,7 @@ def check_folder(folder: Path) -> None:
         is_component = isinstance(entry, list) and entry[0] is not None
         if is_component and not (folder / name).is_dir():
             raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
-    read_json(folder / "unet" / "config.json")
+    _check_unet(read_json(folder / "unet" / "config.json"), str(folder))
     for weights in sorted(folder.rglob("*.safetensors")):
         _check_safetensors(weights)
 
@@ -265,16 +270,28 @@ def unet_config(model: str) -> dict[str, Any]:
 
     if name := random_name(model):
         return {"_class_name": unet_class_name(name), **UNETS[name]}
-    return dict(UNet2DModel.load_config(locate(model), subfolder="unet"))
+    config = dict(UNet2DModel.load_config(locate(model), subfolder="unet"))
+    _check_unet(config, model)
+    return config
+
+
+def _check_unet(config: dict[str, Any], where: str) -> None:
+    """Raise `Unsupported` for a U-Net that takes more than pictures, time, text and XL's sizes."""
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise Unsupported(f"{where}: the U-Net takes class labels, which calibration has not.")
+    if config.get("sample_size") is None:
+        raise Unsupported(
+            f"{where}: unet/config.json has no sample_size, the height and width of its native "
+            "latents. Set it there."
+        )
 
 
 def variant(model: str) -> str | None:
-    """ "fp16" where the U-Net's weights are stored under names of that variant only, else None."""
+    """The variant, such as "fp16", where the U-Net's weights have names of variants only."""
     if random_name(model):
         return None
-    names = [name for name in _files(locate(model)) if name.startswith("unet/")]
-    weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
-    return "fp16" if weights and all(".fp16" in name for name in weights) else None
+    found = {m["variant"] for name in _files(locate(model)) if (m := WEIGHTS.fullmatch(name))}
+    return None if None in found else min(found, default=None)
 
 
 def _files(source: str) -> list[str]:
@@ -305,9 +322,10 @@ def stored_dtype(model: str) -> "torch.dtype":
     import torch
     from safetensors import safe_open
 
-    pattern = "*.fp16*.safetensors" if variant(model) else "*.safetensors"
-    found = (folder(model) / "unet").glob(pattern)
-    path = min((p for p in found if variant(model) or ".fp16" not in p.name), default=None)
+    wanted = variant(model)
+    found = sorted((folder(model) / "unet").glob("*.safetensors"))
+    names = [(p, WEIGHTS.fullmatch(f"unet/{p.name}")) for p in found]
+    path = next((p for p, m in names if m and m["variant"] == wanted), None)
     if path is None:
         return torch.float32
     with safe_open(path, framework="pt") as file:

@@ -331,7 +331,7 @@ def need_scores_or_preset(
             raise click.UsageError(
                 f"{others} with --additivity, which makes no plan. Leave it out."
             )
-        if "--menu" in limits and (given := [f for f in limits if f in BUDGETS]):
+        if "--menu" in limits and (given := [f for f in limits if f in (*BUDGETS, "--refine")]):
             raise click.UsageError(
                 f"{', '.join(given)} with --menu: a menu has the plans of all ratios. Leave it out."
             )

@@ -39,9 +39,9 @@ def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Mad
     return made, "\n".join(["ratio     parameters  loss", *lines, chart])
 
 
-def additivity(scores: Path, count: int, out: Path, *, overwrite: bool) -> Made:
+def additivity(scores: Path, count: int, out: Path, seed: int, *, overwrite: bool) -> Made:
     """Whether the losses of random sets of layers are the sums of their own, with a picture."""
-    made = read_json(make_additivity(scores, out, count, overwrite=overwrite))
+    made = read_json(make_additivity(scores, out, count, seed=seed, overwrite=overwrite))
     additivity_chart(made, out.with_suffix(""))
     rows = {"all": made["all"], **made["by_ratio"]}
     lines = [

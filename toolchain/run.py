@@ -259,7 +259,7 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist.") from None
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise BadInput(
             f"{path} is not valid JSON ({e}); it may be cut off. Make it anew."
         ) from None

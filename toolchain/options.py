@@ -306,10 +306,11 @@ def healed(found: Mapping[str, Any]) -> str:
     if not found:
         return ""
     before, after = found["unhealed_loss"], found["healed_loss"]
-    losses = f"output loss on held-out rows {before:.3e}, healed {after:.3e}"
+    loss = f"output loss on held-out rows {before:.3e}"
     if not found["corrections"]:
-        return f"\nNot healed, for it would not help: {losses}"
-    return f"\nHealed at {found['corrections']} places, {found['folded']} of them folded: {losses}"
+        return f"\nNot healed, for it would not help: {loss}"
+    places = f"{found['corrections']} places, {found['folded']} of them folded"
+    return f"\nHealed at {places}: {loss}, healed {after:.3e}"
 
 
 BUDGETS = (

@@ -7,7 +7,6 @@ steps that an unbroken one would have taken.
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
 from laptop.errors import BadInput, LaptopError
 from laptop.pruning import calibration
 from laptop.pruning.surgery import write_model
-from laptop.run import Overwrite, resume_folder, run_stage, track
+from laptop.run import Overwrite, resume_folder, run_stage, track, whole_lines
 
 CHECKPOINT = "checkpoint.pt"
 PAIRED = (
@@ -244,13 +243,7 @@ class _Session:
             self.ema.load_state_dict(state["ema"])
             self.done, self.seconds = state["done"], state["seconds"]
         if metrics.exists():
-            kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] < self.done]
+            kept = [line for line in whole_lines(metrics) if json.loads(line)["step"] < self.done]
             beside = metrics.with_suffix(".tmp")
             beside.write_text("".join(kept), encoding="utf-8")
             beside.replace(metrics)
-
-
-def _whole_lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield line

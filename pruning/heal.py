@@ -100,8 +100,10 @@ def fit(
         else:
             _exchange_(student, name, before)
     healed = judging.loss(student)
-    if not healed < unhealed:
-        losses = f"output loss on held-out rows {unhealed:.3e}, with it {healed:.3e}"
+    losses = f"output loss on held-out rows {unhealed:.3e}, with it {healed:.3e}"
+    if healed < unhealed:
+        say(f"healing at {len(found)} places: {losses}")
+    else:
         say(f"healing is given up: {losses}")
         found, healed = {}, unhealed
     folded = len(found) - len(fold(unet, names, found)[1])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from laptop.pruning.prefix import walk
 from laptop.pruning.units import forward_rows
+from laptop.run import whole_lines
 
 AT_ONCE = 12  # sets a walk
 Names = frozenset[str]
@@ -33,8 +34,7 @@ class JointLoss:
     ):
         self.unet, self.rows, self.output, self.batch_size = unet, rows, output, batch_size
         self.path, self.known = path, {frozenset[str](): 0.0}
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one off
+        whole = whole_lines(path) if path.exists() else []
         path.write_text("".join(whole), encoding="utf-8")
         for names, loss in map(json.loads, whole):
             self.known[frozenset(names)] = loss

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laptop.pruning.units import Unit
+from laptop.run import whole_lines
 
 Values = NDArray[np.float64]  # (units, rows), NaN where nothing was found
 Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, after what was found
@@ -35,9 +36,9 @@ class Ledger:
         self.batches = {i: slice(i, i + batch_size) for i in range(0, rows, batch_size)}
         self.values: Values = np.full((len(units), rows), np.nan)
         if self.path.exists():
-            self.path.write_text("".join(_whole_lines(self.path)), encoding="utf-8")
+            self.path.write_text("".join(whole_lines(self.path)), encoding="utf-8")
         for path in folder.glob("values-*.jsonl"):
-            for start, name, values in map(json.loads, _whole_lines(path)):
+            for start, name, values in map(json.loads, whole_lines(path)):
                 if name in self.place:
                     self._set(start, name, values)
 
@@ -60,9 +61,3 @@ class Ledger:
     def _set(self, start: int, name: str, values: Sequence[float]) -> None:
         self.values[self.place[name], self.batches[start]] = values
         self.found()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """All lines but a last one that a kill cut off, or that another process is writing."""
-    lines = path.read_text(encoding="utf-8").splitlines(True)
-    return [line for line in lines if line.endswith("\n")]

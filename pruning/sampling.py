@@ -15,7 +15,7 @@ from torch import Tensor
 from laptop import models
 from laptop.errors import BadInput
 
-VAE_LEVELS = 4  # of SD's and SDXL's VAE; and of a U-Net whose config leaves its levels out
+LEVELS = 4  # of SD's and SDXL's VAE; and of a U-Net whose config leaves its levels out
 STRENGTH = 0.3  # share of the steps that an image-to-image model goes back; SDXL's default
 
 
@@ -96,13 +96,13 @@ def latent_side(model: str, resolution: int) -> int:
     """
     if models.TASKS[models.pipeline_class(model)] == "unconditional":
         raise BadInput("an unconditional model draws one size only: leave --resolution out.")
-    if models.random_name(model):
-        vae = {"block_out_channels": VAE_LEVELS * [0]}  # without making the weights
-    else:
+    vae_levels = LEVELS
+    if not models.random_name(model):  # whose weights need not be made for this
         vae = AutoencoderKL.load_config(models.locate(model), subfolder="vae")
-    scale: int = 2 ** (len(vae["block_out_channels"]) - 1)
-    levels = len(models.unet_config(model).get("block_out_channels", VAE_LEVELS * [0]))
-    _check_resolution(resolution, scale, levels)
+        vae_levels = len(vae["block_out_channels"])
+    scale: int = 2 ** (vae_levels - 1)
+    channels = models.unet_config(model).get("block_out_channels")
+    _check_resolution(resolution, scale, len(channels) if channels else LEVELS)
     return resolution // scale
 
 

@@ -31,7 +31,7 @@ from laptop.pruning.heal import (
 )
 from laptop.pruning.plan import read_plan, read_scores, scores_file
 from laptop.pruning.score import CALIBRATION
-from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, say, write_json
+from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, write_json
 
 SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
 
@@ -138,10 +138,6 @@ def prune(
             unet = models.load_unet(model, dtype)
             calibration.check_output(unet, rows.inputs, rows.output, rows.size, str(scores))
             corrections, facts = fit(unet, plan["remove"], rows)
-            say(
-                f"healing: {facts['corrections']} places; output loss on held-out rows "
-                f"{facts['unhealed_loss']:.3e}, healed {facts['healed_loss']:.3e}"
-            )
             del unet  # the stored precision may be another one
         unet = models.load_unet(model, models.stored_dtype(model))
         student = apply_plan(unet, plan, corrections)

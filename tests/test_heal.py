@@ -1,16 +1,13 @@
 """Healing: exact where a layer maps its channels, never worse, and at home in every model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel
-from test_models import ELSEWHERE, PROMPT, draw
+from test_models import check_elsewhere
 from test_prefix import model, rows_for
 from test_surgery import LAST_BLOCKS
 from torch import Tensor, nn
@@ -172,19 +169,7 @@ def test_a_healed_folder_loads_here_and_in_stock_diffusers(healed_folder, tmp_pa
     assert unet.config.healed == IN_PLACE
     assert all(unet.get_submodule(n).scale.requires_grad for n in IN_PLACE), "distillation trains"
     assert all(unet.get_submodule(n).scale.abs().sum() > 0 for n in IN_PLACE)
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(healed_folder), str(tmp_path), PROMPT],
-        env={"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:2] == ["no laptop here", "laptop_unet_v1 False"]
-    here = draw(models.load_pipeline(str(healed_folder)))
-    for name in ("first", "again"):
-        assert np.abs(np.load(tmp_path / f"{name}.npy") - here).max() < 1e-5, name
+    check_elsewhere(healed_folder, tmp_path)
 
 
 def write_scores(folder: Path, unet: nn.Module, rows: Rows) -> Path:

@@ -212,11 +212,10 @@ print(type(pipe.unet).__module__.rpartition(".")[2], "laptop" in sys.modules)
 """
 
 
-def test_stock_diffusers_draws_the_same_picture_without_this_package(
-    pruned_folder: Path, tmp_path: Path
-) -> None:
+def check_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """Stock diffusers, in a process without this package, draws what we draw; re-saved too."""
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(pruned_folder), str(tmp_path), PROMPT],
+        [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path), PROMPT],
         env={"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "PATH": ""},
         capture_output=True,
         text=True,
@@ -225,6 +224,12 @@ def test_stock_diffusers_draws_the_same_picture_without_this_package(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["no laptop here", "laptop_unet_v1 False"]
-    here = draw(models.load_pipeline(str(pruned_folder)))
+    here = draw(models.load_pipeline(str(folder)))
     for name in ("first", "again"):
         assert np.abs(np.load(tmp_path / f"{name}.npy") - here).max() < 1e-5, name
+
+
+def test_stock_diffusers_draws_the_same_picture_without_this_package(
+    pruned_folder: Path, tmp_path: Path
+) -> None:
+    check_elsewhere(pruned_folder, tmp_path)

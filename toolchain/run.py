@@ -276,6 +276,12 @@ def write_json(path: Path, value: object) -> None:
     beside.replace(path)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """All lines but a last one that a kill cut off, or that another process is writing."""
+    lines = path.read_text(encoding="utf-8").splitlines(True)
+    return [line for line in lines if line.endswith("\n")]
+
+
 def need_space(folder: Path, size_bytes: int) -> None:
     """Raise `NoSpace` unless the disk of `folder` (or its nearest parent) has `size_bytes` free."""
     while not folder.exists():

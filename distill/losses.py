@@ -4,17 +4,17 @@
     L_task = E||target - out_S||^2    L_out = E||out_T - out_S||^2    L_l = E||f_T^l - f_S^l||^2
 
 with means over all elements, in float32. Without normalization (alpha = 1) a few blocks with large
-features dominate the sum; the weightings take alpha from the teacher's features, per batch.
+features dominate the sum; the weightings take alpha from the teacher's features.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 1e-8  # of a mean square, so that a dead feature map cannot divide by zero
+UNIT_NORM = "unit-norm"  # both maps are divided by their own norms at each place; alpha is 1
 
 # From the mean square of each teacher feature map (L,) to alpha (L,).
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,23 +22,21 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "relative": lambda square: 1 / square,
     "relative-scaled": lambda square: square.mean() / square,
     "norm-ratio": lambda square: square.sqrt().sum() / square.sqrt(),
+    UNIT_NORM: torch.ones_like,
 }
 
 
 @dataclass(frozen=True)
 class Terms:
-    """One batch's loss, whole and in parts; the parts are unweighted means, scalars."""
+    """One batch's loss, whole and in parts; the parts are without their weights, scalars."""
 
     loss: Tensor
     task: Tensor
     output: Tensor
     feature: Tensor  # sum of alpha_l * L_l
-    features: dict[str, Tensor]  # alpha_l * L_l by block
-
-    def as_floats(self) -> dict[str, float | dict[str, float]]:
-        """For the log."""
-        named = {k: float(getattr(self, k).detach()) for k in ("loss", "task", "output", "feature")}
-        return {**named, "features": {k: float(v.detach()) for k, v in self.features.items()}}
+    features: dict[str, Tensor]  # alpha_l * L_l by place
+    alphas: dict[str, Tensor]
+    norms: dict[str, Tensor]  # root mean square of the teacher's maps
 
 
 def distillation_loss(
@@ -50,16 +48,56 @@ def distillation_loss(
     *,
     weighting: str,
     weights: tuple[float, float, float],
+    squares: Tensor | None = None,
+    of_sample: Tensor | None = None,
 ) -> Terms:
-    """All terms; `target`, `student`, `teacher` (B, C, H, W), `weights` (task, output, feature)."""
-    task = F.mse_loss(student.float(), target.float())
-    output = F.mse_loss(student.float(), teacher.float())
-    square = torch.stack([f.detach().float().square().mean() for f in teacher_features.values()])
-    alphas = WEIGHTINGS[weighting](square.clamp_min(FLOOR))
+    """All terms; `target`, `student`, `teacher` (B, C, H, W), `weights` (task, output, feature).
+
+    `squares` (L,) are the mean squares of the teacher's maps that alpha is made of; None takes this
+    batch's. `of_sample` (B,) weighs samples in the task and output terms, as SNR weighting does.
+    What comes from the teacher may be inference tensors.
+    """
+    task = _mean_square(student, target, of_sample)
+    output = _mean_square(student, teacher, of_sample)
+    if squares is None:
+        squares = mean_squares(teacher_features)
+    alphas = dict(zip(teacher_features, WEIGHTINGS[weighting](squares), strict=True))
+    compare = _unit_norm if weighting == UNIT_NORM else _mean_square
     features = {
-        name: alpha * F.mse_loss(student_features[name].float(), f.detach().float())
-        for alpha, (name, f) in zip(alphas, teacher_features.items(), strict=True)
+        name: alpha * compare(student_features[name], teacher_features[name])
+        for name, alpha in alphas.items()
     }
     feature = torch.stack(list(features.values())).sum()
     loss = weights[0] * task + weights[1] * output + weights[2] * feature
-    return Terms(loss, task, output, feature, features)
+    norms = dict(zip(teacher_features, squares.sqrt(), strict=True))
+    return Terms(loss, task, output, feature, features, alphas, norms)
+
+
+def mean_squares(features: Mapping[str, Tensor]) -> Tensor:
+    """Mean square (L,) of each map, in float32, at least `FLOOR`."""
+    with torch.no_grad():
+        return torch.stack([f.float().square().mean() for f in features.values()]).clamp_min(FLOOR)
+
+
+def _mean_square(student: Tensor, teacher: Tensor, of_sample: Tensor | None = None) -> Tensor:
+    """In float32. `square` keeps the difference for its gradient, never the teacher's tensor."""
+    square = (student.float() - teacher.float()).square()
+    return square.mean() if of_sample is None else (square.flatten(1).mean(1) * of_sample).mean()
+
+
+def _unit_norm(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over places of the squared distance between the maps' directions there."""
+    with torch.no_grad():
+        wanted = _directions(teacher)
+    return (_directions(student) - wanted).square().sum(_channels(student)).mean()
+
+
+def _directions(features: Tensor) -> Tensor:
+    whole = features.float()
+    square = whole.square().sum(_channels(features), keepdim=True)
+    return whole / square.clamp_min(FLOOR).sqrt()
+
+
+def _channels(features: Tensor) -> int:
+    """Maps are (B, C, H, W), tokens (B, T, C)."""
+    return 1 if features.ndim == 4 else -1

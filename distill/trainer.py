@@ -1,54 +1,43 @@
-"""The distillation stage: a pruned student learns from its teacher, can be killed, and resumes.
-
-All randomness of a step comes from a generator seeded by (seed, step), so a resumed run takes the
-steps that an unbroken one would have taken.
-"""
+"""The distillation stage: a pruned student learns from its teacher, can be killed, and resumes."""
 
 import json
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import EMAModel
-from torch import Tensor
-
 from laptop import models
-from laptop.distill.data import Encoded, encode, read_captions
-from laptop.distill.features import Features, pairs
-from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
-from laptop.errors import BadInput, LaptopError
-from laptop.pruning import calibration
+from laptop.distill import checkpoint
+from laptop.distill.batches import FromCache, MadeUp
+from laptop.distill.buckets import Order
+from laptop.distill.cache import Cache, check_cache
+from laptop.distill.divergence import Diverged
+from laptop.distill.features import PLACES
+from laptop.distill.forecast import Forecast, available_bytes, forecast
+from laptop.distill.losses import WEIGHTINGS
+from laptop.distill.optimizer import OPTIMIZERS, SCHEDULES
+from laptop.distill.session import DistillConfig, Session, TrainConfig
+from laptop.errors import BadInput
+from laptop.processes import count, is_main, wait_for_all
+from laptop.pruning import noising
 from laptop.pruning.surgery import write_model
-from laptop.run import Overwrite, resume_folder, run_stage, track, whole_lines
+from laptop.run import Overwrite, need_space, resume_folder, say, track, whole_lines
+from laptop.together import run_stage_together
 
-CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
 PAIRED = (
     "in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    steps: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 5e-4  # peak; linear warm-up, then cosine to zero
-    warmup_steps: int = 50
-    weighting: str = "relative"  # of the feature terms, see losses.WEIGHTINGS
-    task_weight: float = 1.0
-    output_weight: float = 1.0
-    feature_weight: float = 1.0
-    drop_caption: float = 0.1  # share of samples without a caption, for guidance
-    ema_decay: float = 0.995
-    checkpoint_every: int = 100  # steps
-    seed: int = 0
-
-
-class Diverged(LaptopError):
-    """The loss is not finite; the last good checkpoint is kept."""
+CHOICES = {
+    "weighting": WEIGHTINGS,
+    "features": PLACES,
+    "schedule": SCHEDULES,
+    "norms": ("batch", "calibration"),
+    "optimizer": OPTIMIZERS,
+    "mixed_precision": (None, "no", "bf16", "fp16"),
+}
+NUMERIC = ("mixed_precision", "optimizer")
+FIRST_STEPS = 5  # after which the speed is told; the very first are slower
 
 
 def distill(
@@ -57,41 +46,52 @@ def distill(
     data: Path,
     out: Path,
     config: DistillConfig,
+    how: TrainConfig | None = None,
     *,
     overwrite: Overwrite = False,
 ) -> Path:
-    """Train `student` on the images of `data`; writes its averaged weights as a diffusers folder.
+    """Train `student` on the cache `data`; writes its averaged weights as a diffusers folder.
 
     `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
     """
-    check_config(config)
+    how = how or TrainConfig()
+    check_config(config, how)
     models.need_whole_chain(teacher, "distill")
-    read_captions(data)
+    check_cache(data, teacher)
     check_pair(teacher, student)
+    expected = forecast(teacher, student, config, how)
     inputs: dict[str, Path] = {"data": data}
-    settings: dict[str, Any] = asdict(config)
+    # How it is computed may change between kill and resume, but for what changes the numbers.
+    settings: dict[str, Any] = asdict(config) | {k: asdict(how)[k] for k in NUMERIC}
     for role, model in (("teacher", teacher), ("student", student)):
         files, which = models.identity(role, model)
         inputs |= files
         settings |= which
 
     def work(folder: Path) -> dict[str, Any]:
-        seconds = train(teacher, student, data, folder, config)
-        return {"train_seconds": round(seconds, 1)}
+        need_space(folder, 2 * expected.checkpoint_bytes)  # the old one goes after the new stands
+        say(expected.text())
+        return train(teacher, student, data, folder, config, how, expected)
 
     settings |= {"teacher": teacher}
-    return run_stage("distill", out, settings, inputs, work, overwrite=overwrite)
+    return run_stage_together("distill", out, settings, inputs, work, overwrite=overwrite)
 
 
-def check_config(config: DistillConfig) -> None:
+def check_config(config: DistillConfig, how: TrainConfig) -> None:
     """Raise `BadInput` for settings that cannot be trained with."""
-    if config.weighting not in WEIGHTINGS:
+    given = asdict(config) | asdict(how)
+    for name, known in CHOICES.items():
+        if given[name] not in known:
+            choices = ", ".join(k for k in known if k is not None)
+            raise BadInput(f"{name} {given[name]!r} is unknown; known are {choices}.")
+    for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
+        if given[name] < 1:
+            raise BadInput(f"{name} must be at least 1, not {given[name]}.")
+    if config.batch_size % count():
         raise BadInput(
-            f"weighting {config.weighting!r} is unknown; known are {', '.join(WEIGHTINGS)}."
+            f"batch_size {config.batch_size} cannot be shared by {count()} processes. It is the "
+            "batch of all together: choose a multiple of their number."
         )
-    for name in ("steps", "batch_size", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise BadInput(f"{name} must be at least 1, not {getattr(config, name)}.")
 
 
 def check_pair(teacher: str, student: str) -> None:
@@ -110,140 +110,136 @@ def check_pair(teacher: str, student: str) -> None:
         )
 
 
-def train(teacher: str, student: str, data: Path, folder: Path, config: DistillConfig) -> float:
-    """Run all steps in `folder`, from its checkpoint if it has one; returns seconds of training."""
-    pipe = models.load_pipeline(teacher)
-    encoded = encode(pipe, data, resume_folder(folder) / "encoded.safetensors", seed=config.seed)
-    session = _Session(pipe, models.load_unet(student), encoded, config, folder)
-    session.resume()
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        for step in track(range(session.done, config.steps), "distill", config.steps, session.done):
-            terms = session.step(step)
-            if step % 10 == 0 or step == config.steps - 1:
-                log.write(json.dumps(session.row(step, terms)) + "\n")
+def train(
+    teacher: str,
+    student: str,
+    data: Path,
+    folder: Path,
+    config: DistillConfig,
+    how: TrainConfig,
+    expected: Forecast,
+) -> dict[str, Any]:
+    """Run all steps in `folder`, from its checkpoint if it has one; returns facts of it."""
+    session = start(teacher, student, data, config, how)
+    checkpoints = resume_folder(folder)
+    clock = _Clock(_resume(session, checkpoints, folder))
+    if how.back_offs and not checkpoint.latest(checkpoints):
+        session.save(checkpoints, 0.0)  # to go back to
+    while session.done < config.steps:
+        try:
+            _run(session, checkpoints, folder, clock, expected)
+        except Diverged as e:
+            _back_off(session, checkpoints, folder, e)
+    if is_main():
+        pruned = models.load_unet(student)
+    weights = session.result()
+    if is_main():
+        pruned.load_state_dict(weights)
+        write_model(folder, pruned, student)
+    wait_for_all()
+    facts = {"train_seconds": round(clock.seconds(), 1), "processes": count()}
+    return facts | {"back_offs": session.backed_off, "train": asdict(how)}
+
+
+def start(
+    teacher: str, student: str, data: Path, config: DistillConfig, how: TrainConfig
+) -> Session:
+    """A session with models loaded, at step 0."""
+    noise, cache = noising.of_model(teacher), Cache(data)
+    size = how.micro_batch or config.batch_size // count()
+    order = Order(cache.buckets, config.batch_size, config.seed)
+    batches = FromCache(cache, order, noise.levels, size, config.drop_caption, config.seed)
+    unets = models.load_unet(teacher), models.load_unet(student)
+    return Session(*unets, noise, batches, config, how)
+
+
+def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> dict[str, Any]:
+    """The forecast, and the speed of some steps on made-up samples; writes nothing."""
+    check_config(config, how)
+    models.need_whole_chain(teacher, "distill")
+    check_pair(teacher, student)
+    expected, free = forecast(teacher, student, config, how), available_bytes()
+    found = expected.as_dict() | {"available_bytes": free}
+    if expected.memory_bytes > free:
+        return found | {"seconds_per_step": None, "why": "it does not fit into this memory"}
+    unets = models.load_unet(teacher), models.load_unet(student)
+    size = how.micro_batch or config.batch_size // count()
+    batches = MadeUp(unets[0].config, models.context_length(teacher), config.batch_size, size)
+    quiet = replace(how, shares_every=0)
+    session = Session(*unets, noising.of_model(teacher), batches, config, quiet)
+    session.step(0)
+    started = time.perf_counter()
+    for step in range(1, FIRST_STEPS):
+        session.step(step)
+    seconds = (time.perf_counter() - started) / (FIRST_STEPS - 1)
+    return found | {
+        "seconds_per_step": round(seconds, 4),
+        "images_per_second": round(config.batch_size / seconds, 3),
+        "hours": round(config.steps * seconds / 3600, 3),
+    }
+
+
+def _run(
+    session: Session, checkpoints: Path, folder: Path, clock: "_Clock", expected: Forecast
+) -> None:
+    """Step, log and save until all steps are done."""
+    config, how, first = session.config, session.how, session.done
+    with (folder / METRICS).open("a", encoding="utf-8") as log:
+        for step in track(range(first, config.steps), "distill", config.steps, first):
+            row = session.step(step)
+            is_logged = step % how.log_every == 0 or "gradient_norms" in row
+            if is_main() and (is_logged or step == config.steps - 1):
+                log.write(
+                    json.dumps(row | {"lr": session.learning_rate(step)} | clock.row()) + "\n"
+                )
                 log.flush()
-            if (step + 1) % config.checkpoint_every == 0:
-                session.save()
-    session.save()
-    session.ema.copy_to(session.student.parameters())
-    write_model(folder, session.student.eval(), student)
-    return session.seconds
+            if step == first + FIRST_STEPS - 1 and step + 1 < config.steps:
+                say(expected.speed(clock.since_start() / FIRST_STEPS, config.steps - step))
+            if session.done % how.checkpoint_every == 0 or session.done == config.steps:
+                session.save(checkpoints, clock.seconds())
 
 
-class _Session:
-    """What training holds between steps."""
+def _back_off(session: Session, checkpoints: Path, folder: Path, why: Diverged) -> None:
+    """Go back to the last good checkpoint with half the learning rate, or give up."""
+    kept, how = checkpoint.latest(checkpoints), session.how
+    where = f"the checkpoint after step {kept.name[5:].lstrip('0')}" if kept else "none was due yet"
+    if session.backed_off >= how.back_offs or kept is None:
+        raise Diverged(
+            f"{why} The last good checkpoint is kept ({where}, in {folder}). Lower learning_rate "
+            f"({session.config.learning_rate:g}) and start again with --overwrite, or set "
+            "back_offs in the recipe's [train], to halve it from there on."
+        ) from None
+    backed_off, scale = session.backed_off + 1, session.scale / 2
+    seconds = _resume(session, checkpoints, folder)
+    session.backed_off, session.scale = backed_off, scale
+    session.save(checkpoints, seconds)
+    say(f"{why} Back to {where}, with {scale:g} of the learning rate.")
 
-    def __init__(self, pipe: Any, student: Any, data: Encoded, config: DistillConfig, folder: Path):
-        self.config, self.data, self.folder = config, data, folder
-        self.teacher = pipe.unet.requires_grad_(False).eval()
-        self.student = student.requires_grad_(True).train()
-        blocks = pairs(self.teacher, student)
-        self.teacher_features = Features(self.teacher, {name: name for name in blocks})
-        self.student_features = Features(student, blocks)
-        self.schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-        self.optimizer = torch.optim.AdamW(
-            student.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True
-        )
-        self.ema = EMAModel(
-            student.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75
-        )
-        self.done, self.seconds = 0, 0.0
-        self.started = time.perf_counter()
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
-        c = self.config
-        if step < c.warmup_steps:
-            return c.learning_rate * (step + 1) / c.warmup_steps
-        share = (step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
-        return c.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+def _resume(session: Session, checkpoints: Path, folder: Path) -> float:
+    """Take up the last checkpoint, if any, and forget logged steps that come after it."""
+    found = checkpoint.latest(checkpoints)
+    seconds = session.restore(found) if found else 0.0
+    metrics = folder / METRICS
+    if is_main() and metrics.exists():
+        kept = [line for line in whole_lines(metrics) if json.loads(line)["step"] < session.done]
+        beside = metrics.with_suffix(".tmp")
+        beside.write_text("".join(kept), encoding="utf-8")
+        beside.replace(metrics)
+    return seconds
 
-    def step(self, step: int) -> Terms:
-        """One update; raises `Diverged` before a bad gradient can touch the weights."""
-        noisy, t, target, rows = self._batch(step)
-        added = {k: rows[k] for k in ("text_embeds", "time_ids") if k in rows} or None
-        states = rows["encoder_hidden_states"]
-        with torch.no_grad():
-            teacher_out = self.teacher(noisy, t, states, added_cond_kwargs=added).sample
-        student_out = self.student(noisy, t, states, added_cond_kwargs=added).sample
-        c = self.config
-        terms = distillation_loss(
-            target,
-            student_out,
-            teacher_out,
-            self.student_features.maps,
-            self.teacher_features.maps,
-            weighting=c.weighting,
-            weights=(c.task_weight, c.output_weight, c.feature_weight),
-        )
-        self.optimizer.zero_grad()
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        if not math.isfinite(float(terms.loss.detach()) + float(norm)):
-            raise Diverged(
-                f"gradient norm {float(norm)}, loss {terms.as_floats()} at step {step}. The last "
-                f"good checkpoint is kept in {self.folder}. Lower learning_rate "
-                f"({c.learning_rate:g}) and start again with --overwrite."
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
-        self.ema.step(self.student.parameters())
-        self.done = step + 1
-        return terms
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Noisy latents (B, C, h, w), timesteps (B,), the task's target and the conditioning."""
-        c = self.config
-        g = torch.Generator().manual_seed(c.seed * 1_000_003 + step)
-        picked = torch.randint(len(self.data.latents), (c.batch_size,), generator=g)
-        keep = torch.rand(c.batch_size, generator=g) >= c.drop_caption
-        latents, rows = self.data.rows(picked, keep)
-        noise = torch.randn(latents.shape, generator=g)
-        steps = self.schedule.config.num_train_timesteps
-        t = torch.randint(steps, (c.batch_size,), generator=g)
-        noisy = self.schedule.add_noise(latents, noise, t)
-        target = calibration.target(self.schedule, latents, noise, t)
-        return noisy, t, target, rows
+class _Clock:
+    """Seconds of training, over kills."""
 
-    def row(self, step: int, terms: Terms) -> dict[str, Any]:
-        """A line of metrics.jsonl."""
-        return {
-            "step": step,
-            **terms.as_floats(),
-            "lr": self.learning_rate(step),
-            "seconds": round(self._elapsed(), 2),
-        }
+    def __init__(self, before: float):
+        self.before, self.started = before, time.perf_counter()
 
-    def _elapsed(self) -> float:
-        return self.seconds + time.perf_counter() - self.started
+    def since_start(self) -> float:
+        return time.perf_counter() - self.started
 
-    def save(self) -> None:
-        """Write the checkpoint beside and rename it."""
-        self.seconds, self.started = self._elapsed(), time.perf_counter()
-        state = {
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "done": self.done,
-            "seconds": self.seconds,
-        }
-        path = resume_folder(self.folder) / CHECKPOINT
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+    def seconds(self) -> float:
+        return self.before + self.since_start()
 
-    def resume(self) -> None:
-        """Take up the checkpoint, and forget logged steps that come after it."""
-        path = resume_folder(self.folder) / CHECKPOINT
-        metrics = self.folder / "metrics.jsonl"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            self.student.load_state_dict(state["student"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.ema.load_state_dict(state["ema"])
-            self.done, self.seconds = state["done"], state["seconds"]
-        if metrics.exists():
-            kept = [line for line in whole_lines(metrics) if json.loads(line)["step"] < self.done]
-            beside = metrics.with_suffix(".tmp")
-            beside.write_text("".join(kept), encoding="utf-8")
-            beside.replace(metrics)
+    def row(self) -> dict[str, float]:
+        return {"seconds": round(self.seconds(), 2)}

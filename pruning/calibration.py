@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from laptop import models
 from laptop.errors import BadInput
+from laptop.pruning.noising import Noising
 from laptop.pruning.sampling import draw, starts
 from laptop.pruning.units import ADDED, example_inputs, forward_rows
 from laptop.run import track
@@ -137,38 +136,13 @@ def denoising(
         hook.remove()
     picked = torch.arange(samples) % len(prompts)
     clean = torch.cat(latents)[picked]
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    t = torch.randint(schedule.config.num_train_timesteps, (samples,), generator=generator)
-    noise = torch.randn(clean.shape, generator=generator)
+    noising = Noising(pipe.scheduler.config)
+    level = torch.randint(noising.levels, (samples,), generator=generator)
+    noised = noising(clean, torch.randn(clean.shape, generator=generator), level)
     conditions = {k: torch.cat([row[k] for row in rows])[picked] for k in rows[0]}
     beside = conditions.pop("sample")[:, clean.shape[1] :]  # an inpainting model's mask and picture
-    noisy = torch.cat([schedule.add_noise(clean, noise, t), beside], 1)
-    rows_made = {"sample": noisy, "timestep": t.float(), **conditions}
-    return rows_made, target(schedule, clean, noise, t)
-
-
-def target(schedule: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What a U-Net should predict from noised latents; `BadInput` for an unknown kind."""
-    kind = schedule.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        velocity: Tensor = schedule.get_velocity(latents, noise, t)
-        return velocity
-    raise BadInput(f"the scheduler predicts {kind!r}; known: epsilon, v_prediction.")
-
-
-def picture_errors(model: str, timesteps: Tensor) -> Tensor:
-    """How much a unit squared error of the output is worth in the predicted picture, by row (N,).
-
-    The picture follows from x_t and the output: its factor is (1 - a) / a for noise, 1 - a for v,
-    with a the cumulated alpha of the timestep.
-    """
-    schedule = DDPMScheduler.from_pretrained(models.locate(model), subfolder="scheduler")
-    a: Tensor = schedule.alphas_cumprod[timesteps.long()]
-    if schedule.config.prediction_type == "epsilon":
-        return (1 - a) / a
-    return 1 - a
+    noisy = torch.cat([noised.sample, beside], 1)
+    return {"sample": noisy, "timestep": noised.timestep.float(), **conditions}, noised.target
 
 
 def check_rows(unet: Any, rows: Mapping[str, Tensor], output: Tensor, what: str) -> None:

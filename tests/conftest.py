@@ -51,3 +51,23 @@ def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("models") / "pruned"
     pipe.save_pretrained(folder)
     return folder
+
+
+def _cache(model: str, folder: Path) -> Path:
+    from laptop.tiny.scenes import write_folder
+
+    write_folder(folder, 12, seed=0)
+    (folder / "model").write_text(model)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes as the untrained `tiny-sdxl` encodes them."""
+    return _cache(str(tiny_folder), tmp_path_factory.mktemp("cache") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def trained_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as the trained one encodes them."""
+    return _cache("tiny-sdxl", tmp_path_factory.mktemp("cache") / "trained")

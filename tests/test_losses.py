@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from laptop.distill.losses import WEIGHTINGS, distillation_loss
 
@@ -22,7 +23,13 @@ def formula(weighting: str, student, teacher) -> dict[str, float]:
         "relative": lambda k: 1 / square[k],
         "relative-scaled": lambda k: sum(square.values()) / len(square) / square[k],
         "norm-ratio": lambda k: sum(v**0.5 for v in square.values()) / square[k] ** 0.5,
+        "unit-norm": None,
     }[weighting]
+    if alpha is None:
+        return {
+            k: float(2 - 2 * F.cosine_similarity(student[k].double(), t.double()).mean())
+            for k, t in teacher.items()
+        }
     return {
         k: alpha(k) * float((student[k].double() - t.double()).square().mean())
         for k, t in teacher.items()
@@ -41,6 +48,55 @@ def test_every_weighting_follows_its_formula(weighting: str) -> None:
     output = float((out[2].double() - out[1].double()).square().mean())
     total = task + 0.5 * output + 0.25 * sum(wanted.values())
     assert float(terms.loss) == pytest.approx(total, rel=1e-5)
+
+
+def test_tokens_and_maps_are_normalized_over_their_channels() -> None:
+    maps_, tokens = torch.randn(2, 2, 5, 4, 4)
+    maps_of = {"a": maps_}, {"a": tokens}
+    tokens_of = tuple({"a": m["a"].flatten(2).mT} for m in maps_of)
+    zeros = torch.zeros(1)
+    found = [
+        distillation_loss(zeros, zeros, zeros, *pair, weighting="unit-norm", weights=(1, 1, 1))
+        for pair in (maps_of, tokens_of)
+    ]
+    assert float(found[0].feature) == pytest.approx(float(found[1].feature), rel=1e-5)
+
+
+def test_samples_are_weighed_in_the_task_and_output_terms_only() -> None:
+    target, student, teacher = torch.randn(3, 2, 4, 8, 8)
+    weight = torch.tensor([2.0, 0.0])
+    terms = distillation_loss(
+        *(target, student, teacher), maps(0), maps(1),
+        weighting="none", weights=(1, 1, 1), of_sample=weight,
+    )  # fmt: skip
+    assert float(terms.task) == pytest.approx(float((student - target)[0].square().mean()))
+    assert float(terms.output) == pytest.approx(float((student - teacher)[0].square().mean()))
+    assert float(terms.feature) == pytest.approx(sum(formula("none", maps(0), maps(1)).values()))
+
+
+def test_given_norms_take_the_place_of_the_batch_s() -> None:
+    squares = torch.tensor([1.0, 4.0, 9.0])
+    zeros = torch.zeros(1)
+    terms = distillation_loss(
+        *(zeros, zeros, zeros), maps(0), maps(1),
+        weighting="relative", weights=(0, 0, 1), squares=squares,
+    )  # fmt: skip
+    assert [float(a) for a in terms.alphas.values()] == pytest.approx([1, 1 / 4, 1 / 9])
+    assert [float(n) for n in terms.norms.values()] == pytest.approx([1, 2, 3])
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_what_the_teacher_computed_in_inference_mode_gives_gradients(weighting: str) -> None:
+    student = {k: v.requires_grad_() for k, v in maps(0).items()}
+    out = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with torch.inference_mode():
+        teacher, teacher_out = maps(1), torch.randn(2, 4, 8, 8)
+    terms = distillation_loss(
+        torch.zeros(2, 4, 8, 8), out, teacher_out, student, teacher,
+        weighting=weighting, weights=(1, 1, 1),
+    )  # fmt: skip
+    terms.loss.backward()
+    assert all(v.grad.abs().sum() > 0 for v in (out, *student.values()))
 
 
 def test_normalization_cures_the_imbalance() -> None:

@@ -1,87 +1,223 @@
-"""Distillation on the untrained tiny model: it learns, resumes bit for bit, refuses bad data."""
+"""Distillation on the tiny model: it learns, survives kills, full disks and bad numbers."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from conftest import REMOVED
 from laptop import models
-from laptop.distill import trainer
-from laptop.distill.trainer import DistillConfig, Diverged, distill
-from laptop.errors import BadInput
+from laptop.distill import checkpoint, trainer
+from laptop.distill.cache import Cache
+from laptop.distill.divergence import Diverged, Watch
+from laptop.distill.session import DistillConfig, TrainConfig
+from laptop.distill.trainer import distill, rehearse, start
+from laptop.errors import BadInput, NoSpace
 from laptop.pruning.surgery import prune_unet, write_model
-from laptop.tiny.scenes import write_folder
 
-CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2, checkpoint_every=2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_folder(folder, 12, seed=0)
-    return folder
+CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
+HOW = TrainConfig(checkpoint_every=2)
+SCRIPT = str(Path(__file__).parent / "training.py")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(next((folder / "unet").glob("*.safetensors")))
 
 
-def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(
-    tiny_folder, pruned_folder, data, tmp_path, monkeypatch
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+
+
+@pytest.fixture
+def pair(tiny_folder, pruned_folder) -> tuple[str, str]:
+    return str(tiny_folder), str(pruned_folder)
+
+
+def test_a_run_killed_at_any_moment_ends_bit_for_bit_like_an_unbroken_one(
+    pair, tiny_cache, tmp_path
 ) -> None:
-    models_ = str(tiny_folder), str(pruned_folder)
-    whole = distill(*models_, data, tmp_path / "whole", CONFIG)
-    step = trainer._Session.step
+    """Killed by the system, three times, wherever it happens to be; another time in a save."""
+    config = replace(CONFIG, steps=16)
+    whole = distill(*pair, tiny_cache, tmp_path / "whole", config, replace(HOW, log_every=1))
+    out = tmp_path / "broken"
+    settings = [json.dumps({"steps": 16, "batch_size": 4, "warmup_steps": 2})]
+    settings += [json.dumps({"checkpoint_every": 4, "log_every": 1})]
+    command = [sys.executable, SCRIPT, *pair, str(tiny_cache), str(out), *settings]
+    metrics = tmp_path / ".broken.partial" / "metrics.jsonl"
+    for lines in (2, 9, 13):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text().count("\n") >= lines):
+            assert process.poll() is None, "it should not end before it is killed"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same_weights(whole, out)
+    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(out)]
+    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(whole)]
+    assert not (out / ".resume").exists(), "a finished model carries no checkpoint"
 
-    def killed(self, number):
-        if number == 5:
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    pair, tiny_cache, tmp_path, monkeypatch
+) -> None:
+    whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, HOW)
+    write = checkpoint.write_json
+
+    def killed(path: Path, state: dict) -> None:
+        if state["done"] == 4:
             raise KeyboardInterrupt
-        return step(self, number)
+        write(path, state)
 
-    monkeypatch.setattr(trainer._Session, "step", killed)
+    monkeypatch.setattr(checkpoint, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(*models_, data, tmp_path / "broken", CONFIG)
-    assert not (tmp_path / "broken").exists()
+        distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, HOW)
+    kept = checkpoint.latest(tmp_path / ".broken.partial" / ".resume")
+    assert kept is not None
+    assert kept.name.endswith("02")
     monkeypatch.undo()
-    broken = distill(*models_, data, tmp_path / "broken", CONFIG)
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(broken)[name]), name
-    rows = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 5]
-    assert set(rows[0]["features"]) >= {"down_blocks.0", "mid_block", "up_blocks.2"}
-    assert not list(broken.rglob("*.pt")), "a finished model carries no checkpoint"
+    assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, HOW))
 
 
-def test_training_brings_the_student_nearer_to_its_teacher(data, tmp_path) -> None:
+def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
+    pair, tiny_cache, tmp_path, monkeypatch
+) -> None:
+    save, saves = checkpoint.dcp.save, []
+
+    def full(*args, **kwargs) -> None:
+        saves.append(args)
+        if len(saves) == 2:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise CheckpointException("write", {0: (error, None)})
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(NoSpace, match="disk is full"):
+        distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
+    kept = checkpoint.latest(tmp_path / ".out.partial" / ".resume")
+    assert kept is not None
+    assert kept.name.endswith("02")
+    out = distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
+    assert rows(out)[-1]["step"] == 5
+
+
+def test_training_brings_the_student_nearer_to_its_teacher(trained_cache, tmp_path) -> None:
     teacher, student = models.load_unet("tiny-sdxl"), tmp_path / "student"
     write_model(student, prune_unet(teacher, REMOVED), "tiny-sdxl")
-    config = replace(CONFIG, steps=30, batch_size=8, checkpoint_every=30)
-    out = distill("tiny-sdxl", str(student), data, tmp_path / "out", config)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["feature"] < 0.5 * rows[0]["feature"]
+    config = replace(CONFIG, steps=30, batch_size=8)
+    out = distill("tiny-sdxl", str(student), trained_cache, tmp_path / "out", config)
+    assert rows(out)[-1]["feature"] < 0.5 * rows(out)[0]["feature"]
     assert models.load_unet(str(out)).config["removed"]
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(
-    tiny_folder, pruned_folder, data, tmp_path
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(
+    pair, tiny_cache, tmp_path
 ) -> None:
     config = replace(CONFIG, steps=200, learning_rate=1e30)
-    with pytest.raises(Diverged, match=r"step \d+"):
-        distill(str(tiny_folder), str(pruned_folder), data, tmp_path / "out", config)
+    with pytest.raises(Diverged, match=r"step \d+: .*task.* not finite .* on samples .*\.png"):
+        distill(*pair, tiny_cache, tmp_path / "out", config, HOW)
 
 
-def test_bad_data_is_refused_before_any_weight_is_read(tmp_path) -> None:
-    with pytest.raises(BadInput, match=r"metadata\.jsonl"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", CONFIG)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
-    with pytest.raises(BadInput, match="line 1"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", CONFIG)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
-    with pytest.raises(BadInput, match=r"0\.png does not exist"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", CONFIG)
-    with pytest.raises(BadInput, match="weighting"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", replace(CONFIG, weighting="l2"))
+def test_a_bad_sample_is_named_and_the_last_checkpoint_kept(
+    pair, tiny_cache, tmp_path, monkeypatch
+) -> None:
+    good, seen = Cache.rows, []
+
+    def rows_(self, index, keep):
+        latents, found = good(self, index, keep)
+        seen.append(index)
+        if len(seen) == 4:
+            latents[2, 0, 0, 0] = float("nan")
+        return latents, found
+
+    monkeypatch.setattr(Cache, "rows", rows_)
+    with pytest.raises(Diverged) as caught:
+        distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
+    guilty = Cache(tiny_cache).ids[int(seen[3][2])]
+    assert f"step 3: loss, task, output, feature, gradient_norm not finite" in str(caught.value)
+    assert (
+        f"on samples {guilty}. The last good checkpoint is kept (the checkpoint after step 2"
+        in str(caught.value)
+    )
+    monkeypatch.undo()
+    whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, HOW)
+    assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW))
+
+
+def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
+    pair, tiny_cache, tmp_path, monkeypatch
+) -> None:
+    calls = []
+
+    def once(self, loss: float, factor: float) -> bool:
+        calls.append(loss)
+        return len(calls) == 6
+
+    monkeypatch.setattr(Watch, "runs_away", once)
+    config, how = replace(CONFIG, steps=8, schedule="constant"), replace(HOW, log_every=1)
+    with pytest.raises(Diverged, match=r"step 5: the loss has run away .*set back_offs"):
+        distill(*pair, tiny_cache, tmp_path / "none", config, how)
+    calls.clear()
+    out = distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
+    assert json.loads((out / "manifest.json").read_text())["back_offs"] == 1
+    found = rows(out)
+    assert [row["step"] for row in found] == list(range(8))
+    assert [row["lr"] for row in found[2:]] == [5e-4] * 2 + [2.5e-4] * 4
+
+
+def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, tiny_cache) -> None:
+    session = start(*pair, tiny_cache, CONFIG, HOW)
+    session.step(0)
+    teacher = {p.data_ptr() for p in session.teacher.parameters()}
+    held = session.tensors()
+    assert set(held["student"]) == set(held["average"]) == set(session.names)
+    assert set(held["optimizer"]["state"]) == set(session.names)
+    optimized = [p for group in session.optimizer.param_groups for p in group["params"]]
+    assert len(optimized) == len(session.names)
+    assert not teacher & {p.data_ptr() for p in (*optimized, *held["student"].values())}
+
+
+def test_a_rehearsal_says_what_training_will_cost_and_writes_nothing(pair, tmp_path) -> None:
+    found = rehearse(*pair, CONFIG, HOW)
+    assert found["student_params"] < found["teacher_params"] == 2_551_300
+    assert found["images"] == 24
+    assert found["images_per_second"] == pytest.approx(4 / found["seconds_per_step"], rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weighting": "l2"}, "weighting 'l2' is unknown; known are none, relative"),
+        ({"schedule": "linear"}, "known are cosine, constant"),
+        ({"features": "heads"}, "known are blocks, attentions, layers"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_refused(change, message) -> None:
+    with pytest.raises(BadInput, match=message):
+        trainer.check_config(replace(CONFIG, **change), HOW)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(trainer, "count", lambda: 3)
+    with pytest.raises(BadInput, match="batch_size 4 cannot be shared by 3 processes"):
+        trainer.check_config(CONFIG, HOW)

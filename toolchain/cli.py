@@ -231,13 +231,14 @@ def prune(
 @options.dry_run
 def distill(
     teacher: str, student: str, data: str | None, steps: int | None, out: Path, common: Common
-) -> "Iterator[Recipe]":
+) -> "Iterator[object]":
     """Retrain a pruned student by normalized feature distillation."""
     options.need_folder(out)
     recipe = common.recipe(teacher, distill={"steps": steps}, data={"source": data})
-    yield recipe
+    from laptop.distill import trainer
+
+    yield recipe, lambda: trainer.rehearse(teacher, student, recipe.distill, recipe.train)
     from laptop.compress import training_data
-    from laptop.distill.trainer import distill as run
 
     pictures = training_data(
         teacher,
@@ -245,7 +246,8 @@ def distill(
         out.with_name(f"{out.name}-data"),
         overwrite="stale" if common.overwrite else False,
     )
-    run(teacher, student, pictures, out, recipe.distill, overwrite=common.overwrite)
+    configs = recipe.distill, recipe.train
+    trainer.distill(teacher, student, pictures, out, *configs, overwrite=common.overwrite)
     last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
 

@@ -74,6 +74,7 @@ def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
             data,
             out / "distill",
             recipe.distill,
+            recipe.train,
             overwrite=again,
         ),
         "model": lambda: publish(out, student, overwrite=again),
@@ -131,7 +132,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     models.need_whole_chain(recipe.model, "compress")
     check_request(recipe.export, _prompts(recipe))
     check_data(recipe.model, recipe.data)
-    check_training(recipe.distill)
+    check_training(recipe.distill, recipe.train)
     check_score(recipe.score)
     check_prune(recipe.prune)
     _evaluation_prompts(recipe)

@@ -99,19 +99,19 @@ def common(function: Function) -> Function:
 def dry_run(function: Function) -> Function:
     """Add --dry-run: print the resolved recipe and the estimated cost, and stop.
 
-    The command is a generator that yields its recipe before it does anything.
+    The command is a generator that yields its recipe before it does anything; with it, if it has
+    one of its own, what makes the estimate.
     """
 
     @functools.wraps(function)
     def command(dry_run: bool, **values: Any) -> None:
         steps = function(**values)
-        recipe = next(steps)
+        recipe, *own = made if isinstance(made := next(steps), tuple) else (made,)
         if dry_run:
             from laptop.compress import estimate
 
-            click.echo(
-                json.dumps({"recipe": asdict(recipe), "estimate": estimate(recipe)}, indent=1)
-            )
+            cost = own[0]() if own else estimate(recipe)
+            click.echo(json.dumps({"recipe": asdict(recipe), "estimate": cost}, indent=1))
         else:
             next(steps, None)
 

@@ -47,6 +47,16 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[number() :: count()]
 
 
+def local_share(total: int) -> range:
+    """This process's neighbouring numbers of 0 to `total` - 1, as many as every process has.
+
+    `total` must be a multiple of the number of processes.
+    """
+    each, rest = divmod(total, count())
+    assert not rest
+    return range(number() * each, (number() + 1) * each)
+
+
 def from_main(value: T) -> T:
     """What the main process passes here; all processes must come here."""
     from accelerate.utils import broadcast_object_list

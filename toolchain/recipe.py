@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.quality import EvalConfig
-from laptop.distill.trainer import DistillConfig
+from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.errors import BadInput
 from laptop.export.artifacts import ExportConfig
 from laptop.export.parity import VerifyConfig
@@ -61,6 +61,7 @@ class Recipe:
     prune: PruneConfig = field(default_factory=PruneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)

@@ -1,0 +1,64 @@
+"""Checkpoints that survive: written beside and renamed, the old one removed once the new stands.
+
+torch's distributed checkpoint writes them, each process its own part, so that one made by two
+processes (or by FSDP's shards) can be taken up by one, and the other way round.
+"""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from laptop.processes import is_main, wait_for_all
+from laptop.run import read_json, write_json
+
+STATE = "state.json"
+
+
+def latest(folder: Path) -> Path | None:
+    """The last whole checkpoint in `folder`."""
+    return max(folder.glob("step-*[0-9]"), default=None)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write `folder`/step-N; all processes must come here. `state` is what JSON can hold."""
+    beside, place = folder / "step.tmp", folder / f"step-{step:09}"
+    if is_main():
+        shutil.rmtree(beside, ignore_errors=True)
+    wait_for_all()
+    with _as_expected():
+        dcp.save(dict(tensors), checkpoint_id=beside, no_dist=not dist.is_initialized())
+    if is_main():
+        write_json(beside / STATE, state)
+        shutil.rmtree(place, ignore_errors=True)
+        beside.rename(place)
+        for old in set(folder.glob("step-*[0-9]")) - {place}:
+            shutil.rmtree(old)
+    wait_for_all()
+
+
+def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Fill `tensors` in place from a checkpoint, and return its state."""
+    with _as_expected():
+        dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+    return read_json(path / STATE)
+
+
+@contextlib.contextmanager
+def _as_expected() -> Iterator[None]:
+    """Quiet about a single process; a full disk as the OSError that it is.
+
+    torch wraps failures in a BaseException.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as e:
+        raise next(iter(e.failures.values()))[0] from None

@@ -1,0 +1,135 @@
+"""What a distillation will cost, before it starts: parameters, memory, disk, and hours to go.
+
+The student's activations are counted, not guessed: its forward runs on the meta device, and what
+autograd would keep for the backward pass is added up.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from laptop import models
+from laptop.distill.optimizer import BYTES
+from laptop.distill.session import HALVES, DistillConfig, TrainConfig
+from laptop.processes import count
+from laptop.pruning.units import example_inputs
+
+WEIGHT = 4  # bytes: master weights, gradients and averages are float32
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Numbers of one run; memory is that of one process."""
+
+    teacher_params: int
+    student_params: int
+    steps: int
+    images: int  # of all steps
+    processes: int
+    weights_bytes: int  # teacher, student, gradients, optimizer, average
+    activations_bytes: int  # of the student's, kept for the backward pass
+    checkpoint_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one process; what the teacher's forward needs for a moment is not in it."""
+        return self.weights_bytes + self.activations_bytes
+
+    def text(self) -> str:
+        """For people."""
+        return (
+            f"teacher {self.teacher_params:,} parameters, student {self.student_params:,}; "
+            f"{self.steps:,} steps, {self.images:,} images, {self.processes} process"
+            f"{'es' * (self.processes > 1)}; about {self.memory_bytes / 1e9:.2f} GB each "
+            f"({self.weights_bytes / 1e9:.2f} weights and optimizer, "
+            f"{self.activations_bytes / 1e9:.2f} activations); "
+            f"checkpoints of {self.checkpoint_bytes / 1e9:.2f} GB"
+        )
+
+    def speed(self, seconds: float, steps_left: int) -> str:
+        """What the first steps tell, at `seconds` a step."""
+        rate, hours = self.images / self.steps / seconds, steps_left * seconds / 3600
+        return f"{seconds:.3g} s a step, {rate:.3g} images a second, {hours:.3g} hours to go"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"memory_bytes": self.memory_bytes}
+
+
+def forecast(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> Forecast:
+    """From both models' configs; no weight is read. FSDP's sharding is not counted in."""
+    a, b = models.empty_unet(teacher), models.empty_unet(student)
+    params_a, params_b = (sum(p.numel() for p in unet.parameters()) for unet in (a, b))
+    is_half = how.mixed_precision in HALVES
+    averages = WEIGHT if config.ema_decay > 0 else 0
+    state = WEIGHT + BYTES[how.optimizer] + averages  # what a checkpoint holds of a parameter
+    each = state + WEIGHT + (2 if is_half else 0)  # gradients, and autocast's copies
+    micro = how.micro_batch or config.batch_size // count()
+    tokens = models.context_length(teacher)
+    kept = activation_bytes(b, tokens, how.gradient_checkpointing) * micro
+    return Forecast(
+        teacher_params=params_a,
+        student_params=params_b,
+        steps=config.steps,
+        images=config.steps * config.batch_size,
+        processes=count(),
+        weights_bytes=params_a * (2 if is_half else WEIGHT) + params_b * each,
+        activations_bytes=kept // (2 if is_half else 1),
+        checkpoint_bytes=params_b * state,
+    )
+
+
+def available_bytes() -> int:
+    """Free memory of this process's device."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def activation_bytes(unet: Any, tokens: int, checkpointing: bool) -> int:
+    """What autograd keeps of a forward of one sample at the native size, in float32.
+
+    `unet` is on the meta device.
+    """
+    unet.train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    own = {p.untyped_storage()._cdata for p in unet.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (storage := tensor.untyped_storage()._cdata) not in own:
+            kept[storage] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, _FusedAttention():
+        unet(**example_inputs(unet.config, tokens))
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention keeps for its backward pass: its inputs and its output."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Shapes only: (B, heads, T, width)."""
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device torch would compute attention by its formula, with all its weights."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,70 @@
+"""Several processes distill as one does, with whole students (DDP) or sharded ones (FSDP 2)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(__file__).parent / "training.py")
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def pair(tiny_folder, pruned_folder) -> tuple[str, str]:
+    return str(tiny_folder), str(pruned_folder)
+
+
+def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
+    """Train eight samples a step by `processes` of torchrun; its exit code."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    config = {"steps": 6, "batch_size": 8, "warmup_steps": 2, "learning_rate": 1e-4}
+    command += [SCRIPT, *pair, str(cache), str(out), json.dumps(config)]
+    shares = 0 if "fsdp" in more else 200  # accelerate would say that it shards
+    how = json.dumps({"checkpoint_every": 2, "log_every": 1, "shares_every": shares})
+    done = subprocess.run([*command, how, *more], capture_output=True, text=True, check=False)
+    assert "stop" in more or done.returncode == 0, done.stderr
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder, pruned_folder, tiny_cache, tmp_path_factory) -> Path:
+    """What one process makes of it."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    launch((str(tiny_folder), str(pruned_folder)), tiny_cache, out, 1)
+    return out
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """The first loss to 1e-6, later ones to 1e-3: Adam magnifies another order of summation."""
+    one, two = rows(a), rows(b)
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(6))
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
+    for x, y in zip(one, two, strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-3), x["step"]
+
+
+@pytest.mark.parametrize("how", [(), ("fsdp",)], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one_with_the_whole_batch(
+    pair, tiny_cache, tmp_path, alone, how
+) -> None:
+    launch(pair, tiny_cache, tmp_path / "two", 2, *how)
+    assert_same_training(alone, tmp_path / "two")
+
+
+@pytest.mark.parametrize(("first", "then", "how"), [(2, 1, ("fsdp",)), (1, 2, ())])
+def test_what_some_processes_began_others_finish(
+    pair, tiny_cache, tmp_path, alone, first, then, how
+) -> None:
+    """From two that share the student's weights out to one, and from one to two."""
+    out = tmp_path / "out"
+    assert launch(pair, tiny_cache, out, first, "stop", *(how if first == 2 else ())) != 0
+    assert not out.exists()
+    launch(pair, tiny_cache, out, then, *(how if then == 2 else ()))
+    assert_same_training(alone, out)

@@ -1,0 +1,189 @@
+"""One step of distillation: what it logs, and that it is the same however it is computed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from laptop import models
+from laptop.distill import session as sessions
+from laptop.distill.features import Features, pairs
+from laptop.distill.forecast import activation_bytes
+from laptop.distill.optimizer import learning_rate
+from laptop.distill.session import DistillConfig, Session, TrainConfig
+from laptop.distill.trainer import start
+from laptop.errors import BadInput, MissingExtra
+from laptop.pruning.units import example_inputs
+
+CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
+HOW = TrainConfig(checkpoint_every=2)
+
+
+@pytest.fixture
+def make(tiny_folder, pruned_folder, tiny_cache):
+    """A session with changed settings, of either config."""
+
+    def made(**changes: object) -> Session:
+        configs = []
+        for config in (CONFIG, HOW):
+            own = {k: v for k, v in changes.items() if hasattr(config, k)}
+            configs.append(replace(config, **own))
+        return start(str(tiny_folder), str(pruned_folder), tiny_cache, *configs)
+
+    return made
+
+
+def gradients(session: Session) -> dict[str, torch.Tensor]:
+    """Of the first step."""
+    kept = {}
+
+    def keep(parameters, _norm):
+        kept.update({n: p.grad.clone() for n, p in session.raw.named_parameters()})
+        return torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+
+    session.accelerator.clip_grad_norm_ = keep
+    session.step(0)
+    return kept
+
+
+def test_every_term_weight_norm_and_share_is_logged(make) -> None:
+    row = make().step(0)
+    places = set(row["features"])
+    assert places >= {"down_blocks.0", "mid_block", "up_blocks.2"}
+    assert set(row["alphas"]) == set(row["norms"]) == places
+    assert set(row["gradient_norms"]) == {"task", "output", *places}
+    assert row["loss"] == pytest.approx(row["task"] + row["output"] + row["feature"], rel=1e-5)
+    assert row["feature"] == pytest.approx(sum(row["features"].values()), rel=1e-5)
+    for place in places:
+        assert row["alphas"][place] == pytest.approx(1 / row["norms"][place] ** 2, rel=1e-4)
+
+
+def test_a_share_is_the_norm_of_the_gradient_that_the_term_alone_gives(make) -> None:
+    row = make().step(0)
+    alone = gradients(make(task_weight=0.0, feature_weight=0.0))
+    norm = torch.stack([g.square().sum() for g in alone.values()]).sum().sqrt()
+    assert row["gradient_norms"]["output"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_micro_batches_and_checkpointing_give_the_gradients_of_the_whole_batch(make) -> None:
+    """With norms of a calibration; those of a batch are those of the micro-batch."""
+    whole = gradients(make(norms="calibration"))
+    for change in ({"micro_batch": 1}, {"micro_batch": 3}, {"gradient_checkpointing": True}):
+        other = gradients(make(norms="calibration", **change))
+        for name, value in whole.items():
+            scale = float(value.abs().max()) + 1e-6
+            assert float((other[name] - value).abs().max()) < 1e-3 * scale, (change, name)
+
+
+@pytest.mark.parametrize("where", ["blocks", "attentions", "layers"])
+def test_features_pair_where_the_student_still_has_the_layer(
+    where, tiny_folder, pruned_folder, make
+) -> None:
+    teacher, student = (models.load_unet(str(f)) for f in (tiny_folder, pruned_folder))
+    places = pairs(teacher, student, where)
+    if where == "layers":
+        assert "down_blocks.0.resnets.0" in places
+        assert "down_blocks.0.resnets.1" not in places, "it was removed"
+    if where == "attentions":
+        assert all(name.endswith("attn1") for name in places)
+        assert not any(
+            n.startswith("up_blocks.1.attentions.0.transformer_blocks.0") for n in places
+        )
+    row = make(features=where).step(0)
+    assert list(row["features"]) == list(places)
+
+
+def test_a_forward_that_is_computed_again_leaves_no_maps(pruned_folder) -> None:
+    unet = models.load_unet(str(pruned_folder)).train()
+    unet.enable_gradient_checkpointing()
+    features = Features(unet, {"a": "up_blocks.2.resnets.0"})
+    inputs = example_inputs(unet.config, 8)
+    added = {k: torch.rand(v.shape) for k, v in inputs.pop("added_cond_kwargs").items()}
+    inputs = {k: torch.rand(v.shape) for k, v in inputs.items()}
+    features.collect()
+    output = unet(**inputs, added_cond_kwargs=added).sample
+    features.take()["a"].square().mean().backward(retain_graph=True)
+    output.mean().backward()
+    assert features._maps is None
+
+
+def test_half_precision_is_the_teacher_s_own_and_the_student_s_by_autocast(make) -> None:
+    whole, half = make(), make(mixed_precision="bf16")
+    assert half.teacher.dtype == torch.bfloat16
+    assert {p.dtype for p in half.raw.parameters()} == {torch.float32}
+    assert half.step(0)["loss"] == pytest.approx(whole.step(0)["loss"], rel=0.05)
+
+
+def test_fp16_needs_a_gpu(make) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here is one")
+    with pytest.raises(BadInput, match="'fp16' needs a GPU"):
+        make(mixed_precision="fp16")
+
+
+def test_snr_weighting_changes_the_task_and_output_terms(make) -> None:
+    plain, weighed = make().step(0), make(snr_gamma=5.0).step(0)
+    assert weighed["task"] != pytest.approx(plain["task"], rel=1e-3)
+    assert weighed["feature"] == pytest.approx(plain["feature"], rel=1e-6)
+
+
+def test_without_an_average_the_weights_themselves_are_the_result(make) -> None:
+    session = make(ema_decay=0.0)
+    session.step(0)
+    held = dict(session.raw.named_parameters())
+    assert all(torch.equal(v, held[k]) for k, v in session.result().items())
+
+
+def test_the_average_lags_behind(make) -> None:
+    session = make()
+    before = [w.clone() for w in session.average.weights]
+    session.step(0)
+    now, decay = list(session.raw.parameters()), 1 - 2**-0.75
+    for old, average, weight in zip(before, session.average.weights, now, strict=True):
+        assert torch.allclose(average, decay * old + (1 - decay) * weight, atol=1e-6)
+
+
+def test_learning_rates_warm_up_and_then_follow_their_schedule() -> None:
+    given = {"peak": 2.0, "warmup": 4, "steps": 12}
+    cosine = [learning_rate(i, schedule="cosine", **given) for i in range(13)]
+    assert cosine[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert cosine[8] == pytest.approx(1.0)
+    assert cosine[12] == pytest.approx(0.0)
+    assert learning_rate(11, schedule="constant", **given) == 2.0
+
+
+def test_the_8_bit_optimizer_names_its_extra_where_it_is_missing(make, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingExtra, match=r"laptop-diff\[adam8bit\]"):
+        make(optimizer="adamw-8bit")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_forecast_counts_what_autograd_keeps(tiny_folder, checkpointing) -> None:
+    """On the meta device as on the CPU, within 2 %."""
+    unet = models.load_unet(str(tiny_folder)).train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    own, kept = {p.data_ptr() for p in unet.parameters()}, {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    inputs = example_inputs(unet.config, 16)
+    inputs["added_cond_kwargs"] = {
+        k: torch.rand(v.shape) for k, v in inputs["added_cond_kwargs"].items()
+    }
+    inputs = {k: torch.rand(v.shape) if hasattr(v, "shape") else v for k, v in inputs.items()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(**inputs)
+    real = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in own)
+    empty = models.empty_unet(str(tiny_folder))
+    assert activation_bytes(empty, 16, checkpointing) == pytest.approx(real, rel=0.02)
+
+
+def test_a_calibration_is_of_the_first_batches(make, monkeypatch) -> None:
+    monkeypatch.setattr(sessions, "CALIBRATION_STEPS", 1)
+    fixed, fresh = make(norms="calibration"), make()
+    assert fixed.step(0)["norms"] == pytest.approx(fresh.step(0)["norms"], rel=1e-5)
+    assert fixed.step(1)["norms"] == fixed.step(2)["norms"]

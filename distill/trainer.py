@@ -17,7 +17,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from laptop import models
-from laptop.distill.data import Encoded, encode, read_captions
+from laptop.distill.buckets import Order
+from laptop.distill.cache import INFO, Cache, check_cache
 from laptop.distill.features import Features, pairs
 from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss
 from laptop.errors import BadInput, LaptopError
@@ -60,15 +61,15 @@ def distill(
     *,
     overwrite: Overwrite = False,
 ) -> Path:
-    """Train `student` on the images of `data`; writes its averaged weights as a diffusers folder.
+    """Train `student` on the cache `data`; writes its averaged weights as a diffusers folder.
 
     `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
     """
     check_config(config)
     models.need_whole_chain(teacher, "distill")
-    read_captions(data)
     check_pair(teacher, student)
-    inputs: dict[str, Path] = {"data": data}
+    check_cache(data, teacher)
+    inputs: dict[str, Path] = {"data": data / INFO}
     settings: dict[str, Any] = asdict(config)
     for role, model in (("teacher", teacher), ("student", student)):
         files, which = models.identity(role, model)
@@ -113,8 +114,7 @@ def check_pair(teacher: str, student: str) -> None:
 def train(teacher: str, student: str, data: Path, folder: Path, config: DistillConfig) -> float:
     """Run all steps in `folder`, from its checkpoint if it has one; returns seconds of training."""
     pipe = models.load_pipeline(teacher)
-    encoded = encode(pipe, data, resume_folder(folder) / "encoded.safetensors", seed=config.seed)
-    session = _Session(pipe, models.load_unet(student), encoded, config, folder)
+    session = _Session(pipe, models.load_unet(student), Cache(data), config, folder)
     session.resume()
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
         for step in track(range(session.done, config.steps), "distill", config.steps, session.done):
@@ -133,8 +133,9 @@ def train(teacher: str, student: str, data: Path, folder: Path, config: DistillC
 class _Session:
     """What training holds between steps."""
 
-    def __init__(self, pipe: Any, student: Any, data: Encoded, config: DistillConfig, folder: Path):
+    def __init__(self, pipe: Any, student: Any, data: Cache, config: DistillConfig, folder: Path):
         self.config, self.data, self.folder = config, data, folder
+        self.order = Order(data.buckets, config.batch_size, config.seed)
         self.teacher = pipe.unet.requires_grad_(False).eval()
         self.student = student.requires_grad_(True).train()
         blocks = pairs(self.teacher, student)
@@ -196,9 +197,8 @@ class _Session:
         """Noisy latents (B, C, h, w), timesteps (B,), the task's target and the conditioning."""
         c = self.config
         g = torch.Generator().manual_seed(c.seed * 1_000_003 + step)
-        picked = torch.randint(len(self.data.latents), (c.batch_size,), generator=g)
         keep = torch.rand(c.batch_size, generator=g) >= c.drop_caption
-        latents, rows = self.data.rows(picked, keep)
+        latents, rows = self.data.rows(self.order(step), keep)
         noise = torch.randn(latents.shape, generator=g)
         steps = self.schedule.config.num_train_timesteps
         t = torch.randint(steps, (c.batch_size,), generator=g)

@@ -21,18 +21,18 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from laptop import models, processes
-from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.errors import BadInput, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
 from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
 from laptop.pruning.sampling import latent_side
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
-from laptop.run import Overwrite, progress, resume_folder, run_stage, write_json
+from laptop.run import Overwrite, progress, resume_folder, write_json
+from laptop.teamwork import run_together
 
 SCHEMA = "laptop.scores/1"
 CALIBRATION = "calibration.safetensors"
-FAILED = "failed"  # what the main process sends in place of a folder
 WEIGHTINGS = ("none", "x0")
 DTYPES = ("float32", "bfloat16", "float16")
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
@@ -73,37 +73,23 @@ def score(
         latent_side(model, config.resolution)  # or it is refused
     if config.race is not None and processes.count() > 1:
         raise BadInput("a race runs in one process: each batch decides who goes on to the next.")
-    announced = False
 
-    def work(folder: Path) -> dict[str, Any]:
-        nonlocal announced
-        _record(model, folder / CALIBRATION, config, prompts)
-        announced = True
-        processes.from_main(folder)
+    def share(folder: Path) -> None:
+        if processes.is_main():
+            _record(model, folder / CALIBRATION, config, prompts)
+        processes.wait_for_all()
         _find(model, known, folder, config, prompts)
+
+    def finish(folder: Path) -> dict[str, Any]:
         found = _ledger(folder, known.units, config)  # of all processes
         weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
         write_json(folder / "scores.json", _document(model, config, known, found, weights.numpy()))
         save_file({"values": found.values}, folder / "values.safetensors")
         return {"units": len(known.units)}
 
-    if processes.is_main():
-        inputs, which = models.identity("model", model)
-        settings = asdict(config) | which | {"prompts": list(prompts)}
-        try:
-            run_stage("score", out, settings, inputs, work, overwrite=overwrite)
-        except LaptopError:
-            if not announced:
-                processes.from_main(FAILED)
-            raise
-        if not announced:
-            processes.from_main(None)
-    elif folder := processes.from_main(None):
-        if folder == FAILED:
-            raise SystemExit(1)  # the main process says why
-        _find(model, known, folder, config, prompts)
-    processes.wait_for_all()
-    return out
+    inputs, which = models.identity("model", model)
+    settings = asdict(config) | which | {"prompts": list(prompts)}
+    return run_together("score", out, settings, inputs, share, finish, overwrite=overwrite)
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -161,7 +147,6 @@ def _find(
     count, size = _rows_and_batch(config)
     with progress("score", len(own) * math.ceil(count / size)) as advance:
         CRITERIA[config.criterion](subject, _ledger(folder, own, config, advance, race))
-    processes.wait_for_all()
 
 
 def _rows_and_batch(config: ScoreConfig) -> tuple[int, int]:

@@ -11,19 +11,20 @@ from safetensors.torch import load_file
 from conftest import REMOVED
 from laptop import models
 from laptop.distill import trainer
+from laptop.distill.encoding import DataConfig, make_cache
 from laptop.distill.trainer import DistillConfig, Diverged, distill
 from laptop.errors import BadInput
 from laptop.pruning.surgery import prune_unet, write_model
-from laptop.tiny.scenes import write_folder
+from laptop.training_data import Scenes
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2, checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_folder(folder, 12, seed=0)
-    return folder
+def data(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of twelve scenes, by the untrained model."""
+    folder = tmp_path_factory.mktemp("data") / "cache"
+    return make_cache(str(tiny_folder), Scenes(12, seed=0), folder, DataConfig())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -56,8 +57,9 @@ def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(
     assert not list(broken.rglob("*.pt")), "a finished model carries no checkpoint"
 
 
-def test_training_brings_the_student_nearer_to_its_teacher(data, tmp_path) -> None:
+def test_training_brings_the_student_nearer_to_its_teacher(tmp_path) -> None:
     teacher, student = models.load_unet("tiny-sdxl"), tmp_path / "student"
+    data = make_cache("tiny-sdxl", Scenes(12, seed=0), tmp_path / "data", DataConfig())
     write_model(student, prune_unet(teacher, REMOVED), "tiny-sdxl")
     config = replace(CONFIG, steps=30, batch_size=8, checkpoint_every=30)
     out = distill("tiny-sdxl", str(student), data, tmp_path / "out", config)
@@ -74,14 +76,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
         distill(str(tiny_folder), str(pruned_folder), data, tmp_path / "out", config)
 
 
-def test_bad_data_is_refused_before_any_weight_is_read(tmp_path) -> None:
-    with pytest.raises(BadInput, match=r"metadata\.jsonl"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", CONFIG)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
-    with pytest.raises(BadInput, match="line 1"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", CONFIG)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
-    with pytest.raises(BadInput, match=r"0\.png does not exist"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", CONFIG)
+def test_data_that_are_no_cache_of_the_teacher_are_refused(tiny_folder, data, tmp_path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(BadInput, match=r"cache\.json does not exist"):
+        distill("tiny-sdxl", "tiny-sdxl", tmp_path, out, CONFIG)
+    with pytest.raises(BadInput, match=r"whose vae is another than that of tiny-sdxl"):
+        distill("tiny-sdxl", "tiny-sdxl", data, out, CONFIG)
     with pytest.raises(BadInput, match="weighting"):
-        distill("tiny-sdxl", "x", tmp_path, tmp_path / "out", replace(CONFIG, weighting="l2"))
+        distill("tiny-sdxl", "tiny-sdxl", data, out, replace(CONFIG, weighting="l2"))

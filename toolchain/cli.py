@@ -18,6 +18,7 @@ from laptop.options import Common, example
 
 if TYPE_CHECKING:
     from laptop.recipe import Recipe
+    from laptop.run import Overwrite
 
 COMPRESS = "laptop compress --model tiny-sdxl --ratio 0.5 --to onnx,coreml -o run"
 
@@ -236,16 +237,12 @@ def distill(
     options.need_folder(out)
     recipe = common.recipe(teacher, distill={"steps": steps}, data={"source": data})
     yield recipe
-    from laptop.compress import training_data
     from laptop.distill.trainer import distill as run
+    from laptop.training_data import prepared
 
-    pictures = training_data(
-        teacher,
-        recipe.data,
-        out.with_name(f"{out.name}-data"),
-        overwrite="stale" if common.overwrite else False,
-    )
-    run(teacher, student, pictures, out, recipe.distill, overwrite=common.overwrite)
+    again: Overwrite = "stale" if common.overwrite else False
+    cached = prepared(teacher, recipe.data, out.with_name(f"{out.name}-data"), overwrite=again)
+    run(teacher, student, cached, out, recipe.distill, overwrite=common.overwrite)
     last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
 

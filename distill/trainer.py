@@ -10,7 +10,7 @@ from laptop import models
 from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
 from laptop.distill.buckets import Order
-from laptop.distill.cache import Cache, check_cache
+from laptop.distill.cache import INFO, Cache, check_cache
 from laptop.distill.divergence import Diverged
 from laptop.distill.features import PLACES
 from laptop.distill.forecast import Forecast, available_bytes, forecast
@@ -21,8 +21,17 @@ from laptop.errors import BadInput
 from laptop.processes import count, is_main, wait_for_all
 from laptop.pruning import noising
 from laptop.pruning.surgery import write_model
-from laptop.run import Overwrite, need_space, resume_folder, say, track, whole_lines
-from laptop.together import run_stage_together
+from laptop.run import (
+    Overwrite,
+    manifest_of,
+    need_space,
+    read_json,
+    resume_folder,
+    say,
+    track,
+    whole_lines,
+)
+from laptop.teamwork import run_together
 
 METRICS = "metrics.jsonl"
 PAIRED = (
@@ -60,7 +69,7 @@ def distill(
     check_cache(data, teacher)
     check_pair(teacher, student)
     expected = forecast(teacher, student, config, how)
-    inputs: dict[str, Path] = {"data": data}
+    inputs: dict[str, Path] = {"data": data / INFO}  # not its gigabytes: what they are made of
     # How it is computed may change between kill and resume, but for what changes the numbers.
     settings: dict[str, Any] = asdict(config) | {k: asdict(how)[k] for k in NUMERIC}
     for role, model in (("teacher", teacher), ("student", student)):
@@ -68,13 +77,18 @@ def distill(
         inputs |= files
         settings |= which
 
-    def work(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+
+    def share(folder: Path) -> None:
         need_space(folder, 2 * expected.checkpoint_bytes)  # the old one goes after the new stands
         say(expected.text())
-        return train(teacher, student, data, folder, config, how, expected)
+        facts.update(train(teacher, student, data, folder, config, how, expected))
 
-    settings |= {"teacher": teacher}
-    return run_stage_together("distill", out, settings, inputs, work, overwrite=overwrite)
+    made = read_json(manifest_of(data)) if manifest_of(data).exists() else {}
+    settings |= {"teacher": teacher, "data": made.get("key")}
+    return run_together(
+        "distill", out, settings, inputs, share, lambda _folder: facts, overwrite=overwrite
+    )
 
 
 def check_config(config: DistillConfig, how: TrainConfig) -> None:

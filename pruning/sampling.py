@@ -23,12 +23,13 @@ def draw(
     pipe: Any,
     prompts: Sequence[str],
     steps: int,
-    generator: torch.Generator,
+    generator: torch.Generator | list[torch.Generator],
     given: Mapping[str, Any],
     output_type: str = "latent",
 ) -> Tensor:
     """Latents or, with `output_type="pt"`, pictures in [0, 1] (N, C, H, W), one for each prompt.
 
+    One generator for all of them, or one for each.
     `given` is what `starts` gave. Unconditional models draw pixels, whose "latents" are in [-1, 1].
     """
     arguments = {"num_inference_steps": steps, "generator": generator, **given}

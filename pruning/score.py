@@ -29,7 +29,7 @@ from laptop.pruning.race import undecided
 from laptop.pruning.sampling import latent_side
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, resume_folder, write_json
-from laptop.together import run_stage_together
+from laptop.teamwork import run_together
 
 SCHEMA = "laptop.scores/1"
 CALIBRATION = "calibration.safetensors"
@@ -74,13 +74,13 @@ def score(
     if config.race is not None and processes.count() > 1:
         raise BadInput("a race runs in one process: each batch decides who goes on to the next.")
 
-    def work(folder: Path) -> dict[str, Any]:
+    def share(folder: Path) -> None:
         if processes.is_main():
             _record(model, folder / CALIBRATION, config, prompts)
         processes.wait_for_all()
         _find(model, known, folder, config, prompts)
-        if not processes.is_main():
-            return {}
+
+    def finish(folder: Path) -> dict[str, Any]:
         found = _ledger(folder, known.units, config)  # of all processes
         weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
         write_json(folder / "scores.json", _document(model, config, known, found, weights.numpy()))
@@ -89,7 +89,7 @@ def score(
 
     inputs, which = models.identity("model", model)
     settings = asdict(config) | which | {"prompts": list(prompts)}
-    return run_stage_together("score", out, settings, inputs, work, overwrite=overwrite)
+    return run_together("score", out, settings, inputs, share, finish, overwrite=overwrite)
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -147,7 +147,6 @@ def _find(
     count, size = _rows_and_batch(config)
     with progress("score", len(own) * math.ceil(count / size)) as advance:
         CRITERIA[config.criterion](subject, _ledger(folder, own, config, advance, race))
-    processes.wait_for_all()
 
 
 def _rows_and_batch(config: ScoreConfig) -> tuple[int, int]:

@@ -8,7 +8,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from laptop import models
+from laptop.distill.encoding import DataConfig, make_cache
+from laptop.distill.sources import Folder
 from laptop.tiny import architecture
+from laptop.tiny.scenes import write_folder
 
 # Several workers (pytest -n) share the cores; two threads each on all of them wait for each other.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -54,20 +57,17 @@ def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _cache(model: str, folder: Path) -> Path:
-    from laptop.tiny.scenes import write_folder
-
-    write_folder(folder, 12, seed=0)
-    (folder / "model").write_text(model)
-    return folder
+    write_folder(folder / "pictures", 12, seed=0)
+    return make_cache(model, Folder(folder / "pictures"), folder / "cache", DataConfig())
 
 
 @pytest.fixture(scope="session")
 def tiny_cache(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve scenes as the untrained `tiny-sdxl` encodes them."""
-    return _cache(str(tiny_folder), tmp_path_factory.mktemp("cache") / "tiny")
+    return _cache(str(tiny_folder), tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def trained_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as the trained one encodes them."""
-    return _cache("tiny-sdxl", tmp_path_factory.mktemp("cache") / "trained")
+    return _cache("tiny-sdxl", tmp_path_factory.mktemp("trained"))

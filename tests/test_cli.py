@@ -127,10 +127,19 @@ def test_an_unknown_target_is_refused_with_the_list(tmp_path) -> None:
     refused(result, "onxx", "onnx", "coreml")
 
 
-def test_training_pictures_are_asked_for_where_there_are_none(broken, tmp_path) -> None:
+def test_data_that_cannot_be_had_are_refused_before_anything_runs(broken, tmp_path) -> None:
+    out, empty = tmp_path / "run", tmp_path / "empty"
+    empty.mkdir()
+    for source, word in [
+        (empty, "metadata.jsonl"),
+        (tmp_path / "none", "there is no such folder"),
+        (f"prompts:{tmp_path / 'none.txt'}", "cannot be read"),
+    ]:
+        refused(run("compress", "--model", broken, "--data", source, "-o", out), word)
     (broken / "tokenizer" / "vocab.json").write_text("{}")
-    result = run("compress", "--model", broken, "-o", tmp_path / "run")
-    refused(result, "--data FOLDER")
+    result = run("compress", "--model", broken, "--data", "scenes", "-o", out)
+    refused(result, "tiny-sdxl", "prompts[:FILE]")
+    assert not out.exists()
 
 
 def test_a_json_result_must_be_called_so(tmp_path) -> None:

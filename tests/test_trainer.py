@@ -152,7 +152,7 @@ def test_a_bad_sample_is_named_and_the_last_checkpoint_kept(
     with pytest.raises(Diverged) as caught:
         distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
     guilty = Cache(tiny_cache).ids[int(seen[3][2])]
-    assert f"step 3: loss, task, output, feature, gradient_norm not finite" in str(caught.value)
+    assert "step 3: loss, task, output, feature, gradient_norm not finite" in str(caught.value)
     assert (
         f"on samples {guilty}. The last good checkpoint is kept (the checkpoint after step 2"
         in str(caught.value)

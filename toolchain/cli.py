@@ -18,6 +18,7 @@ from laptop.options import Common, example
 
 if TYPE_CHECKING:
     from laptop.recipe import Recipe
+    from laptop.run import Overwrite
 
 COMPRESS = "laptop compress --model tiny-sdxl --ratio 0.5 --to onnx,coreml -o run"
 
@@ -238,16 +239,12 @@ def distill(
     from laptop.distill import trainer
 
     yield recipe, lambda: trainer.rehearse(teacher, student, recipe.distill, recipe.train)
-    from laptop.compress import training_data
+    from laptop.training_data import prepared
 
-    pictures = training_data(
-        teacher,
-        recipe.data,
-        out.with_name(f"{out.name}-data"),
-        overwrite="stale" if common.overwrite else False,
-    )
+    again: Overwrite = "stale" if common.overwrite else False
+    cached = prepared(teacher, recipe.data, out.with_name(f"{out.name}-data"), overwrite=again)
     configs = recipe.distill, recipe.train
-    trainer.distill(teacher, student, pictures, out, *configs, overwrite=common.overwrite)
+    trainer.distill(teacher, student, cached, out, *configs, overwrite=common.overwrite)
     last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
 

@@ -17,7 +17,7 @@ from laptop import models
 from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
-from laptop.distill.data import read_captions
+from laptop.distill.cache import is_cache
 from laptop.distill.trainer import check_config as check_training
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
@@ -32,7 +32,7 @@ from laptop.pruning.score import forwards_spent, score
 from laptop.pruning.surgery import check_config as check_prune
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import Anatomy, anatomy
-from laptop.recipe import DataConfig, Recipe
+from laptop.recipe import Recipe
 from laptop.run import (
     MANIFEST,
     Overwrite,
@@ -44,9 +44,9 @@ from laptop.run import (
     say,
     write_json,
 )
-from laptop.tiny import draws_scenes
 from laptop.tiny.checker import judge
-from laptop.tiny.scenes import draw, parse, write_folder
+from laptop.tiny.scenes import draw, parse
+from laptop.training_data import ENDLESS, check_data, prepared
 
 SCHEMA = "laptop.run/1"
 
@@ -60,14 +60,14 @@ def compress(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     again: Overwrite = "stale" if overwrite else False
     model, prompts = recipe.model, _prompts(recipe)
     student = out / "model"
-    data = out / "data" if recipe.data.source == "scenes" else Path(recipe.data.source)
+    data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
     work: dict[str, Callable[[], Path]] = {
         "score": lambda: score(model, out / "score", recipe.score, prompts, overwrite=again),
         "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
         "prune": lambda: prune(
             model, out / "plan.json", out / "pruned", recipe.prune, out / "score", overwrite=again
         ),
-        "data": lambda: training_data(model, recipe.data, out / "data", overwrite=again),
+        "data": lambda: prepared(model, recipe.data, data, overwrite=again),
         "distill": lambda: distill(
             model,
             str(out / "pruned"),
@@ -150,34 +150,6 @@ def _anatomy(recipe: Recipe) -> Anatomy:
 
 def _prompts(recipe: Recipe) -> list[str]:
     return calibration_prompts(recipe.model, recipe.prompts.calibration, recipe.prompts.path)
-
-
-def check_data(model: str, config: DataConfig) -> None:
-    """Raise `BadInput` unless the training data can be had for this model."""
-    if config.source != "scenes":
-        read_captions(Path(config.source))
-    elif not draws_scenes(model):
-        raise BadInput(
-            f"{model} needs training pictures: pass --data FOLDER, a folder of images with "
-            "metadata.jsonl (file_name and text in each line)."
-        )
-
-
-def training_data(
-    model: str, config: DataConfig, out: Path, *, overwrite: Overwrite = False
-) -> Path:
-    """The folder of training pictures: the user's own, or scenes drawn into `out`."""
-    check_data(model, config)
-    if config.source != "scenes":
-        return Path(config.source)
-    return run_stage(
-        "data",
-        out,
-        config,
-        {},
-        lambda folder: {"images": write_folder(folder, config.count, config.seed)},
-        overwrite=overwrite,
-    )
 
 
 def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
@@ -288,10 +260,12 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     asked = limits.budgets(recipe.plan, known, each)
     keep = 1 - max((b.least for b in asked if b.cost == "params"), default=0) / known.params
     rows = recipe.score.samples
+    is_drawn = recipe.data.source.partition(":")[0] == "prompts"
     trajectory = 2 * recipe.score.steps * recipe.prompts.calibration
     forwards = {
         "score": trajectory + round(rows * forwards_spent(known, known.units)),
         "plan": rows,
+        "data": 2 * recipe.data.steps * (recipe.data.count or ENDLESS) * is_drawn,
         "distill": round(recipe.distill.steps * recipe.distill.batch_size * (1 + 3 * keep)),
         "eval": round(2 * recipe.eval.steps * recipe.eval.prompts * (1 + 2 * keep)),
     }

@@ -353,21 +353,27 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
     The U-Net class shipped with pruned weights is never run from the model's folder: this package
     brings its own copy, so nothing remote is trusted.
     """
+    pipe = load_encoders(model, dtype)
+    unet = load_unet(model, dtype)
+    pipe.register_modules(unet=unet)
+    # What the pipelines' constructors read off the U-Net, which was not there yet: XL's, and SD's.
+    pipe.default_sample_size = unet.config.sample_size
+    pipe._is_unet_config_sample_size_int = isinstance(unet.config.sample_size, int)
+    return pipe
+
+
+def load_encoders(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionPipeline":
+    """The same without its U-Net: what encodes and decodes pictures and captions."""
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
-    unet = load_unet(model, dtype)
     try:
         pipe = DiffusionPipeline.from_pretrained(
             folder(model), unet=None, torch_dtype=dtype or torch.float32, variant=variant(model)
         )
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None
-    pipe.register_modules(unet=unet)
-    # What the pipelines' constructors read off the U-Net, which was not there yet: XL's, and SD's.
-    pipe.default_sample_size = unet.config.sample_size
-    pipe._is_unet_config_sample_size_int = isinstance(unet.config.sample_size, int)
     pipe.set_progress_bar_config(disable=True)
     return pipe

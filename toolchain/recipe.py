@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.quality import EvalConfig
+from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.errors import BadInput
 from laptop.export.artifacts import ExportConfig
@@ -28,15 +29,6 @@ from laptop.pruning.surgery import PruneConfig
 
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "recipes"
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training data of the distillation: a folder, or `scenes` that tiny-sdxl draws itself."""
-
-    source: str = "scenes"
-    count: int = 8000  # scenes to draw
-    seed: int = 1
 
 
 @dataclass(frozen=True)

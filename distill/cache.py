@@ -1,0 +1,161 @@
+"""Training data as training reads them: latents and text embeddings, computed once.
+
+A cache is a folder (`encoding.make_cache` writes it): numbered shards of safetensors, each with the
+samples of a run of records, the empty caption's embeddings, and `cache.json`. Shards are mapped
+into memory, not read: a cache may be larger than that. In a shard, for each size of latents:
+
+    latents.HxW (n, C, H, W)   caption.HxW (n,) row in states   time_ids.HxW (n, 6), SDXL only
+
+and for all of them `states` (m, tokens, width) and, SDXL only, `pooled` (m, width): one row for
+each different caption. The metadata hold the samples' ids and what was skipped.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from laptop import models
+from laptop.distill.buckets import Size
+from laptop.errors import BadInput
+from laptop.run import read_json, sha256
+
+SCHEMA = "laptop.cache/1"
+INFO = "cache.json"
+EMPTY = "empty.safetensors"  # embeddings of the empty caption
+ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+Array = NDArray[np.generic]
+
+
+def size_name(size: Size) -> str:
+    """As tensors of a shard are called: `64x64`, height first."""
+    return f"{size[0]}x{size[1]}"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    tensors: Mapping[str, Array]  # of the file, mapped
+    ids: Mapping[str, Sequence[str]]  # of the samples, by the size's name
+
+
+class Cache:
+    """Random access to all samples; `BadInput` when files are missing or cut off."""
+
+    def __init__(self, folder: Path):
+        self.info = read_json(folder / INFO, SCHEMA)
+        self._empty = _open(folder / EMPTY).tensors
+        self._shards = [_open(folder / name) for name in self.info["shards"]]
+        self._sizes: list[Size] = [(b["height"], b["width"]) for b in self.info["buckets"]]
+        places = [
+            (shard, size, row)
+            for shard, opened in enumerate(self._shards)
+            for size, name in enumerate(map(size_name, self._sizes))
+            for row in range(len(opened.ids.get(name, ())))
+        ]
+        self._places = np.array(places, dtype=np.int64)  # (samples, 3): shard, size, row in it
+        self.ids: Sequence[str] = [
+            self._shards[shard].ids[size_name(self._sizes[size])][row]
+            for shard, size, row in places
+        ]
+        self.buckets: dict[Size, Tensor] = {
+            size: torch.from_numpy(np.flatnonzero(self._places[:, 1] == i))
+            for i, size in enumerate(self._sizes)
+        }
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: Tensor, keep: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents (B, C, h, w) and conditions of the samples `index` (B,), which are of one bucket.
+
+        Conditions, as the U-Net takes them: `encoder_hidden_states` (B, tokens, width) and, for
+        SDXL, `text_embeds` (B, width) and `time_ids` (B, 6); of the empty caption where not `keep`
+        (B,). Float32, on the CPU.
+        """
+        places = self._places[index.numpy()]
+        if (places[:, 1] != places[0, 1]).any():
+            raise ValueError("rows of several buckets do not make one batch")
+        name = size_name(self._sizes[places[0, 1]])
+        at = [(self._shards[shard].tensors, row) for shard, row in places[:, [0, 2]].tolist()]
+        captions = [
+            (tensors, int(tensors[f"caption.{name}"][row])) if is_kept else (self._empty, 0)
+            for (tensors, row), is_kept in zip(at, keep.tolist(), strict=True)
+        ]
+        conditions = {"encoder_hidden_states": _stack([t["states"][i] for t, i in captions])}
+        if "pooled" in self._empty:
+            conditions["text_embeds"] = _stack([t["pooled"][i] for t, i in captions])
+            conditions["time_ids"] = _stack([t[f"time_ids.{name}"][i] for t, i in at])
+        return _stack([t[f"latents.{name}"][i] for t, i in at]), conditions
+
+
+def _stack(rows: Sequence[Array]) -> Tensor:
+    """Rows as one float32 tensor; numpy, since it goes through small arrays faster than torch."""
+    return torch.from_numpy(np.stack(rows)).float()
+
+
+def _open(path: Path) -> _Shard:
+    try:
+        tensors = {k: v.numpy() for k, v in load_file(path).items()}
+        return _Shard(tensors, metadata(path)["ids"])
+    except (OSError, SafetensorError, KeyError) as e:
+        raise BadInput(f"{path} cannot be read ({e}). Make the cache anew.") from None
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What a shard says of itself: `ids` by size, and `skipped`, pairs of id and reason."""
+    with safe_open(path, framework="np") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["laptop"])
+    return found
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether `folder` is a cache rather than anything else that training data come from."""
+    return (folder / INFO).is_file()
+
+
+def encoders(model: str) -> dict[str, Path]:
+    """The folders of all that a cache depends on; a model on the Hub is fetched."""
+    folder = models.folder(model)
+    return {name: folder / name for name in ENCODERS if (folder / name).is_dir()}
+
+
+def check_cache(folder: Path, model: str) -> None:
+    """Raise `BadInput` unless the cache was made with the VAE and text encoders of `model`."""
+    info = read_json(folder / INFO, SCHEMA)
+    remedy = f"Make one with `laptop cache --model {model}`."
+    found, needed = info["widths"], widths(model)
+    for what in needed:
+        if found[what] != needed[what]:
+            raise BadInput(
+                f"{folder} was cached with {info['model']}: its {what} are {found[what]} wide, the "
+                f"U-Net of {model} takes {needed[what]}. {remedy}"
+            )
+    for name, path in encoders(model).items():
+        if info["encoders"].get(name) != sha256(path):
+            raise BadInput(
+                f"{folder} was cached with {info['model']}, whose {name} is another than that of "
+                f"{model}. {remedy}"
+            )
+
+
+def widths(model: str) -> dict[str, int | None]:
+    """What a model's U-Net takes: channels of latents, widths of the text's embeddings."""
+    unet = models.empty_unet(model).config
+    states = unet["cross_attention_dim"]
+    pooled = None
+    if unet["addition_embed_type"] == "text_time":
+        time_ids = 6 * unet["addition_time_embed_dim"]
+        pooled = unet["projection_class_embeddings_input_dim"] - time_ids
+    return {
+        "latents": unet["in_channels"],
+        "text states": states if isinstance(states, int) else states[0],
+        "pooled text embeddings": pooled,
+    }

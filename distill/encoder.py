@@ -1,0 +1,181 @@
+"""A model's VAE and text encoders at work on training examples; on captions alone, all of it."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from laptop import models, processes
+from laptop.distill.buckets import Size, bucket_sizes, fit, nearest
+from laptop.distill.sources import Broken, Example
+from laptop.errors import LaptopError
+from laptop.pruning.sampling import draw
+
+STORED = torch.float16  # exact to 5e-4 of a value, far below the noise that training adds
+PIXELS = 64 * 64**2  # encoded or drawn at once, on a CPU
+PIXELS_ON_GPU = 4 * 1024**2
+CAPTIONS = 64  # encoded at once
+BAD_PICTURE = (  # what PIL's decoders raise on damaged files
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class NotFinite(LaptopError):
+    """A network computed NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An encoded example; captions are encoded apart, since many may be alike."""
+
+    id: str
+    caption: str
+    latents: Tensor  # (C, h, w), scaled as the U-Net sees them
+    time_ids: Tensor  # (6,), see `buckets.fit`
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """An example that waits for others of its size."""
+
+    example: Example
+    seed: int
+    pixels: Tensor | None  # (3, H, W); None: to be drawn
+    time_ids: Tensor
+
+
+class Encoder:
+    """Encodes in float32; draws (on a GPU) in the precision that the weights are stored in.
+
+    `resolution` in pixels, the model's own when None; `steps` of sampling are for drawing. Each
+    example's noise has a seed of its own, so that batches do not matter beyond rounding.
+    """
+
+    def __init__(
+        self, model: str, resolution: int | None, *, has_buckets: bool, is_drawn: bool, steps: int
+    ):
+        self.device, self.steps = processes.device(), steps
+        self.is_cpu = self.device.type == "cpu"
+        dtype = torch.float32 if self.is_cpu or not is_drawn else models.stored_dtype(model)
+        load = models.load_pipeline if is_drawn else models.load_encoders
+        self.pipe: Any = load(model, dtype)
+        self.pipe.to(self.device)
+        self.precision = str(dtype).removeprefix("torch.")
+        self.scale = int(self.pipe.vae_scale_factor)
+        unet = models.empty_unet(model).config
+        side = unet["sample_size"]
+        square = resolution or (side if isinstance(side, int) else min(side)) * self.scale
+        self.sizes: list[Size] = [(square, square)]
+        if has_buckets:
+            self.sizes = bucket_sizes(
+                square, self.scale * 2 ** (len(unet["block_out_channels"]) - 1)
+            )
+
+    def latent_size(self, size: Size) -> Size:
+        """Height and width of the latents of a picture's."""
+        return size[0] // self.scale, size[1] // self.scale
+
+    @torch.inference_mode()
+    def encode(
+        self, records: Sequence[Example | Broken], seeds: Sequence[int]
+    ) -> tuple[dict[Size, list[Sample]], list[Broken]]:
+        """Samples by the size of their latents, and the records that give none."""
+        samples: dict[Size, list[Sample]] = {}
+        broken: list[Broken] = []
+        for size, batch in self._batches(records, seeds, broken):
+            latents = self._draw(size, batch) if batch[0].pixels is None else self._encode(batch)
+            kept = _stored(latents, f"latents of {batch[0].example.id} to {batch[-1].example.id}")
+            samples.setdefault(self.latent_size(size), []).extend(
+                Sample(item.example.id, item.example.caption, latent, item.time_ids)
+                for item, latent in zip(batch, kept, strict=True)
+            )
+        return samples, broken
+
+    def _batches(
+        self, records: Sequence[Example | Broken], seeds: Sequence[int], broken: list[Broken]
+    ) -> Iterator[tuple[Size, list[_Fitted]]]:
+        """Batches of one size; to `broken` goes what cannot be used."""
+        limit = PIXELS if self.is_cpu else PIXELS_ON_GPU
+        waiting: dict[Size, list[_Fitted]] = {size: [] for size in self.sizes}
+        for record, seed in zip(records, seeds, strict=True):
+            if isinstance(record, Broken):
+                broken.append(record)
+                continue
+            try:
+                size, item = self._fit(record, seed)
+            except BAD_PICTURE as e:
+                broken.append(Broken(record.id, f"not a readable picture ({e})"))
+                continue
+            waiting[size].append(item)
+            if len(waiting[size]) == max(1, limit // (size[0] * size[1])):
+                yield size, waiting[size]
+                waiting[size] = []
+        yield from ((size, batch) for size, batch in waiting.items() if batch)
+
+    def _fit(self, example: Example, seed: int) -> tuple[Size, _Fitted]:
+        if example.picture is None:
+            size = self.sizes[0]
+            return size, _Fitted(example, seed, None, torch.tensor([*size, 0, 0, *size]).float())
+        with Image.open(io.BytesIO(example.picture)) as image:
+            upright = ImageOps.exif_transpose(image)
+            size = nearest(self.sizes, upright.height, upright.width)
+            return size, _Fitted(example, seed, *fit(upright, size))
+
+    def _encode(self, batch: Sequence[_Fitted]) -> Tensor:
+        """Latents (B, C, h, w), sampled from what the VAE gives."""
+        pixels = torch.stack([item.pixels for item in batch if item.pixels is not None])
+        found = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype)).latent_dist
+        noise = [torch.randn(found.mean.shape[1:], generator=g) for g in _generators(batch)]
+        latents: Tensor = found.mean + found.std * torch.stack(noise).to(found.mean)
+        return latents * float(self.pipe.vae.config.scaling_factor)
+
+    def _draw(self, size: Size, batch: Sequence[_Fitted]) -> Tensor:
+        """Latents (B, C, h, w) that the model draws, with its pipeline's own guidance."""
+        given = {"height": size[0], "width": size[1]}
+        captions = [item.example.caption for item in batch]
+        return draw(self.pipe, captions, self.steps, _generators(batch), given)
+
+    @torch.inference_mode()
+    def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """`states` (B, tokens, width) and, for SDXL, `pooled` (B, width)."""
+        found: dict[str, list[Tensor]] = {"states": [], "pooled": []}
+        for i in range(0, len(captions), CAPTIONS):
+            result = self.pipe.encode_prompt(
+                prompt=list(captions[i : i + CAPTIONS]),
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+            found["states"].append(_stored(result[0], "text embeddings"))
+            if len(result) == 4:
+                found["pooled"].append(_stored(result[2], "pooled text embeddings"))
+        return {name: torch.cat(parts) for name, parts in found.items() if parts}
+
+    def embed_nothing(self) -> dict[str, Tensor]:
+        """What stands for an empty caption, as the pipeline has it: zeros, or its embeddings."""
+        found = self.embed([""])
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            found = {name: torch.zeros_like(value) for name, value in found.items()}
+        return found
+
+
+def _generators(batch: Sequence[_Fitted]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(item.seed) for item in batch]
+
+
+def _stored(value: Tensor, what: str) -> Tensor:
+    """As it is stored, on the CPU; `NotFinite` where that cannot be."""
+    stored = value.to("cpu", STORED)
+    if not stored.isfinite().all():
+        raise NotFinite(
+            f"{what}: the model computed values that are not finite in {STORED}. Its weights may "
+            "be damaged."
+        )
+    return stored

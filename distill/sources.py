@@ -1,0 +1,160 @@
+"""Where training examples come from: captioned pictures, or captions that the teacher draws.
+
+A source has parts that can be read apart from each other, in any order and by any process. Pictures
+are handed on as the bytes of their files: whether they can be decoded shows in one place, and going
+past those that are encoded already costs little.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from laptop.errors import BadInput
+
+PART = 256  # examples of a part, where the source itself has no parts
+DRAWN_PART = 64  # pictures that the teacher draws take long: less is lost when a run is killed
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str  # such as a file's name; for messages
+    caption: str
+    picture: bytes | None  # an encoded picture; None: the teacher draws the caption
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record that gives no example."""
+
+    id: str
+    reason: str
+
+
+class Source(Protocol):
+    """Examples in a fixed order."""
+
+    name: str
+    parts: Sequence[str]  # names
+    identity: Mapping[str, str]  # what tells it from another source
+    is_drawn: bool  # whether its examples have no pictures
+
+    def read(self, part: int) -> Iterator[Example | Broken]:
+        """All records of a part, always in the same order."""
+        ...
+
+
+def runs(count: int, length: int | None = None) -> list[range]:
+    """0..count-1 in runs of at most `length`, or `PART`."""
+    length = length or PART
+    return [range(i, min(i + length, count)) for i in range(0, count, length)]
+
+
+class Folder(Source):
+    """Hugging Face's image-folder layout: pictures, and `metadata.jsonl` with a line for each.
+
+    A line holds `file_name` and the caption. `BadInput` names the first line that cannot be used.
+    """
+
+    is_drawn = False
+
+    def __init__(self, folder: Path, count: int | None = None, caption_column: str = "text"):
+        self.name, self.folder, self.column = str(folder), folder, caption_column
+        self.rows = self._read_metadata()[:count]
+        self._runs = runs(len(self.rows))
+        self.parts = [f"lines {run.start + 1}-{run.stop}" for run in self._runs]
+        sizes = [(name, (folder / name).stat().st_size) for name, _ in self.rows]
+        self.identity = {"pictures": digest([self.rows, sizes])}
+
+    def _read_metadata(self) -> list[tuple[str, str]]:
+        """File names and captions, which are empty where a line has none."""
+        metadata = self.folder / "metadata.jsonl"
+        if not metadata.is_file():
+            raise BadInput(
+                f"{self.folder} has no metadata.jsonl. Needed is a folder of images with one JSON "
+                f'line for each: {{"file_name": "0.png", "{self.column}": "a caption"}}.'
+            )
+        rows: list[tuple[str, str]] = []
+        try:
+            for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+                rows.append(self._read_line(line, first=number == 1))
+        except BadInput as e:
+            raise BadInput(f"{metadata}, line {number}: {e}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise BadInput(f"{metadata} cannot be read: {e}") from None
+        if not rows:
+            raise BadInput(f"{metadata} is empty.")
+        return rows
+
+    def _read_line(self, line: str, *, first: bool) -> tuple[str, str]:
+        try:
+            row = json.loads(line)
+            name = row["file_name"]
+            is_file = (self.folder / name).is_file()
+        except (ValueError, KeyError, TypeError) as e:
+            raise BadInput(f"needs file_name and {self.column} ({e!r}).") from None
+        if first and self.column not in row:
+            raise unknown_column(self.column, row, "caption_column")
+        if not is_file:
+            raise BadInput(f"{name} does not exist.")
+        return name, as_caption(row.get(self.column))
+
+    def read(self, part: int) -> Iterator[Example | Broken]:
+        for i in self._runs[part]:
+            name, caption = self.rows[i]
+            if not caption:
+                yield Broken(name, f"no {self.column}")
+                continue
+            try:
+                yield Example(name, caption, (self.folder / name).read_bytes())
+            except OSError as e:
+                yield Broken(name, str(e))
+
+
+class Prompts(Source):
+    """Captions that the teacher draws itself, `count` pictures in all: no data are needed."""
+
+    is_drawn = True
+
+    def __init__(self, prompts: Sequence[str], count: int):
+        self.name, self.prompts = "prompts", list(prompts)[:count]
+        self._runs = runs(count, DRAWN_PART)
+        self._each = [range(*self._bounds(i, count)) for i in range(len(self.prompts))]
+        self._prompt_of = [i for i, run in enumerate(self._each) for _ in run]
+        self.parts = [f"pictures {run.start + 1}-{run.stop}" for run in self._runs]
+        self.identity = {"prompts": digest([self.prompts, count])}
+
+    def _bounds(self, prompt: int, count: int) -> tuple[int, int]:
+        """Pictures of one prompt follow each other, so that its embeddings are kept once."""
+        total = len(self.prompts)
+        return prompt * count // total, (prompt + 1) * count // total
+
+    def read(self, part: int) -> Iterator[Example | Broken]:
+        for i in self._runs[part]:
+            prompt = self._prompt_of[i]
+            picture = i - self._each[prompt].start + 1
+            yield Example(
+                f"prompt {prompt + 1} picture {picture}", self.prompts[prompt], picture=None
+            )
+
+
+def as_caption(value: Any) -> str:
+    """A caption as records hold it: text, or a list of texts whose first one counts; else empty."""
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    return value.strip() if isinstance(value, str) else ""
+
+
+def unknown_column(column: str, known: Any, setting: str) -> BadInput:
+    """The error for a column that records do not have."""
+    return BadInput(
+        f"there is no column {column!r}; known are {', '.join(map(str, known))}. Set {setting} in "
+        "the recipe's [data]."
+    )
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""What `--data` can name, and the cache that training reads."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from laptop.distill.cache import check_cache, is_cache
+from laptop.distill.encoding import DataConfig, check_config, make_cache
+from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, runs
+from laptop.errors import BadInput
+from laptop.prompts import GENERAL, read_prompts
+from laptop.run import Overwrite
+from laptop.tiny import draws_scenes
+from laptop.tiny.scenes import draw, scenes
+
+ENDLESS = 8000  # examples of a source that has no end of its own
+KINDS = (
+    "a folder of pictures with metadata.jsonl, hf:NAME[:SPLIT], tar shards such as "
+    "path/{00000..00009}.tar (or their address), prompts[:FILE], a folder that `laptop cache` "
+    "made, or, for tiny-sdxl, scenes"
+)
+
+
+def prepared(model: str, config: DataConfig, out: Path, *, overwrite: Overwrite = False) -> Path:
+    """The cache to train on: what `config.source` names if it is one, else made as `out`."""
+    if is_cache(Path(config.source)):
+        check_cache(Path(config.source), model)
+        return Path(config.source)
+    return make_cache(model, source_of(model, config), out, config, overwrite=overwrite)
+
+
+def check_data(model: str, config: DataConfig) -> None:
+    """Raise `BadInput` unless the training data can be had for this model."""
+    if is_cache(Path(config.source)):
+        check_cache(Path(config.source), model)
+    else:
+        check_config(model, config)
+        source_of(model, config)
+
+
+def source_of(model: str, config: DataConfig) -> Source:
+    """The examples that `config` names; `BadInput` for what cannot be read."""
+    kind, _, rest = config.source.partition(":")
+    if kind == "scenes" and not rest:
+        if not draws_scenes(model):
+            raise BadInput(
+                f"scenes are for tiny-sdxl; {model} trains on others: --data takes {KINDS}."
+            )
+        return Scenes(config.count or ENDLESS, config.seed)
+    if kind == "prompts":
+        return _prompts(model, Path(rest) if rest else None, config)
+    folder = Path(config.source)
+    if not folder.is_dir():
+        raise BadInput(f"--data {config.source}: there is no such folder. It takes {KINDS}.")
+    return Folder(folder, config.count, config.caption_column)
+
+
+def _prompts(model: str, file: Path | None, config: DataConfig) -> Prompts:
+    """Prompts of the user, of scenes for tiny-sdxl, or our own."""
+    count = config.count or ENDLESS
+    if file is None and draws_scenes(model):
+        stream = scenes(config.seed)
+        return Prompts([next(stream).caption for _ in range(count)], count)
+    return Prompts(read_prompts(file or GENERAL), count)
+
+
+class Scenes(Source):
+    """Drawn scenes, as tiny-sdxl was trained on; each part has a seed of its own."""
+
+    is_drawn = False
+
+    def __init__(self, count: int, seed: int):
+        self.name, self.seed = "scenes", seed
+        self._runs = runs(count)
+        self.parts = [f"scenes {run.start + 1}-{run.stop}" for run in self._runs]
+        self.identity = {"scenes": str(count)}
+
+    def read(self, part: int) -> Iterator[Example | Broken]:
+        """Scenes with their captions."""
+        places, kinds = np.random.SeedSequence([self.seed, part]).generate_state(2).tolist()
+        rng, stream = np.random.default_rng(places), scenes(kinds)
+        for i in self._runs[part]:
+            scene, file = next(stream), io.BytesIO()
+            Image.fromarray(draw(scene, rng)).save(file, "PNG", compress_level=1)
+            yield Example(f"scene {i + 1}", scene.caption, file.getvalue())

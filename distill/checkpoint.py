@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from laptop.processes import is_main, wait_for_all
@@ -33,7 +33,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str
         shutil.rmtree(beside, ignore_errors=True)
     wait_for_all()
     with _as_expected():
-        dcp.save(dict(tensors), checkpoint_id=beside, no_dist=not dist.is_initialized())
+        state_dict_saver.save(
+            dict(tensors), checkpoint_id=beside, no_dist=not dist.is_initialized()
+        )
     if is_main():
         write_json(beside / STATE, state)
         shutil.rmtree(place, ignore_errors=True)
@@ -46,7 +48,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str
 def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """Fill `tensors` in place from a checkpoint, and return its state."""
     with _as_expected():
-        dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+        state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     return read_json(path / STATE)
 
 

@@ -180,7 +180,8 @@ class Session:
         if self.average:
             self.average.copy_to(self.raw.parameters())
         options = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(states.get_model_state_dict(self.student, options=options))
+        found: dict[str, Any] = states.get_model_state_dict(self.student, options=options)
+        return found
 
     def tensors(self) -> dict[str, Any]:
         """What a checkpoint holds; nothing of the teacher's."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ METRICS = "metrics.jsonl"
 PAIRED = (
     "in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
 )  # fmt: skip
-CHOICES = {
+CHOICES: dict[str, Collection[str | None]] = {
     "weighting": WEIGHTINGS,
     "features": PLACES,
     "schedule": SCHEDULES,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from conftest import REMOVED
@@ -100,7 +101,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
     pair, tiny_cache, tmp_path, monkeypatch
 ) -> None:
-    save, saves = checkpoint.dcp.save, []
+    save, saves = state_dict_saver.save, []
 
     def full(*args, **kwargs) -> None:
         saves.append(args)
@@ -109,7 +110,7 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
             raise CheckpointException("write", {0: (error, None)})
         save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    monkeypatch.setattr(state_dict_saver, "save", full)
     with pytest.raises(NoSpace, match="disk is full"):
         distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
     kept = checkpoint.latest(tmp_path / ".out.partial" / ".resume")

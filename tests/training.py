@@ -1,6 +1,6 @@
 """A distillation in a process of its own, for tests that kill it or start several of it.
 
-python tests/training.py TEACHER STUDENT CACHE OUT '{"steps": 6}' '{"checkpoint_every": 2}' [fsdp] [stop]
+python tests/training.py TEACHER STUDENT CACHE OUT '{"steps": 6}' '{"log_every": 2}' [fsdp] [stop]
 
 With `stop` it ends before step 4.
 """

@@ -38,26 +38,39 @@ THEMES = (
 
 
 def _figure(theme: Theme, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.tick_params(which="both", colors=theme.ink, labelsize=8, length=0)
-    axes.grid(color=theme.grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    figure, (axes,) = new_figure(theme, height, 1)
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with rc_context({"svg.hashsalt": "laptop"}):  # the same figure is the same file
+def new_figure(theme: Theme, height: float, rows: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `rows` plain axes, one below the other; `height` in inches."""
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    found = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
+    for axes in found:
+        axes.patch.set_alpha(0)
+        axes.tick_params(which="both", colors=theme.ink, labelsize=8, length=0)
+        axes.grid(color=theme.grid, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure, found
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write it; the same figure is the same file."""
+    with rc_context({"svg.hashsalt": "laptop"}):
         figure.savefig(path, metadata={"Date": None})
+
+
+def short_block(name: str) -> str:
+    """The block of a layer: `down_blocks.1` -> `down 1`."""
+    return block_of(name).replace("_blocks.", " ").replace("_block", "")
 
 
 def short_name(name: str) -> str:
     """`down_blocks.1.attentions.0.transformer_blocks.2.ff` -> `down 1 · attn 0.2 ff`."""
-    section = block_of(name).replace("_blocks.", " ").replace("_block", "")
+    section = short_block(name)
     parts = name.removeprefix(block_of(name)).split(".")
     numbers = [p for p in parts if p.isdigit()]
     kind = "attn" if "attentions" in name else "resnet"
@@ -77,7 +90,7 @@ def menu_chart(points: Sequence[Mapping[str, Any]], stem: Path) -> None:
         axes.invert_xaxis()
         axes.set_xlabel("U-Net parameters, million", color=theme.ink, fontsize=8)
         axes.set_ylabel("predicted output loss", color=theme.ink, fontsize=8)
-        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+        save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
 def additivity_chart(report: Mapping[str, Any], stem: Path) -> None:
@@ -98,7 +111,7 @@ def additivity_chart(report: Mapping[str, Any], stem: Path) -> None:
         axes.set_xlabel(label, color=theme.ink, fontsize=8)
         axes.set_ylabel("joint output loss", color=theme.ink, fontsize=8)
         _legend(axes, theme)
-        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+        save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
 def rivals_chart(plans: Sequence[Mapping[str, Any]], stem: Path) -> None:
@@ -119,7 +132,7 @@ def rivals_chart(plans: Sequence[Mapping[str, Any]], stem: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("joint output loss before retraining", color=theme.ink, fontsize=8)
         _legend(axes, theme)
-        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+        save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
 def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:
@@ -143,7 +156,7 @@ def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem
         _part_blocks(axes, [u["name"] for u in ordered], theme)
         kinds = {"removed": theme.removed, "kept": theme.kept}
         _legend(axes, theme, handles=[Patch(color=c, label=k) for k, c in kinds.items()])
-        _save(figure, Path(f"{stem}{theme.suffix}.svg"))
+        save_figure(figure, Path(f"{stem}{theme.suffix}.svg"))
 
 
 def _part_blocks(axes: Axes, names: Sequence[str], theme: Theme) -> None:
@@ -176,7 +189,7 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
         axes.set_yscale("log")
         axes.set_xlabel("step", color=theme.ink, fontsize=8)
         _legend(axes, theme)
-        _save(figure, Path(f"{stem}{theme.suffix}.svg"))
+        save_figure(figure, Path(f"{stem}{theme.suffix}.svg"))
 
 
 def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

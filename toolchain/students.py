@@ -1,0 +1,170 @@
+"""One run of `laptop.study`: prune, retrain, judge; and what all runs share, which is made once."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laptop import models
+from laptop.arms import RATIOS, Run
+from laptop.benchmarks.frechet import frechet_distance, latent_features
+from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.distill import trainer
+from laptop.distill.data import encode
+from laptop.distill.trainer import DistillConfig
+from laptop.prompts import evaluation_prompts
+from laptop.pruning import calibration
+from laptop.pruning.heal import Rows
+from laptop.pruning.surgery import prune_unet, write_model
+from laptop.pruning.units import forward_rows
+from laptop.run import resume_folder, run_stage, say
+from laptop.tiny import scenes
+from laptop.tiny.checker import check
+
+MODEL = "tiny-sdxl"
+DATA, ENCODED, HELD_OUT = "data", "encoded", "held-out"
+ROWS = 256  # held-out inputs, for the students' output loss
+LAST = 5  # logged steps at the end, over which the loss terms are averaged
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The same for all students; arms differ in layers, loss and seed."""
+
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    prompts: int = 300  # unseen ones, to judge by
+    drawing_steps: int = 12  # denoising steps of a judged picture
+    images: int = 8000  # training scenes
+    calibration: int = 128  # rows that layers are scored on
+    seeds: int = 3
+    main_seeds: int = 6  # of the comparison at arms.MAIN_RATIO
+    ratios: tuple[float, ...] = RATIOS
+
+    @property
+    def distill(self) -> DistillConfig:
+        """How every student is trained, but for loss and seed."""
+        return DistillConfig(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_steps=max(1, self.steps // 10),
+        )
+
+
+def make_shared(out: Path, config: StudyConfig) -> None:
+    """Training scenes, encoded; and rows of U-Net inputs while the teacher draws unseen prompts."""
+    say("training data")
+
+    def write_scenes(folder: Path) -> None:
+        scenes.write_folder(folder, config.images, seed=1)
+
+    def write_encoded(folder: Path) -> None:
+        encode(_teacher(), out / DATA, folder / f"{ENCODED}.safetensors", seed=0)
+
+    def write_rows(folder: Path) -> None:
+        prompts = scenes.held_out_prompts(32, seed=1)
+        rows = calibration.record(
+            _teacher(), prompts, samples=ROWS, steps=25, seed=1, batch_size=32
+        )
+        output = forward_rows(_teacher().unet, rows, 64)
+        calibration.save(folder / "rows.safetensors", rows, output)
+
+    run_stage("data", out / DATA, {"images": config.images}, {}, write_scenes)
+    run_stage("encoded", out / ENCODED, {}, {"data": out / DATA}, write_encoded)
+    run_stage("held-out rows", out / HELD_OUT, {"rows": ROWS}, {}, write_rows)
+
+
+def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
+    """The result of one run; what it has in `folder` when it is killed, it goes on from."""
+    start = time.perf_counter()
+    teacher = models.load_unet(MODEL, models.stored_dtype(MODEL))
+    write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
+    student = _trained(folder / "pruned", out, folder / "student", run.config)
+    metrics = (student / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {
+        **judged(models.load_unet(str(student)), out, config),
+        **last_terms([json.loads(line) for line in metrics]),
+        "removed": list(run.remove),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    shutil.rmtree(folder)
+    return found
+
+
+def _trained(student: Path, out: Path, folder: Path, config: DistillConfig) -> Path:
+    """The student after distillation, in `folder`: the one place that knows the trainer."""
+    cache = resume_folder(folder) / "encoded.safetensors"
+    if not cache.exists():
+        cache.hardlink_to(out / ENCODED / f"{ENCODED}.safetensors")
+    trainer.train(MODEL, str(student), out / DATA, folder, config)
+    return folder
+
+
+def last_terms(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
+    """The loss terms at the end of training; the feature term as it was weighted."""
+    last = metrics[-LAST:]
+    return {k: float(np.mean([row[k] for row in last])) for k in ("task", "output", "feature")}
+
+
+def judge_teacher(out: Path, config: StudyConfig) -> dict[str, Any]:
+    """What students are compared with."""
+    return judged(models.load_unet(MODEL), out, config)
+
+
+@torch.inference_mode()
+def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
+    """Which of the unseen prompts a U-Net draws right, with the teacher's other components.
+
+    Also its output loss on held-out rows, and the Fréchet distance to drawn scenes of the prompts.
+    """
+    pipe, prompts = _teacher(), evaluation_prompts(MODEL, config.prompts)
+    drawing, pictures = EvalConfig(steps=config.drawing_steps), []
+    whole = pipe.unet
+    pipe.register_modules(unet=unet.eval())
+    for first in range(0, len(prompts), drawing.batch):
+        numbers = range(first, min(first + drawing.batch, len(prompts)))
+        pictures += list(draw(pipe, prompts, numbers, drawing)[0])
+    pipe.register_modules(unet=whole)
+    right = [
+        check(image, prompt)["prompt"] for image, prompt in zip(pictures, prompts, strict=True)
+    ]
+    rows, output = calibration.load(out / HELD_OUT / "rows.safetensors")
+    return {
+        "accuracy": round(float(np.mean(right)), 6),
+        "right": as_hex(right),
+        "held_out_loss": Rows(rows, output, 64).loss(unet),
+        "frechet": frechet_distance(
+            latent_features(pipe.vae, np.stack(pictures)), _reference(config.prompts)
+        ),
+        "params": unet.num_parameters(),
+    }
+
+
+def as_hex(right: list[bool]) -> str:
+    """One bit a prompt, four to a digit."""
+    return np.packbits(right).tobytes().hex()
+
+
+@cache
+def _teacher() -> Any:
+    pipe = models.load_pipeline(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
+def _reference(prompts: int) -> NDArray[np.float64]:
+    """Features of one drawn scene for each prompt."""
+    rng = np.random.default_rng(0)
+    pictures = [scenes.draw(scenes.parse(p), rng) for p in evaluation_prompts(MODEL, prompts)]
+    return latent_features(_teacher().vae, np.stack(pictures))

@@ -31,7 +31,7 @@ from laptop.tiny.checker import check
 
 MODEL = "tiny-sdxl"
 DATA, ENCODED, HELD_OUT = "data", "encoded", "held-out"
-ROWS = 256  # held-out inputs, for the students' output loss
+CALIBRATION_PROMPTS = 32  # at most: of the rows to score layers on, and of the held-out ones
 LAST = 5  # logged steps at the end, over which the loss terms are averaged
 
 
@@ -45,10 +45,15 @@ class StudyConfig:
     prompts: int = 300  # unseen ones, to judge by
     drawing_steps: int = 12  # denoising steps of a judged picture
     images: int = 8000  # training scenes
-    calibration: int = 128  # rows that layers are scored on
+    rows: int = 128  # U-Net inputs to score layers on, and as many held-out ones
     seeds: int = 3
     main_seeds: int = 6  # of the comparison at arms.MAIN_RATIO
     ratios: tuple[float, ...] = RATIOS
+
+    @property
+    def calibration_prompts(self) -> int:
+        """How many prompts the rows come from."""
+        return min(CALIBRATION_PROMPTS, self.rows)
 
     @property
     def distill(self) -> DistillConfig:
@@ -72,16 +77,16 @@ def make_shared(out: Path, config: StudyConfig) -> None:
         encode(_teacher(), out / DATA, folder / f"{ENCODED}.safetensors", seed=0)
 
     def write_rows(folder: Path) -> None:
-        prompts = scenes.held_out_prompts(32, seed=1)
+        prompts = scenes.held_out_prompts(config.calibration_prompts, seed=1)
         rows = calibration.record(
-            _teacher(), prompts, samples=ROWS, steps=25, seed=1, batch_size=32
+            _teacher(), prompts, samples=config.rows, steps=25, seed=1, batch_size=32
         )
         output = forward_rows(_teacher().unet, rows, 64)
         calibration.save(folder / "rows.safetensors", rows, output)
 
     run_stage("data", out / DATA, {"images": config.images}, {}, write_scenes)
     run_stage("encoded", out / ENCODED, {}, {"data": out / DATA}, write_encoded)
-    run_stage("held-out rows", out / HELD_OUT, {"rows": ROWS}, {}, write_rows)
+    run_stage("held-out rows", out / HELD_OUT, {"rows": config.rows}, {}, write_rows)
 
 
 def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:

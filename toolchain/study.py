@@ -52,11 +52,12 @@ def study(out: Path, config: StudyConfig, workers: int = 1) -> dict[str, Any]:
 def prepare(out: Path, config: StudyConfig) -> list[Run]:
     """What all runs share, made once: scores, data, the teacher's accuracy. Returns all runs."""
     _check_settings(out, config)
+    prompts = calibration_prompts(MODEL, config.calibration_prompts)
     scores = {}
     for criterion in SCORED:
         say(f"score by {criterion}")
-        rows = ScoreConfig(criterion=criterion, samples=config.calibration, batch_size=64)
-        folder = score(MODEL, out / criterion, rows, calibration_prompts(MODEL, 32))
+        settings = ScoreConfig(criterion=criterion, samples=config.rows, batch_size=64)
+        folder = score(MODEL, out / criterion, settings, prompts)
         scores[criterion] = read_scores(folder / "scores.json")
     make_shared(out, config)
     if not (out / "teacher.json").exists():

@@ -1,7 +1,7 @@
 """The study: complete, without doubles, resumable; tables and intervals from planted rows."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,15 +137,17 @@ def planted(rates: dict[tuple[str, str], float], seeds: int = 3) -> dict:
             "loss": arm.loss,
             "ratio": arm.ratio,
             "seed": arm.seed,
+            "seconds": 36.0,
             **bits(rates.get(arm.by[:2], 0.9)),
             **rest,
             **dict.fromkeys(("task", "output", "feature"), 0.5),
         }
         for arm in arms(seeds, seeds)
     ]
-    settings = {"prompts": PROMPTS}
+    settings = asdict(replace(StudyConfig(), prompts=PROMPTS, seeds=seeds, main_seeds=seeds))
+    settings["ratios"] = list(RATIOS)  # as JSON has it
     teacher = bits(1.0) | rest
-    return {"schema": "x", "settings": settings, "teacher": teacher, "runs": rows}
+    return {"schema": "x", "model": "m", "settings": settings, "teacher": teacher, "runs": rows}
 
 
 def test_means_are_exact_and_intervals_hold_them_and_shrink_with_seeds() -> None:

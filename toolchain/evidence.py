@@ -1,9 +1,10 @@
 """Tables and intervals of `laptop.study`.
 
 Intervals are bootstrap percentiles (95 %, 4,000 draws) over seeds and prompts at once: each draw
-takes as many seeds and as many prompts as there are, with replacement. Prompts are drawn alike for
-the teacher and for all students, which saw the same ones, so that a difference is one of pairs.
-With three seeds the spread between seeds is not well known; what chance does is then understated.
+takes as many seeds and as many prompts as there are, with replacement, the same for the teacher and
+for all students, so that a difference is one of pairs. Drawing both ways counts what is particular
+to one picture more than once, so intervals are rather too wide for it (Owen 2007, the pigeonhole
+bootstrap); of three seeds, on the other hand, no method learns well how much seeds differ.
 
 Decline is 1 - accuracy / the teacher's accuracy.
 """
@@ -73,7 +74,7 @@ def _short(value: Any) -> Any:
 
 def as_json(found: Mapping[str, Any]) -> str:
     """The document as JSON with each run on a line of its own."""
-    head = json.dumps({k: v for k, v in found.items() if k != "runs"}, indent=1)
+    head = json.dumps({k: v for k, v in found.items() if k != "runs"}, indent=1)  # ends in "\n}"
     runs = ",\n".join(json.dumps(row) for row in found["runs"])
     return f'{head[:-2]},\n "runs": [\n{runs}\n ]\n}}\n'
 
@@ -131,6 +132,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     """The tables of docs/results.md."""
     m = Measured(found)
     parts = [
+        _settings(found),
         f"The teacher draws {m.teacher.mean():.1%} of the {m.prompts} prompts right.",
         _table(m, "layers chosen by", BY_CRITERION),
         _table(m, "taught by", BY_LOSS),
@@ -139,6 +141,17 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "\n".join(_terms(m)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _settings(found: Mapping[str, Any]) -> str:
+    c, hours = found["settings"], sum(row["seconds"] for row in found["runs"]) / 3600
+    return (
+        f"{len(found['runs'])} students of {found['model']}, {c['steps']} steps of "
+        f"{c['batch_size']} each (learning rate {c['learning_rate']:g}, cosine), {c['seeds']} "
+        f"seeds, {c['main_seeds']} in the comparison at {MAIN_RATIO:.0%}; {c['prompts']} unseen "
+        f"prompts, drawn in {c['drawing_steps']} steps; {hours:.1f} hours of one thread. "
+        "In brackets 95 % intervals by bootstrap over seeds and prompts."
+    )
 
 
 def _table(m: Measured, title: str, arms: Mapping[str, tuple[str, str]]) -> str:

@@ -30,7 +30,7 @@ from laptop.tiny import scenes
 from laptop.tiny.checker import check
 
 MODEL = "tiny-sdxl"
-DATA, ENCODED, HELD_OUT = "data", "encoded", "held-out"
+DATA, ENCODED, HELD_OUT = "data", "encoded.safetensors", "held-out"
 CALIBRATION_PROMPTS = 32  # at most: of the rows to score layers on, and of the held-out ones
 LAST = 5  # logged steps at the end, over which the loss terms are averaged
 
@@ -67,14 +67,9 @@ class StudyConfig:
 
 
 def make_shared(out: Path, config: StudyConfig) -> None:
-    """Training scenes, encoded; and rows of U-Net inputs while the teacher draws unseen prompts."""
+    """Training data; and rows of U-Net inputs, taken while the teacher draws unseen prompts."""
     say("training data")
-
-    def write_scenes(folder: Path) -> None:
-        scenes.write_folder(folder, config.images, seed=1)
-
-    def write_encoded(folder: Path) -> None:
-        encode(_teacher(), out / DATA, folder / f"{ENCODED}.safetensors", seed=0)
+    _make_data(out, config)
 
     def write_rows(folder: Path) -> None:
         prompts = scenes.held_out_prompts(config.calibration_prompts, seed=1)
@@ -84,9 +79,32 @@ def make_shared(out: Path, config: StudyConfig) -> None:
         output = forward_rows(_teacher().unet, rows, 64)
         calibration.save(folder / "rows.safetensors", rows, output)
 
-    run_stage("data", out / DATA, {"images": config.images}, {}, write_scenes)
-    run_stage("encoded", out / ENCODED, {}, {"data": out / DATA}, write_encoded)
     run_stage("held-out rows", out / HELD_OUT, {"rows": config.rows}, {}, write_rows)
+
+
+# The only two functions that know what the trainer reads.
+
+
+def _make_data(out: Path, config: StudyConfig) -> None:
+    """Training scenes, drawn and encoded once for all runs."""
+
+    def write_scenes(folder: Path) -> None:
+        scenes.write_folder(folder, config.images, seed=1)
+
+    def write_encoded(folder: Path) -> None:
+        encode(_teacher(), out / DATA, folder / ENCODED, seed=0)
+
+    run_stage("data", out / DATA, {"images": config.images}, {}, write_scenes)
+    run_stage("encoded", out / "encoded", {}, {"data": out / DATA}, write_encoded)
+
+
+def _trained(student: Path, out: Path, folder: Path, config: DistillConfig) -> Path:
+    """The student after distillation, in `folder`."""
+    cache = resume_folder(folder) / ENCODED
+    if not cache.exists():
+        cache.hardlink_to(out / "encoded" / ENCODED)
+    trainer.train(MODEL, str(student), out / DATA, folder, config)
+    return folder
 
 
 def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
@@ -104,15 +122,6 @@ def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> d
     }
     shutil.rmtree(folder)
     return found
-
-
-def _trained(student: Path, out: Path, folder: Path, config: DistillConfig) -> Path:
-    """The student after distillation, in `folder`: the one place that knows the trainer."""
-    cache = resume_folder(folder) / "encoded.safetensors"
-    if not cache.exists():
-        cache.hardlink_to(out / ENCODED / f"{ENCODED}.safetensors")
-    trainer.train(MODEL, str(student), out / DATA, folder, config)
-    return folder
 
 
 def last_terms(metrics: list[Mapping[str, Any]]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from laptop.evidence import as_json, as_markdown, charts, document
 from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
 from laptop.pruning.score import ScoreConfig, score
-from laptop.run import progress, read_json, say, write_json
+from laptop.run import machine, progress, read_json, say, write_json
 from laptop.students import MODEL, StudyConfig, judge_teacher, make_shared, train_and_judge
 
 SCHEMA = "laptop.study-settings/1"
@@ -46,7 +46,8 @@ def study(out: Path, config: StudyConfig, workers: int = 1) -> dict[str, Any]:
     if left := [run for run in planned if not _result(out, run).exists()]:
         _employ(out, left, config, min(workers, len(left)))
     rows = [(run, read_json(_result(out, run), RUN_SCHEMA)) for run in planned]
-    return document(MODEL, asdict(config), read_json(out / "teacher.json", RUN_SCHEMA), rows)
+    teacher = read_json(out / "teacher.json", RUN_SCHEMA)
+    return document(MODEL, asdict(config), teacher, rows) | machine()
 
 
 def prepare(out: Path, config: StudyConfig) -> list[Run]:

@@ -129,7 +129,7 @@ def planted(rates: dict[tuple[str, str], float], seeds: int = 3) -> dict:
         right = list(rng.random(PROMPTS) < rate)
         return {"accuracy": float(np.mean(right)), "right": as_hex(right)}
 
-    rest = {"held_out_loss": 0.1, "frechet": 1.0, "params": 5}
+    rest = {"attributes": 0.8, "held_out_loss": 0.1, "frechet": 1.0, "params": 5}
     rows = [
         {
             "run": repr(arm),

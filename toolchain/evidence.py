@@ -38,7 +38,8 @@ COMPARED = {
     "the whole method": (METHOD, NORMALIZED),
     **{f"{NAMES[f]}, unnormalized": (f, UNNORMALIZED) for f in FAMILIES},
 }
-KEPT = ("accuracy", "right", "held_out_loss", "frechet", "params", "task", "output", "feature")
+JUDGED = ("accuracy", "right", "attributes", "held_out_loss", "frechet", "params")
+TERMS = ("task", "output", "feature")
 Values = NDArray[np.float64]
 
 
@@ -53,14 +54,14 @@ def document(
         "schema": SCHEMA,
         "model": model,
         "settings": dict(settings),
-        "teacher": {k: _short(teacher[k]) for k in KEPT[:5]},
+        "teacher": {k: _short(teacher[k]) for k in JUDGED},
         "runs": [
             {
                 "run": run.key,
                 "plans": [arm.plan for arm in run.arms],
                 **{k: getattr(run.arms[0], k) for k in ("loss", "ratio", "seed")},
                 "removed": len(run.remove),
-                **{k: _short(found[k]) for k in KEPT},
+                **{k: _short(found[k]) for k in (*JUDGED, *TERMS)},
                 "seconds": found["seconds"],
             }
             for run, found in rows
@@ -138,6 +139,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         _table(m, "taught by", BY_LOSS),
         _table(m, "layers and loss", COMPARED),
         "\n".join(_comparison(m)),
+        "\n".join(_others(m)),
         "\n".join(_terms(m)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -192,14 +194,26 @@ def _comparison(m: Measured) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
+def _others(m: Measured) -> Iterator[str]:
+    """What accuracy at its bounds does not show: attributes, and output loss on held-out inputs."""
+    heads = [f"{ratio:.0%}: attributes | output loss" for ratio in m.ratios()]
+    yield "| layers and loss | " + " | ".join(heads) + " |"
+    yield "| --- |" + " --- |" * (2 * len(heads))
+    for name, by in (BY_CRITERION | BY_LOSS | COMPARED).items():
+        cells = [
+            f"{100 * m.mean((*by, ratio), 'attributes'):.1f} | "
+            f"{m.mean((*by, ratio), 'held_out_loss'):.2g}"
+            for ratio in m.ratios()
+        ]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
 def _terms(m: Measured) -> Iterator[str]:
-    """What the losses have come to at the main ratio, and the output loss on held-out inputs."""
-    ratio = MAIN_RATIO if MAIN_RATIO in m.ratios() else m.ratios()[0]
-    yield f"| taught by, at {ratio:.0%} | task | output | feature, as weighted | held-out output |"
-    yield "| --- | --- | --- | --- | --- |"
+    """What the terms have come to; the feature term is not shown, for arms weigh it differently."""
+    yield "| taught by | " + " | ".join(f"{r:.0%}: task | output" for r in m.ratios()) + " |"
+    yield "| --- |" + " --- |" * (2 * len(m.ratios()))
     for name, by in BY_LOSS.items():
-        keys = ("task", "output", "feature", "held_out_loss")
-        cells = [f"{m.mean((*by, ratio), key):.3g}" for key in keys]
+        cells = [f"{m.mean((*by, r), k):.3g}" for r in m.ratios() for k in ("task", "output")]
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 

@@ -32,6 +32,7 @@ from laptop.tiny.checker import check
 MODEL = "tiny-sdxl"
 DATA, ENCODED, HELD_OUT = "data", "encoded.safetensors", "held-out"
 CALIBRATION_PROMPTS = 32  # at most: of the rows to score layers on, and of the held-out ones
+ATTRIBUTES = ("count", "place", "shape", "colour", "background")  # a right picture has all
 LAST = 5  # logged steps at the end, over which the loss terms are averaged
 
 
@@ -139,7 +140,8 @@ def judge_teacher(out: Path, config: StudyConfig) -> dict[str, Any]:
 def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
     """Which of the unseen prompts a U-Net draws right, with the teacher's other components.
 
-    Also its output loss on held-out rows, and the Fréchet distance to drawn scenes of the prompts.
+    Also the share of attributes that are right, which still tells students apart that draw hardly a
+    whole prompt; the output loss on held-out rows; the Fréchet distance to drawn scenes.
     """
     pipe, prompts = _teacher(), evaluation_prompts(MODEL, config.prompts)
     drawing, pictures = EvalConfig(steps=config.drawing_steps), []
@@ -149,13 +151,13 @@ def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
         numbers = range(first, min(first + drawing.batch, len(prompts)))
         pictures += list(draw(pipe, prompts, numbers, drawing)[0])
     pipe.register_modules(unet=whole)
-    right = [
-        check(image, prompt)["prompt"] for image, prompt in zip(pictures, prompts, strict=True)
-    ]
+    seen = [check(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
+    right = [one["prompt"] for one in seen]
     rows, output = calibration.load(out / HELD_OUT / "rows.safetensors")
     return {
         "accuracy": round(float(np.mean(right)), 6),
         "right": as_hex(right),
+        "attributes": float(np.mean([[one[k] for k in ATTRIBUTES] for one in seen])),
         "held_out_loss": Rows(rows, output, 64).loss(unet),
         "frechet": frechet_distance(
             latent_features(pipe.vae, np.stack(pictures)), _reference(config.prompts)

@@ -4,17 +4,20 @@
 #   make demo TORCH_INDEX=URL       a PyTorch index, e.g. that of its CPU builds (on Linux the
 #                                   ordinary package index gives the large CUDA build)
 #   make test TESTS=tests/test_run.py
+#
+# And `study`: what docs/results.md is made of, some hours; `make study WORKERS=4` on more cores.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 TESTS ?= tests
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types wheel
+.PHONY: demo test lint types wheel study
 .NOTPARALLEL: # all of them share one virtual environment, and two share build/
 
 demo: $(VENV)/installed
@@ -38,6 +41,10 @@ wheel: $(VENV)/installed-dev
 	rm -rf build dist
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	$(BIN)/python .ci/check_wheel.py dist/*.whl
+
+# Killed at any moment, the same command goes on.
+study: $(VENV)/installed
+	$(BIN)/python -m laptop.study -o runs/study-distill --workers $(WORKERS)
 
 # torch comes first, so that its build can be chosen; the version is the one that all extras were
 # verified with together. The upper bound is coremltools', which has no wheels for Python 3.14.

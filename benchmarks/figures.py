@@ -135,6 +135,31 @@ def rivals_chart(plans: Sequence[Mapping[str, Any]], stem: Path) -> None:
         save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
+def interval_chart(rows: Sequence[Mapping[str, Any]], stem: Path, label: str) -> None:
+    """Means with their intervals by what made them, a colour for each ratio; light and dark.
+
+    A row is {"by", "ratio", "mean", "low", "high"}.
+    """
+    ways, ratios = list(dict.fromkeys(r["by"] for r in rows)), sorted({r["ratio"] for r in rows})
+    for theme in THEMES:
+        figure, axes = _figure(theme, 0.9 + 0.36 * len(ways))
+        for i, (ratio, colour) in enumerate(zip(ratios, theme.curves, strict=False)):
+            shown = [r for r in rows if r["ratio"] == ratio]
+            means = np.array([r["mean"] for r in shown])
+            arms = np.abs(np.array([[r["low"], r["high"]] for r in shown]).T - means)
+            apart = 0.22 * (i - (len(ratios) - 1) / 2)  # of a row, so that none hides another
+            places = [ways.index(r["by"]) + apart for r in shown]
+            axes.errorbar(
+                means, places, xerr=arms, fmt="o", markersize=4, linewidth=1.4, color=colour,
+                label=f"{ratio:.0%} removed",
+            )  # fmt: skip
+        axes.set_yticks(range(len(ways)), ways)
+        axes.invert_yaxis()
+        axes.set_xlabel(label, color=theme.ink, fontsize=8)
+        _legend(axes, theme)
+        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+
+
 def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:
     """A bar for each unit in network order, log scale; writes `stem`.svg and `stem`-dark.svg."""
     ordered = sorted(units, key=lambda u: network_order(u["name"]))

@@ -1,0 +1,186 @@
+"""One run of `laptop.study`: prune, retrain, judge; and what all runs share, which is made once."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laptop import models
+from laptop.arms import RATIOS, Run
+from laptop.benchmarks.frechet import frechet_distance, latent_features
+from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.distill import trainer
+from laptop.distill.data import encode
+from laptop.distill.trainer import DistillConfig
+from laptop.prompts import evaluation_prompts
+from laptop.pruning import calibration
+from laptop.pruning.heal import Rows
+from laptop.pruning.surgery import prune_unet, write_model
+from laptop.pruning.units import forward_rows
+from laptop.run import resume_folder, run_stage, say
+from laptop.tiny import scenes
+from laptop.tiny.checker import check
+
+MODEL = "tiny-sdxl"
+DATA, ENCODED, HELD_OUT = "data", "encoded.safetensors", "held-out"
+CALIBRATION_PROMPTS = 32  # at most: of the rows to score layers on, and of the held-out ones
+ATTRIBUTES = ("count", "place", "shape", "colour", "background")  # a right picture has all
+LAST = 5  # logged steps at the end, over which the loss terms are averaged
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The same for all students; arms differ in layers, loss and seed."""
+
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    prompts: int = 300  # unseen ones, to judge by
+    drawing_steps: int = 12  # denoising steps of a judged picture
+    images: int = 8000  # training scenes
+    rows: int = 128  # U-Net inputs to score layers on, and as many held-out ones
+    seeds: int = 3
+    main_seeds: int = 6  # of the comparison at arms.MAIN_RATIO
+    ratios: tuple[float, ...] = RATIOS
+
+    @property
+    def calibration_prompts(self) -> int:
+        """How many prompts the rows come from."""
+        return min(CALIBRATION_PROMPTS, self.rows)
+
+    @property
+    def distill(self) -> DistillConfig:
+        """How every student is trained, but for loss and seed."""
+        return DistillConfig(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_steps=max(1, self.steps // 10),
+        )
+
+
+def make_shared(out: Path, config: StudyConfig) -> None:
+    """Training data; and rows of U-Net inputs, taken while the teacher draws unseen prompts."""
+    say("training data")
+    _make_data(out, config)
+
+    def write_rows(folder: Path) -> None:
+        prompts = scenes.held_out_prompts(config.calibration_prompts, seed=1)
+        rows = calibration.record(
+            _teacher(), prompts, samples=config.rows, steps=25, seed=1, batch_size=32
+        )
+        output = forward_rows(_teacher().unet, rows, 64)
+        calibration.save(folder / "rows.safetensors", rows, output)
+
+    run_stage("held-out rows", out / HELD_OUT, {"rows": config.rows}, {}, write_rows)
+
+
+# The only two functions that know what the trainer reads.
+
+
+def _make_data(out: Path, config: StudyConfig) -> None:
+    """Training scenes, drawn and encoded once for all runs."""
+
+    def write_scenes(folder: Path) -> None:
+        scenes.write_folder(folder, config.images, seed=1)
+
+    def write_encoded(folder: Path) -> None:
+        encode(_teacher(), out / DATA, folder / ENCODED, seed=0)
+
+    run_stage("data", out / DATA, {"images": config.images}, {}, write_scenes)
+    run_stage("encoded", out / "encoded", {}, {"data": out / DATA}, write_encoded)
+
+
+def _trained(student: Path, out: Path, folder: Path, config: DistillConfig) -> Path:
+    """The student after distillation, in `folder`."""
+    cache = resume_folder(folder) / ENCODED
+    if not cache.exists():
+        cache.hardlink_to(out / "encoded" / ENCODED)
+    trainer.train(MODEL, str(student), out / DATA, folder, config)
+    return folder
+
+
+def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
+    """The result of one run; what it has in `folder` when it is killed, it goes on from."""
+    start = time.perf_counter()
+    teacher = models.load_unet(MODEL, models.stored_dtype(MODEL))
+    write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
+    student = _trained(folder / "pruned", out, folder / "student", run.config)
+    metrics = (student / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {
+        **judged(models.load_unet(str(student)), out, config),
+        **last_terms([json.loads(line) for line in metrics]),
+        "removed": list(run.remove),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    shutil.rmtree(folder)
+    return found
+
+
+def last_terms(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
+    """The loss terms at the end of training; the feature term as it was weighted."""
+    last = metrics[-LAST:]
+    return {k: float(np.mean([row[k] for row in last])) for k in ("task", "output", "feature")}
+
+
+def judge_teacher(out: Path, config: StudyConfig) -> dict[str, Any]:
+    """What students are compared with."""
+    return judged(models.load_unet(MODEL), out, config)
+
+
+@torch.inference_mode()
+def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
+    """Which of the unseen prompts a U-Net draws right, with the teacher's other components.
+
+    Also the share of attributes that are right, which still tells students apart that draw hardly a
+    whole prompt; the output loss on held-out rows; the Fréchet distance to drawn scenes.
+    """
+    pipe, prompts = _teacher(), evaluation_prompts(MODEL, config.prompts)
+    drawing, pictures = EvalConfig(steps=config.drawing_steps), []
+    whole = pipe.unet
+    pipe.register_modules(unet=unet.eval())
+    for first in range(0, len(prompts), drawing.batch):
+        numbers = range(first, min(first + drawing.batch, len(prompts)))
+        pictures += list(draw(pipe, prompts, numbers, drawing)[0])
+    pipe.register_modules(unet=whole)
+    seen = [check(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
+    right = [one["prompt"] for one in seen]
+    rows, output = calibration.load(out / HELD_OUT / "rows.safetensors")
+    return {
+        "accuracy": round(float(np.mean(right)), 6),
+        "right": as_hex(right),
+        "attributes": float(np.mean([[one[k] for k in ATTRIBUTES] for one in seen])),
+        "held_out_loss": Rows(rows, output, 64).loss(unet),
+        "frechet": frechet_distance(
+            latent_features(pipe.vae, np.stack(pictures)), _reference(config.prompts)
+        ),
+        "params": unet.num_parameters(),
+    }
+
+
+def as_hex(right: list[bool]) -> str:
+    """One bit a prompt, four to a digit."""
+    return np.packbits(right).tobytes().hex()
+
+
+@cache
+def _teacher() -> Any:
+    pipe = models.load_pipeline(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
+def _reference(prompts: int) -> NDArray[np.float64]:
+    """Features of one drawn scene for each prompt."""
+    rng = np.random.default_rng(0)
+    pictures = [scenes.draw(scenes.parse(p), rng) for p in evaluation_prompts(MODEL, prompts)]
+    return latent_features(_teacher().vae, np.stack(pictures))

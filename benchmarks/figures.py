@@ -157,7 +157,7 @@ def interval_chart(rows: Sequence[Mapping[str, Any]], stem: Path, label: str) ->
         axes.invert_yaxis()
         axes.set_xlabel(label, color=theme.ink, fontsize=8)
         _legend(axes, theme)
-        _save(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+        save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
 def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:

@@ -11,7 +11,7 @@ from laptop import study as studies
 from laptop.arms import CRITERIA, LOSSES, MAIN_RATIO, METHOD, RATIOS, Arm, Run, arms, runs
 from laptop.benchmarks.figures import interval_chart
 from laptop.distill.losses import WEIGHTINGS
-from laptop.distill.trainer import DistillConfig
+from laptop.distill.session import DistillConfig
 from laptop.errors import OutputExists
 from laptop.evidence import BY_CRITERION, Measured, as_json, as_markdown, charts, interval
 from laptop.handmade import FAMILIES

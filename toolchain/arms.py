@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from laptop.distill.losses import WEIGHTINGS
-from laptop.distill.trainer import DistillConfig
+from laptop.distill.session import DistillConfig
 from laptop.handmade import FAMILIES, handmade
 from laptop.pruning.additivity import random_set
 from laptop.pruning.budgets import PlanConfig

@@ -17,20 +17,22 @@ from laptop import models
 from laptop.arms import RATIOS, Run
 from laptop.benchmarks.frechet import frechet_distance, latent_features
 from laptop.benchmarks.quality import EvalConfig, draw
-from laptop.distill import trainer
-from laptop.distill.data import encode
-from laptop.distill.trainer import DistillConfig
+from laptop.distill.encoding import DataConfig
+from laptop.distill.session import DistillConfig, TrainConfig
+from laptop.distill.trainer import distill
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
 from laptop.pruning.heal import Rows
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import forward_rows
-from laptop.run import resume_folder, run_stage, say
+from laptop.run import run_stage
 from laptop.tiny import scenes
 from laptop.tiny.checker import check
+from laptop.training_data import prepared
 
 MODEL = "tiny-sdxl"
-DATA, ENCODED, HELD_OUT = "data", "encoded.safetensors", "held-out"
+DATA, HELD_OUT, METRICS = "data", "held-out", "metrics"
+TRAINING = TrainConfig(checkpoint_every=100, shares_every=150)
 CALIBRATION_PROMPTS = 32  # at most: of the rows to score layers on, and of the held-out ones
 ATTRIBUTES = ("count", "place", "shape", "colour", "background")  # a right picture has all
 LAST = 5  # logged steps at the end, over which the loss terms are averaged
@@ -48,7 +50,7 @@ class StudyConfig:
     images: int = 8000  # training scenes
     rows: int = 128  # U-Net inputs to score layers on, and as many held-out ones
     seeds: int = 3
-    main_seeds: int = 6  # of the comparison at arms.MAIN_RATIO
+    main_seeds: int = 5  # of the comparison at arms.MAIN_RATIO
     ratios: tuple[float, ...] = RATIOS
 
     @property
@@ -69,8 +71,8 @@ class StudyConfig:
 
 def make_shared(out: Path, config: StudyConfig) -> None:
     """Training data; and rows of U-Net inputs, taken while the teacher draws unseen prompts."""
-    say("training data")
-    _make_data(out, config)
+    source = DataConfig(source="scenes", count=config.images)
+    prepared(MODEL, source, out / DATA)
 
     def write_rows(folder: Path) -> None:
         prompts = scenes.held_out_prompts(config.calibration_prompts, seed=1)
@@ -83,37 +85,13 @@ def make_shared(out: Path, config: StudyConfig) -> None:
     run_stage("held-out rows", out / HELD_OUT, {"rows": config.rows}, {}, write_rows)
 
 
-# The only two functions that know what the trainer reads.
-
-
-def _make_data(out: Path, config: StudyConfig) -> None:
-    """Training scenes, drawn and encoded once for all runs."""
-
-    def write_scenes(folder: Path) -> None:
-        scenes.write_folder(folder, config.images, seed=1)
-
-    def write_encoded(folder: Path) -> None:
-        encode(_teacher(), out / DATA, folder / ENCODED, seed=0)
-
-    run_stage("data", out / DATA, {"images": config.images}, {}, write_scenes)
-    run_stage("encoded", out / "encoded", {}, {"data": out / DATA}, write_encoded)
-
-
-def _trained(student: Path, out: Path, folder: Path, config: DistillConfig) -> Path:
-    """The student after distillation, in `folder`."""
-    cache = resume_folder(folder) / ENCODED
-    if not cache.exists():
-        cache.hardlink_to(out / "encoded" / ENCODED)
-    trainer.train(MODEL, str(student), out / DATA, folder, config)
-    return folder
-
-
 def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
     """The result of one run; what it has in `folder` when it is killed, it goes on from."""
     start = time.perf_counter()
     teacher = models.load_unet(MODEL, models.stored_dtype(MODEL))
     write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
-    student = _trained(folder / "pruned", out, folder / "student", run.config)
+    student = folder / "student"
+    distill(MODEL, str(folder / "pruned"), out / DATA, student, run.config, TRAINING)
     metrics = (student / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = {
         **judged(models.load_unet(str(student)), out, config),
@@ -121,6 +99,9 @@ def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> d
         "removed": list(run.remove),
         "seconds": round(time.perf_counter() - start, 1),
     }
+    kept = out / METRICS / f"{run.key}.jsonl"
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(student / "metrics.jsonl", kept)
     shutil.rmtree(folder)
     return found
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from laptop.arms import SCORED, Run, arms, runs
+from laptop.arms import RATIOS, SCORED, Run, arms, runs
 from laptop.benchmarks.figures import interval_chart
 from laptop.errors import LaptopError, OutputExists
 from laptop.evidence import as_json, as_markdown, charts, document
@@ -149,9 +149,10 @@ def main() -> None:
         if isinstance(f.default, int | float):
             flag = f"--{f.name.replace('_', '-')}"
             parser.add_argument(flag, type=type(f.default), default=f.default)
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="of parameters")
     args = vars(parser.parse_args())
-    out, workers = args.pop("out"), args.pop("workers")
-    found = study(out, StudyConfig(**args), workers)
+    out, workers, ratios = args.pop("out"), args.pop("workers"), tuple(args.pop("ratios"))
+    found = study(out, StudyConfig(**args, ratios=ratios), workers)
     (out / "study.json").write_text(as_json(found), encoding="utf-8")
     (out / "study.md").write_text(as_markdown(found), encoding="utf-8")
     for name, rows, label in charts(found):

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from laptop.benchmarks.figures import THEMES, Theme, new_figure, save_figure, short_block
 
+MOST_STEPS = 300  # of an area, so that the file stays small
 Rows = Sequence[Mapping[str, Any]]  # lines of a metrics.jsonl
 
 
@@ -35,6 +36,7 @@ def balance_chart(runs: Mapping[str, Rows], stem: Path) -> None:
     `runs` maps a title, such as "alpha = 1", to the metrics of a run. Writes `stem`.svg and
     `stem`-dark.svg.
     """
+    runs = {k: rows[:: max(1, len(rows) // MOST_STEPS)] for k, rows in runs.items()}
     first = next(iter(runs.values()))
     places = list(first[0]["norms"])
     norms = [float(np.mean([row["norms"][place] for row in first])) for place in places]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from laptop.benchmarks import figures, page
+from laptop.benchmarks.balance import balance_chart, largest_share
 from laptop.benchmarks.findings import (
     RUNTIMES,
     TITLES,
@@ -166,9 +167,18 @@ def _distillation(f: Findings) -> str:
     terms = [t for t in ("loss", "task", "output", "feature") if last.get(t) is not None]
     rows = [[t, number(first.get(t)), number(last[t])] for t in terms]
     header = ["term", f"step {first['step']}", f"step {last['step']}"]
-    return (
+    text = (
         "## Distillation\n\nThe terms of the loss; faint: single steps.\n\n"
         f"![Task, output and feature loss by step](images/losses.svg)\n\n{table(header, rows)}"
+    )
+    if not all("norms" in row and row["features"] for row in f.losses):
+        return text
+    balance_chart({"this run": f.losses}, f.folder / "images" / "balance")
+    place, most = largest_share(f.losses)
+    return (
+        f"{text}\n\nThe feature term by block: {code(place)} has the largest share, "
+        f"{most:.0%} on average.\n\n"
+        "![Feature norm and share of the feature loss by block](images/balance.svg)"
     )
 
 

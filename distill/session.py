@@ -224,7 +224,8 @@ class Session:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The teacher's output and feature maps, in its own precision."""
         dtype = self.teacher.dtype
-        halves = {k: v.to(dtype) for k, v in rows.items()}
+        # A size of 1333 pixels is not in bfloat16; the U-Net embeds sizes before it casts them.
+        halves = {k: v if k == "time_ids" else v.to(dtype) for k, v in rows.items()}
         self.teacher_features.collect()
         output = _output(self.teacher, sample.to(dtype), timestep, halves)
         return output, self.teacher_features.take()

@@ -19,7 +19,7 @@ from laptop.distill.losses import WEIGHTINGS
 from laptop.distill.optimizer import OPTIMIZERS, SCHEDULES
 from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.errors import BadInput
-from laptop.processes import count, is_main, wait_for_all
+from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
 from laptop.pruning.surgery import write_model
 from laptop.run import (
@@ -64,7 +64,7 @@ def distill(
 
     `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
     """
-    how = how or TrainConfig()
+    how = _resolved(how or TrainConfig())
     check_config(config, how)
     models.need_whole_chain(teacher, "distill")
     check_cache(data, teacher)
@@ -90,6 +90,11 @@ def distill(
     return run_together(
         "distill", out, settings, inputs, share, lambda _folder: facts, overwrite=overwrite
     )
+
+
+def _resolved(how: TrainConfig) -> TrainConfig:
+    """With the precision that the launcher asks for, where the recipe asks for none."""
+    return replace(how, mixed_precision=how.mixed_precision or launcher_precision() or "no")
 
 
 def check_config(config: DistillConfig, how: TrainConfig) -> None:
@@ -170,6 +175,7 @@ def start(
 
 def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> dict[str, Any]:
     """The forecast, and the speed of some steps on made-up samples; writes nothing."""
+    how = _resolved(how)
     check_config(config, how)
     models.need_whole_chain(teacher, "distill")
     check_pair(teacher, student)

@@ -19,6 +19,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate's launcher set it
 
 
+def launcher_precision() -> str | None:
+    """The mixed precision that accelerate's launcher was configured with, if it started us."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION")
+
+
 def _state() -> Any:
     import torch
     from accelerate import PartialState

@@ -75,7 +75,7 @@ class Tars(Source):
                 f"{self._urls[0]}: {unknown_column(self.column, known, 'caption_column')}"
             )
 
-    def _records(self, part: int) -> Generator[tuple[str, Mapping[str, bytes]]]:
+    def _records(self, part: int) -> Generator[tuple[str, Mapping[str, bytes]], None, None]:
         """Key and files by ending of each record; `BadInput` for a tar without an end."""
         webdataset = library("webdataset")
         url = self._urls[part]

@@ -6,13 +6,14 @@ past those that are encoded already costs little.
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from laptop.errors import BadInput
+from laptop.errors import BadInput, MissingExtra
 
 PART = 256  # examples of a part, where the source itself has no parts
 DRAWN_PART = 64  # pictures that the teacher draws take long: less is lost when a run is killed
@@ -50,6 +51,25 @@ def runs(count: int, length: int | None = None) -> list[range]:
     """0..count-1 in runs of at most `length`, or `PART`."""
     length = length or PART
     return [range(i, min(i + length, count)) for i in range(0, count, length)]
+
+
+def shares(count: int | None, parts: int) -> list[int | None]:
+    """How much each of `parts` of unknown length gives to `count`; None: all it has."""
+    if count is None:
+        return [None] * parts
+    return [(i + 1) * count // parts - i * count // parts for i in range(parts)]
+
+
+def library(name: str) -> Any:
+    """An optional library for reading data; `MissingExtra` where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name != name:
+            raise
+        raise MissingExtra(
+            f"these data need the library {name}: pip install 'laptop-diff[train]'"
+        ) from None
 
 
 class Folder(Source):

@@ -5,13 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from laptop import models
 from laptop.distill.encoding import DataConfig, make_cache
 from laptop.distill.sources import Folder
 from laptop.tiny import architecture
 from laptop.tiny.scenes import write_folder
+from laptop.tiny.architecture import MAX_TOKENS, tokenizer
 
 # Several workers (pytest -n) share the cores; two threads each on all of them wait for each other.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -71,3 +79,48 @@ def tiny_cache(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def trained_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as the trained one encodes them."""
     return _cache("tiny-sdxl", tmp_path_factory.mktemp("trained"))
+
+
+def small_sd15() -> StableDiffusionPipeline:
+    """Stable Diffusion 1.5's wiring, untrained: one text encoder, no added conditions."""
+    torch.manual_seed(0)
+    tokens = tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokens,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

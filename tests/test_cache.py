@@ -1,20 +1,29 @@
 """Caches: what they hold is what the model computes; they survive, and know their model."""
 
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from conftest import small_sd15
 from laptop import models
 from laptop.distill import encoding
 from laptop.distill.buckets import fit
 from laptop.distill.cache import Cache, check_cache
-from laptop.distill.encoder import Encoder
+from laptop.distill.encoder import Encoder, NotFinite
 from laptop.distill.encoding import DataConfig, make_cache
-from laptop.distill.sources import Folder
+from laptop.distill.sources import Folder, Prompts
 from laptop.errors import BadInput
 from laptop.run import sha256
 from laptop.tiny.scenes import write_folder
@@ -44,15 +53,33 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "RUN", 2)
 
 
-def everything(folder: Path) -> dict[str, tuple[torch.Tensor, ...]]:
-    """By id, what training gets of a sample: latents and conditions."""
-    cache = Cache(folder)
-    found = {}
-    for samples in cache.buckets.values():
-        for i in samples:
-            latents, rows = cache.rows(i[None], torch.ones(1, dtype=torch.bool))
-            found[cache.ids[int(i)]] = (latents[0], *(row[0] for row in rows.values()))
-    return found
+def write_shards(folder: Path, pictures: Path) -> str:
+    """The ten pictures in four tars; the pattern that names them."""
+    lines = [json.loads(x) for x in (pictures / "metadata.jsonl").read_text().splitlines()]
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for line in lines[shard::4]:
+                tar.add(pictures / line["file_name"], line["file_name"])
+                text = line["text"].encode()
+                info = tarfile.TarInfo(line["file_name"].replace(".png", ".txt"))
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text))
+    return str(folder / "{0..3}.tar")
+
+
+def test_two_processes_make_what_one_makes(tiny_folder, pictures, tmp_path) -> None:
+    """Of four tars, each with an OpenMP of one thread, as rounding depends on their number."""
+    pattern = write_shards(tmp_path, pictures)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for start, out in ((launch, "two"), ([], "one")):
+        command = [sys.executable, *start, "-m", "laptop", "cache", "--model", str(tiny_folder)]
+        command += ["--data", pattern, "-o", str(tmp_path / out), "--json"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["count"] == 10
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("0*.safetensors"))) == 4
 
 
 def test_a_cache_holds_what_the_model_computes(tiny_folder, pictures, made) -> None:
@@ -110,3 +137,134 @@ def test_a_killed_cache_goes_on_and_ends_like_an_unbroken_one(
     make_cache(str(tiny_folder), Folder(pictures), tmp_path / "broken", CONFIG)
     assert calls == [2, 1, 2, 1, 1, 2, 1, 1][: len(calls)], "what was finished is not done again"
     assert sha256(tmp_path / "broken") == sha256(whole)
+
+
+def test_broken_pictures_are_skipped_named_and_too_many_of_them_are_an_error(
+    tiny_folder, pictures, tmp_path, capsys
+) -> None:
+    folder = Path(shutil.copytree(pictures, tmp_path / "f"))
+    whole = (folder / "000002.png").read_bytes()
+    (folder / "000002.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "000005.png").write_bytes(b"no picture")
+    (folder / "000007.png").write_bytes(b"")
+    names = ["000002.png", "000005.png", "000007.png"]
+    config = replace(CONFIG, corrupt_allowed=2)
+    with pytest.raises(BadInput, match=r"3 records .* corrupt_allowed is 2: 000002.*; 000005"):
+        make_cache(str(tiny_folder), Folder(folder), tmp_path / "c", config)
+    made = make_cache(str(tiny_folder), Folder(folder), tmp_path / "c", CONFIG)
+    cache = Cache(made)
+    assert len(cache) == cache.info["count"] == 7
+    assert not {*names} & {*cache.ids}
+    assert [broken["id"] for broken in cache.info["skipped"]] == names
+    assert all("not a readable picture" in broken["reason"] for broken in cache.info["skipped"])
+    told = capsys.readouterr().err
+    assert "3 records were skipped: 000002.png" in told
+
+
+def test_nothing_but_broken_pictures_is_an_error(tiny_folder, tmp_path) -> None:
+    (tmp_path / "0.png").write_bytes(b"")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}')
+    with pytest.raises(BadInput, match="holds nothing to train on"):
+        make_cache(str(tiny_folder), Folder(tmp_path), tmp_path / "c", CONFIG)
+
+
+def test_buckets_keep_ratios_and_say_what_was_done(tiny_folder, tmp_path) -> None:
+    shapes = [(300, 200), (200, 300), (250, 250), (320, 200), (640, 100)]  # width, height
+    lines = []
+    for i, shape in enumerate(shapes):
+        Image.new("RGB", shape, "green").save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": "a"}))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees: upright it is 200 x 300
+    Image.new("RGB", (300, 200)).save(tmp_path / "5.jpg", exif=turned)
+    lines.append(json.dumps({"file_name": "5.jpg", "text": "a"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    config = replace(CONFIG, resolution=128, buckets=True)
+    cache = Cache(make_cache(str(tiny_folder), Folder(tmp_path), tmp_path / "c", config))
+    found = {size: [cache.ids[int(i)] for i in some] for size, some in cache.buckets.items()}
+    assert found == {
+        (12, 20): ["0.png", "3.png"],
+        (12, 24): ["4.png"],
+        (16, 16): ["2.png"],
+        (20, 12): ["1.png", "5.jpg"],
+    }
+    latents, rows = cache.rows(cache.buckets[20, 12], torch.ones(2, dtype=torch.bool))
+    assert latents.shape == (2, 4, 20, 12)
+    assert rows["time_ids"].tolist() == [[300, 200, 0, 5, 160, 96]] * 2
+    _, rows = cache.rows(cache.buckets[12, 24], torch.ones(1, dtype=torch.bool))
+    assert rows["time_ids"].tolist() == [[100, 640, 0, 211, 96, 192]]
+    with pytest.raises(ValueError, match="several buckets"):
+        cache.rows(torch.arange(6), torch.ones(6, dtype=torch.bool))
+
+
+def test_prompts_are_drawn_as_the_pipeline_draws_whatever_the_batch(
+    tiny_folder, tmp_path, monkeypatch
+) -> None:
+    source = Prompts(["a large red circle on white", "a small blue cross on black"], 5)
+    config = replace(CONFIG, steps=3)
+    many = Cache(make_cache(str(tiny_folder), source, tmp_path / "many", config))
+    again = make_cache(str(tiny_folder), source, tmp_path / "again", config)
+    assert sha256(again) == sha256(tmp_path / "many")
+    monkeypatch.setattr("laptop.distill.encoder.PIXELS", 2 * 64**2)
+    few = Cache(make_cache(str(tiny_folder), source, tmp_path / "few", config))
+    keep = torch.ones(5, dtype=torch.bool)
+    latents, rows = many.rows(torch.arange(5), keep)
+    torch.testing.assert_close(few.rows(torch.arange(5), keep)[0], latents, rtol=5e-3, atol=5e-3)
+    assert rows["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]] * 5
+    assert many.ids[4] == "prompt 2 picture 3"
+    assert (latents[0] - latents[1]).abs().max() > 0.1, "each picture has a seed of its own"
+    seed = int(np.random.SeedSequence([0, 0, 0]).generate_state(5, np.uint64)[4])
+    own = models.load_pipeline(str(tiny_folder))(
+        "a small blue cross on black",
+        num_inference_steps=3,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(latents[4], own[0], rtol=5e-3, atol=5e-3)
+
+
+def test_a_model_with_one_text_encoder_gets_its_own_empty_caption(tmp_path, pictures) -> None:
+    pipe = small_sd15()
+    pipe.save_pretrained(tmp_path / "sd")
+    cache = Cache(make_cache(str(tmp_path / "sd"), Folder(pictures), tmp_path / "c", CONFIG))
+    latents, rows = cache.rows(torch.arange(2), torch.tensor([False, True]))
+    assert latents.shape == (2, 4, 8, 8)
+    assert list(rows) == ["encoder_hidden_states"]
+    with torch.inference_mode():
+        empty = pipe.encode_prompt(
+            "", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
+    torch.testing.assert_close(rows["encoder_hidden_states"][:1], empty, **HALF)
+    assert (rows["encoder_hidden_states"][1] - empty[0]).abs().max() > 0.1
+
+
+def test_settings_that_cannot_be_are_refused(tiny_folder, pictures, tmp_path) -> None:
+    for change, message in [
+        ({"resolution": 100}, "multiple of 32"),
+        ({"count": 0}, "count is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"corrupt_allowed": -1}, "corrupt_allowed is -1"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            make_cache(
+                str(tiny_folder), Folder(pictures), tmp_path / "c", replace(CONFIG, **change)
+            )
+
+
+def test_a_shard_that_is_cut_off_is_named(made, tmp_path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "c"))
+    shard = folder / "00000-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:500])
+    with pytest.raises(BadInput, match=r"00000-00000\.safetensors cannot be read"):
+        Cache(folder)
+    shard.unlink()
+    with pytest.raises(BadInput, match=r"00000-00000\.safetensors cannot be read"):
+        Cache(folder)
+
+
+def test_weights_that_compute_nan_are_refused(tiny_pipe, pictures, tmp_path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "m")
+    weights = next((tmp_path / "m" / "vae").glob("*.safetensors"))
+    save_file({k: v * torch.nan for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(NotFinite, match=r"latents of 000000\.png to 000009\.png"):
+        make_cache(str(tmp_path / "m"), Folder(pictures), tmp_path / "c", CONFIG)

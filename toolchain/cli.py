@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from laptop import __version__, options, readers
+from laptop import __version__, cache_command, options, readers
 from laptop.errors import BadInput
 from laptop.options import Common, example
 
@@ -38,7 +38,7 @@ def main() -> None:
 @options.budgets
 @options.granularity
 @click.option("--to", "targets", help="Targets to export, such as onnx,coreml.")
-@click.option("--data", help="Training pictures: a folder, or 'scenes' for tiny-sdxl.")
+@options.data
 @click.option("--steps", type=int, help="Distillation steps.")
 @options.prompts
 @options.out("The run folder.")
@@ -225,7 +225,7 @@ def prune(
 )
 @click.option("--teacher", required=True, help="The model that was pruned.")
 @click.option("--student", required=True, help="The pruned folder.")
-@click.option("--data", help="A folder of pictures with metadata.jsonl, or 'scenes'.")
+@options.data
 @click.option("--steps", type=int, help="Training steps.")
 @options.out("The distilled diffusers folder, with metrics.jsonl.")
 @options.common
@@ -388,7 +388,7 @@ def evaluate(
     common.print(report, json.dumps(report["models"], indent=1))
 
 
-for command in readers.COMMANDS:
+for command in (cache_command.cache, *readers.COMMANDS):
     main.add_command(command)
 
 

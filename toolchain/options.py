@@ -141,6 +141,13 @@ def model(function: Function) -> Function:
     return command
 
 
+data = click.option(
+    "--data",
+    help="Training data: a folder with metadata.jsonl, hf:NAME[:SPLIT], tar shards or their "
+    "address, prompts[:FILE] (drawn by the model), scenes (tiny-sdxl), or what `laptop cache` "
+    "made. [default: the recipe's]",
+)
+
 prompts = click.option(
     "--prompts",
     type=click.Path(path_type=Path),

@@ -10,6 +10,8 @@ from PIL import Image
 from laptop.distill.cache import check_cache, is_cache
 from laptop.distill.encoding import DataConfig, check_config, make_cache
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, runs
+from laptop.distill.tables import Table
+from laptop.distill.tars import ENDINGS, Tars
 from laptop.errors import BadInput
 from laptop.prompts import GENERAL, read_prompts
 from laptop.run import Overwrite
@@ -29,6 +31,13 @@ def prepared(model: str, config: DataConfig, out: Path, *, overwrite: Overwrite 
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
         return Path(config.source)
+    return make(model, config, out, overwrite=overwrite)
+
+
+def make(model: str, config: DataConfig, out: Path, *, overwrite: Overwrite = False) -> Path:
+    """Make a cache as `out`."""
+    if is_cache(Path(config.source)):
+        raise BadInput(f"--data {config.source} is a cache already.")
     return make_cache(model, source_of(model, config), out, config, overwrite=overwrite)
 
 
@@ -52,10 +61,27 @@ def source_of(model: str, config: DataConfig) -> Source:
         return Scenes(config.count or ENDLESS, config.seed)
     if kind == "prompts":
         return _prompts(model, Path(rest) if rest else None, config)
+    if kind == "hf":
+        return _table(rest, config)
+    if config.source.endswith(ENDINGS):
+        return Tars(config.source, config.count, config.caption_column)
     folder = Path(config.source)
     if not folder.is_dir():
         raise BadInput(f"--data {config.source}: there is no such folder. It takes {KINDS}.")
     return Folder(folder, config.count, config.caption_column)
+
+
+def _table(text: str, config: DataConfig) -> Table:
+    """A dataset named as NAME or NAME:SPLIT."""
+    name, _, split = text.partition(":")
+    return Table(
+        name,
+        split or None,
+        config.count,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        streaming=config.streaming,
+    )
 
 
 def _prompts(model: str, file: Path | None, config: DataConfig) -> Prompts:

@@ -18,8 +18,8 @@ from laptop import models
 from laptop.distill.encoding import DataConfig, make_cache
 from laptop.distill.sources import Folder
 from laptop.tiny import architecture
-from laptop.tiny.scenes import write_folder
 from laptop.tiny.architecture import MAX_TOKENS, tokenizer
+from laptop.tiny.scenes import write_folder
 
 # Several workers (pytest -n) share the cores; two threads each on all of them wait for each other.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

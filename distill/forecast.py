@@ -53,8 +53,9 @@ class Forecast:
 
     def speed(self, seconds: float, steps_left: int) -> str:
         """What the first steps tell, at `seconds` a step."""
-        rate, hours = self.images / self.steps / seconds, steps_left * seconds / 3600
-        return f"{seconds:.3g} s a step, {rate:.3g} images a second, {hours:.3g} hours to go"
+        rate, left = self.images / self.steps / seconds, steps_left * seconds
+        to_go = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
+        return f"{seconds:.3g} s a step, {rate:.3g} images a second, {to_go} to go"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -23,10 +23,10 @@ from laptop.distill.buckets import fit
 from laptop.distill.cache import Cache, check_cache
 from laptop.distill.encoder import Encoder, NotFinite
 from laptop.distill.encoding import DataConfig, make_cache
-from laptop.distill.sources import Folder, Prompts
+from laptop.distill.sources import Example, Folder, Prompts
 from laptop.errors import BadInput
 from laptop.run import sha256
-from laptop.tiny.scenes import write_folder
+from laptop.training_data import Scenes
 
 CONFIG = DataConfig(seed=0)
 HALF = {"rtol": 1e-3, "atol": 1e-4}  # what float16 keeps
@@ -34,8 +34,13 @@ HALF = {"rtol": 1e-3, "atol": 1e-4}  # what float16 keeps
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_folder(folder, 10, seed=0)
+    """Ten scenes as a folder."""
+    folder, lines = tmp_path_factory.mktemp("pictures"), []
+    for i, scene in enumerate(Scenes(10, seed=0).read(0)):
+        assert isinstance(scene, Example)
+        (folder / f"{i:06}.png").write_bytes(scene.picture or b"")
+        lines.append(json.dumps({"file_name": f"{i:06}.png", "text": scene.caption}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 
 

@@ -142,6 +142,33 @@ def test_data_that_cannot_be_had_are_refused_before_anything_runs(broken, tmp_pa
     assert not out.exists()
 
 
+def test_a_cache_serves_distill_and_compress_of_its_model(
+    tiny_folder, pruned_folder, tmp_path
+) -> None:
+    cached, out, recipe = tmp_path / "cached", tmp_path / "student", tmp_path / "r.toml"
+    made = run(
+        "cache", "--model", tiny_folder, "--data", "scenes", "--count", 6, "-o", cached, "--json"
+    )
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["count"] == 6
+    recipe.write_text("[distill]\nsteps = 1\nbatch_size = 2\n")
+    command = ["distill", "--teacher", tiny_folder, "--student", pruned_folder, "-c", recipe]
+    done = run(*command, "--data", cached, "-o", out)
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "student-data").exists(), "nothing is cached twice"
+    other = run("compress", "--model", "tiny-sdxl", "--data", cached, "-o", tmp_path / "run")
+    refused(other, "vae is another than that of tiny-sdxl")
+    again = run("cache", "--model", tiny_folder, "--data", cached, "-o", tmp_path / "twice")
+    refused(again, "is a cache already")
+
+
+def test_pictures_that_the_teacher_draws_are_in_the_estimate(tiny_folder, tmp_path) -> None:
+    command = ["compress", "--model", tiny_folder, "--dry-run", "-o", tmp_path / "run", "--data"]
+    drawn, scenes = (json.loads(run(*command, s).stdout) for s in ("prompts", "scenes"))
+    assert drawn["estimate"]["teacher_evaluations"]["data"] == 2 * 25 * 8000
+    assert scenes["estimate"]["teacher_evaluations"]["data"] == 0
+
+
 def test_a_json_result_must_be_called_so(tmp_path) -> None:
     refused(run("plan", tmp_path, "-o", tmp_path / "plan"), ".json", code=2)
 

@@ -55,9 +55,7 @@ def source_of(model: str, config: DataConfig) -> Source:
     kind, _, rest = config.source.partition(":")
     if kind == "scenes" and not rest:
         if not draws_scenes(model):
-            raise BadInput(
-                f"scenes are for tiny-sdxl; {model} trains on others: --data takes {KINDS}."
-            )
+            raise BadInput(f"scenes are what tiny-sdxl draws, not {model}. --data takes {KINDS}.")
         return Scenes(config.count or ENDLESS, config.seed)
     if kind == "prompts":
         return _prompts(model, Path(rest) if rest else None, config)

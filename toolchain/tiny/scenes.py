@@ -10,15 +10,12 @@ background is divisible by 7. Every shape, colour, shape-colour pair, relation a
 still seen, but these combinations, about one in seven, never are.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from laptop.errors import BadInput
 
@@ -175,17 +172,3 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
         image += cover * (np.array(COLOURS[thing.colour], np.float32) - image)
     return np.rint(image).astype(np.uint8)
-
-
-def write_folder(out: Path, count: int, seed: int) -> int:
-    """Write training scenes as PNG and `metadata.jsonl` (file_name, text); returns `count`."""
-    out.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    source = scenes(seed)
-    rows = []
-    for i in range(count):
-        scene, name = next(source), f"{i:06d}.png"
-        Image.fromarray(draw(scene, rng)).save(out / name, compress_level=1)
-        rows.append(json.dumps({"file_name": name, "text": scene.caption}))
-    (out / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return count

@@ -12,7 +12,7 @@ from laptop.arms import CRITERIA, LOSSES, MAIN_RATIO, METHOD, RATIOS, Arm, Run, 
 from laptop.benchmarks.figures import interval_chart
 from laptop.distill.losses import WEIGHTINGS
 from laptop.distill.session import DistillConfig
-from laptop.errors import OutputExists
+from laptop.errors import BadInput, OutputExists
 from laptop.evidence import BY_CRITERION, Measured, as_json, as_markdown, charts, interval
 from laptop.handmade import FAMILIES
 from laptop.students import StudyConfig, as_hex
@@ -182,6 +182,13 @@ def test_the_rival_is_the_best_hand_made_family_without_normalization() -> None:
     assert "| by hand: bk | 98" in text
 
 
+def test_a_teacher_that_draws_nothing_right_is_no_measure() -> None:
+    found = planted({})
+    found["teacher"]["right"] = as_hex([False] * PROMPTS)
+    with pytest.raises(BadInput, match="0 of 200 prompts right"):
+        as_markdown(found)
+
+
 def test_the_json_has_a_line_for_each_run() -> None:
     found = planted({})
     assert json.loads(as_json(found)) == found
@@ -205,6 +212,7 @@ def test_a_study_of_two_steps_runs_from_end_to_end(tmp_path: Path, monkeypatch) 
         Arm(METHOD, "task", 0.5, 0),
     ]
     monkeypatch.setattr(studies, "arms", lambda *_args: wanted)
+    monkeypatch.setattr(studies, "SCORED", (METHOD,))  # all that these three need
     found = study(tmp_path, TINY)
     assert [row["plans"] for row in found["runs"]] == [[METHOD], ["bk"], [METHOD]]
     teacher = found["teacher"]

@@ -26,6 +26,7 @@ from laptop.arms import (
     UNNORMALIZED,
     Run,
 )  # fmt: skip
+from laptop.errors import BadInput
 from laptop.handmade import FAMILIES
 
 SCHEMA = "laptop.study/1"
@@ -89,6 +90,11 @@ class Measured:
         share = np.full(self.prompts, 1 / self.prompts)
         self.counts = rng.multinomial(self.prompts, share, DRAWS).T / self.prompts  # (P, draws)
         self.teacher = self._bits(found["teacher"]["right"])
+        if not (self.teacher @ self.counts).all():
+            raise BadInput(
+                f"the teacher draws {self.teacher.sum():.0f} of {self.prompts} prompts right: too "
+                "few to say what a student loses. Judge by more --prompts or --drawing-steps."
+            )
         self.rows: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
         for row in found["runs"]:
             for plan in row["plans"]:
@@ -151,7 +157,7 @@ def _settings(found: Mapping[str, Any]) -> str:
         f"{len(found['runs'])} students of {found['model']}, {c['steps']} steps of "
         f"{c['batch_size']} each (learning rate {c['learning_rate']:g}, cosine), {c['seeds']} "
         f"seeds, {c['main_seeds']} in the comparison at {MAIN_RATIO:.0%}; {c['prompts']} unseen "
-        f"prompts, drawn in {c['drawing_steps']} steps; {hours:.1f} hours of one thread. "
+        f"prompts, drawn in {c['drawing_steps']} steps; {hours:.1f} hours of processor time. "
         "In brackets 95 % intervals by bootstrap over seeds and prompts."
     )
 

@@ -87,7 +87,7 @@ def make_shared(out: Path, config: StudyConfig) -> None:
 
 def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
     """The result of one run; what it has in `folder` when it is killed, it goes on from."""
-    start = time.perf_counter()
+    start = time.process_time()
     teacher = models.load_unet(MODEL, models.stored_dtype(MODEL))
     write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
     student = folder / "student"
@@ -97,7 +97,7 @@ def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> d
         **judged(models.load_unet(str(student)), out, config),
         **last_terms([json.loads(line) for line in metrics]),
         "removed": list(run.remove),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.process_time() - start, 1),
     }
     kept = out / METRICS / f"{run.key}.jsonl"
     kept.parent.mkdir(exist_ok=True)

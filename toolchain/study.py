@@ -3,23 +3,35 @@
 Prunes `tiny-sdxl` in many ways, retrains every student for the same number of steps (`arms` says
 which), and judges it by unseen prompts. A finished run is a file in OUT/runs and an unfinished one
 has its checkpoint (`students`), so the same command goes on at any moment. Writes study.json,
-study.md and three figures; docs/results.md is made of them (`evidence`).
+study.md and four figures; docs/results.md is made of them (`evidence`).
 """
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from laptop.arms import RATIOS, SCORED, Run, arms, runs
+from laptop.arms import (
+    MAIN_RATIO,
+    METHOD,
+    NORMALIZED,
+    RATIOS,
+    SCORED,
+    UNNORMALIZED,
+    Run,
+    arms,
+    runs,
+)  # fmt: skip
+from laptop.benchmarks.balance import balance_chart
 from laptop.benchmarks.figures import interval_chart
 from laptop.errors import LaptopError, OutputExists
 from laptop.evidence import as_json, as_markdown, charts, document
@@ -27,7 +39,7 @@ from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
 from laptop.pruning.score import ScoreConfig, score
 from laptop.run import machine, progress, read_json, say, write_json
-from laptop.students import MODEL, StudyConfig, judge_teacher, make_shared, train_and_judge
+from laptop.students import METRICS, MODEL, StudyConfig, judge_teacher, make_shared, train_and_judge
 
 SCHEMA = "laptop.study-settings/1"
 RUN_SCHEMA = "laptop.study-run/1"
@@ -140,6 +152,21 @@ def work(out: Path, todo: Iterable[Run], config: StudyConfig) -> None:
                 write_json(_result(out, run), {"schema": RUN_SCHEMA, **found})
 
 
+def _training(out: Path, found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Metrics of the paper's plan taught without and with normalization, at the main ratio."""
+    titles = {UNNORMALIZED: "without normalization", NORMALIZED: f"normalized ({NORMALIZED})"}
+    place = {
+        row["loss"]: out / METRICS / f"{row['run']}.jsonl"
+        for row in found["runs"]
+        if METHOD in row["plans"] and (row["ratio"], row["seed"]) == (MAIN_RATIO, 0)
+    }
+    return {
+        title: [json.loads(line) for line in place[loss].read_text("utf-8").splitlines()]
+        for loss, title in titles.items()
+        if loss in place
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,6 +184,8 @@ def main() -> None:
     (out / "study.md").write_text(as_markdown(found), encoding="utf-8")
     for name, rows, label in charts(found):
         interval_chart(rows, out / name, label)
+    if training := _training(out, found):
+        balance_chart(training, out / "study-balance")
     print(as_markdown(found))
 
 

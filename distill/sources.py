@@ -122,6 +122,7 @@ class Folder(Source):
         return name, as_caption(row.get(self.column))
 
     def read(self, part: int) -> Iterator[Example | Broken]:
+        """Pictures of a run of lines."""
         for i in self._runs[part]:
             name, caption = self.rows[i]
             if not caption:
@@ -140,24 +141,19 @@ class Prompts(Source):
 
     def __init__(self, prompts: Sequence[str], count: int):
         self.name, self.prompts = "prompts", list(prompts)[:count]
+        each = shares(count, len(self.prompts))
+        # Pictures of one prompt follow each other, so that a shard keeps its embeddings once.
+        self._pictures = [(i, k) for i, number in enumerate(each) for k in range(number or 0)]
         self._runs = runs(count, DRAWN_PART)
-        self._each = [range(*self._bounds(i, count)) for i in range(len(self.prompts))]
-        self._prompt_of = [i for i, run in enumerate(self._each) for _ in run]
         self.parts = [f"pictures {run.start + 1}-{run.stop}" for run in self._runs]
         self.identity = {"prompts": digest([self.prompts, count])}
 
-    def _bounds(self, prompt: int, count: int) -> tuple[int, int]:
-        """Pictures of one prompt follow each other, so that its embeddings are kept once."""
-        total = len(self.prompts)
-        return prompt * count // total, (prompt + 1) * count // total
-
     def read(self, part: int) -> Iterator[Example | Broken]:
+        """Captions without pictures."""
         for i in self._runs[part]:
-            prompt = self._prompt_of[i]
-            picture = i - self._each[prompt].start + 1
-            yield Example(
-                f"prompt {prompt + 1} picture {picture}", self.prompts[prompt], picture=None
-            )
+            prompt, picture = self._pictures[i]
+            name = f"prompt {prompt + 1} picture {picture + 1}"
+            yield Example(name, self.prompts[prompt], picture=None)
 
 
 def as_caption(value: Any) -> str:

@@ -16,10 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from laptop import models
 from laptop.distill.encoding import DataConfig, make_cache
-from laptop.distill.sources import Folder
 from laptop.tiny import architecture
 from laptop.tiny.architecture import MAX_TOKENS, tokenizer
-from laptop.tiny.scenes import write_folder
+from laptop.training_data import Scenes
 
 # Several workers (pytest -n) share the cores; two threads each on all of them wait for each other.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -65,8 +64,7 @@ def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _cache(model: str, folder: Path) -> Path:
-    write_folder(folder / "pictures", 12, seed=0)
-    return make_cache(model, Folder(folder / "pictures"), folder / "cache", DataConfig())
+    return make_cache(model, Scenes(12, seed=0), folder / "cache", DataConfig())
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,13 @@ import re
 import pytest
 
 from laptop.errors import BadInput
-from laptop.prompts import GENERAL, calibration_prompts, evaluation_prompts, read_prompts
+from laptop.prompts import (
+    GENERAL,
+    calibration_prompts,
+    evaluation_prompts,
+    read_prompts,
+    training_prompts,
+)  # fmt: skip
 
 PROMPTS = read_prompts(GENERAL)
 
@@ -37,10 +43,13 @@ def test_prompts_are_plain_text_that_any_tokenizer_reads() -> None:
         assert re.fullmatch(r"[\w ,.:'-]+", prompt), prompt
 
 
-def test_a_model_that_draws_anything_gets_the_list_from_its_beginning(monkeypatch) -> None:
+def test_a_model_that_draws_anything_is_judged_by_what_it_was_not_trained_on(monkeypatch) -> None:
     monkeypatch.setattr("laptop.prompts.draws_scenes", lambda model: False)
+    trained, judged = training_prompts(), evaluation_prompts("sdxl", 500)
+    assert len(trained) >= 300
+    assert len(judged) >= 100
+    assert trained + judged == PROMPTS
     assert calibration_prompts("sdxl", 32) == PROMPTS[:32]
-    assert len(set(evaluation_prompts("sdxl", 300))) == 300
 
 
 def test_prompts_begin_anew_when_more_are_asked_than_there_are(tmp_path) -> None:

@@ -7,6 +7,7 @@ from laptop.errors import BadInput
 from laptop.tiny import draws_scenes
 
 GENERAL = Path(__file__).parent / "prompts.txt"  # our own; for models that draw anything
+HELD_OUT = 100  # of them, the last ones, are judged by and never trained on
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -27,13 +28,19 @@ def calibration_prompts(model: str, count: int, file: Path | None = None) -> lis
         from laptop.tiny.scenes import scenes
 
         return [scene.caption for scene in itertools.islice(scenes(seed=1), count)]
-    return list(itertools.islice(itertools.cycle(read_prompts(file or GENERAL)), count))
+    prompts = read_prompts(file) if file else training_prompts()
+    return list(itertools.islice(itertools.cycle(prompts), count))
+
+
+def training_prompts() -> list[str]:
+    """What models that draw anything are calibrated and, without pictures, trained with."""
+    return read_prompts(GENERAL)[:-HELD_OUT]
 
 
 def evaluation_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
-    """What to judge pictures by: from `file`, or for tiny-sdxl scenes that training never saw."""
+    """What to judge pictures by: from `file`, or prompts that training never saw."""
     if file is None and draws_scenes(model):
         from laptop.tiny.scenes import held_out_prompts
 
         return held_out_prompts(count)
-    return read_prompts(file or GENERAL)[:count]
+    return (read_prompts(file) if file else read_prompts(GENERAL)[-HELD_OUT:])[:count]

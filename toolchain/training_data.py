@@ -13,7 +13,7 @@ from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, run
 from laptop.distill.tables import Table
 from laptop.distill.tars import ENDINGS, Tars
 from laptop.errors import BadInput
-from laptop.prompts import GENERAL, read_prompts
+from laptop.prompts import read_prompts, training_prompts
 from laptop.run import Overwrite
 from laptop.tiny import draws_scenes
 from laptop.tiny.scenes import draw, scenes
@@ -88,7 +88,7 @@ def _prompts(model: str, file: Path | None, config: DataConfig) -> Prompts:
     if file is None and draws_scenes(model):
         stream = scenes(config.seed)
         return Prompts([next(stream).caption for _ in range(count)], count)
-    return Prompts(read_prompts(file or GENERAL), count)
+    return Prompts(read_prompts(file) if file else training_prompts(), count)
 
 
 class Scenes(Source):

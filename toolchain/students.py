@@ -42,7 +42,7 @@ LAST = 5  # logged steps at the end, over which the loss terms are averaged
 class StudyConfig:
     """The same for all students; arms differ in layers, loss and seed."""
 
-    steps: int = 300
+    steps: int = 600
     batch_size: int = 32
     learning_rate: float = 1e-3
     prompts: int = 300  # unseen ones, to judge by

@@ -37,6 +37,13 @@ class Terms:
     features: dict[str, Tensor]  # alpha_l * L_l by place
     alphas: dict[str, Tensor]
     norms: dict[str, Tensor]  # root mean square of the teacher's maps
+    weights: tuple[float, float, float]  # of task, output, feature
+
+    def weighed(self) -> dict[str, Tensor]:
+        """The summands of the loss: task, output, and the feature term of each place."""
+        task, output, feature = self.weights
+        found = {"task": task * self.task, "output": output * self.output}
+        return found | {name: feature * term for name, term in self.features.items()}
 
 
 def distillation_loss(
@@ -70,7 +77,7 @@ def distillation_loss(
     feature = torch.stack(list(features.values())).sum()
     loss = weights[0] * task + weights[1] * output + weights[2] * feature
     norms = dict(zip(teacher_features, squares.sqrt(), strict=True))
-    return Terms(loss, task, output, feature, features, alphas, norms)
+    return Terms(loss, task, output, feature, features, alphas, norms, weights)
 
 
 def mean_squares(features: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from laptop.distill import checkpoint
+from laptop.distill import checkpoint, metrics
 from laptop.distill.batches import Batch, Batches
 from laptop.distill.divergence import Diverged, Watch, explain
 from laptop.distill.ema import Average
@@ -24,12 +24,12 @@ from laptop.distill.features import Features, pairs
 from laptop.distill.losses import Terms, distillation_loss, mean_squares
 from laptop.distill.optimizer import OPTIMIZERS, learning_rate
 from laptop.errors import BadInput
-from laptop.pruning.noising import Noising
+from laptop.pruning.noising import Noised, Noising
 from laptop.pruning.units import ADDED
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Rows = dict[str, Tensor]  # a U-Net's conditions by name, (B, ...)
 CALIBRATION_STEPS = 8  # whose teacher features the weighting is made of, with norms = calibration
-LOGGED = ("loss", "task", "output", "feature")
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Session:
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.student):
                 terms = self._terms(batch)
                 if number == 0 and self._measures_shares(step):
-                    shares = self._gradient_norms(terms)
-                found.append(_flat(terms))
+                    shares = metrics.gradient_norms(terms, self.raw, self.accelerator.scaler)
+                found.append(metrics.flat(terms))
                 self.accelerator.backward(terms.loss * (parts[number] / sum(parts)))
         values = self._mean(found, parts)
         parameters = self.raw.parameters()
@@ -135,7 +135,7 @@ class Session:
             self.average.update(self.raw.parameters(), step + 1)
         self.done = step + 1
         more = {"gradient_norms": shares} if shares else {}
-        return {"step": step, **_nested(values), "gradient_norm": float(norm), **more}
+        return {"step": step, **metrics.nested(values), "gradient_norm": float(norm), **more}
 
     def learning_rate(self, step: int) -> float:
         """That of `step`, after back-offs."""
@@ -195,12 +195,10 @@ class Session:
     def _terms(self, batch: Batch) -> Terms:
         """All loss terms of a batch, with the student's graph."""
         device, c = self.accelerator.device, self.config
-        noised = self.noising(batch.latents, batch.noise, batch.level)
-        rows = {k: v.to(device) for k, v in batch.rows.items()}
-        inputs = noised.sample.to(device), noised.timestep.to(device)
-        teacher, teacher_maps = self._ask_teacher(*inputs, rows)
+        noised, inputs = self._inputs(batch)
+        teacher, teacher_maps = self._ask_teacher(*inputs)
         self.student_features.collect()
-        student = _output(self.student, *inputs, rows)
+        student = _output(self.student, *inputs)
         squares, of_sample = self.squares, None
         if squares is None:
             squares = self._over_processes(mean_squares(teacher_maps))
@@ -218,9 +216,16 @@ class Session:
             of_sample=of_sample,
         )
 
+    def _inputs(self, batch: Batch) -> tuple[Noised, tuple[Tensor, Tensor, Rows]]:
+        """The noised batch, and on the device: samples, timesteps and conditions."""
+        device = self.accelerator.device
+        noised = self.noising(batch.latents, batch.noise, batch.level)
+        rows = {k: v.to(device) for k, v in batch.rows.items()}
+        return noised, (noised.sample.to(device), noised.timestep.to(device), rows)
+
     @torch.inference_mode()
     def _ask_teacher(
-        self, sample: Tensor, timestep: Tensor, rows: dict[str, Tensor]
+        self, sample: Tensor, timestep: Tensor, rows: Rows
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The teacher's output and feature maps, in its own precision."""
         dtype = self.teacher.dtype
@@ -232,13 +237,10 @@ class Session:
 
     def _calibrate(self) -> Tensor:
         """Mean squares (L,) of the teacher's maps over the first steps' samples."""
-        device, found, total = self.accelerator.device, [], 0
+        found, total = [], 0
         for batch in (b for step in range(CALIBRATION_STEPS) for b in self.batches(step)):
-            noised = self.noising(batch.latents, batch.noise, batch.level)
-            rows = {k: v.to(device) for k, v in batch.rows.items()}
-            sample, timestep = noised.sample.to(device), noised.timestep.to(device)
-            squares = mean_squares(self._ask_teacher(sample, timestep, rows)[1])
-            found.append(squares * len(batch.ids))
+            _, inputs = self._inputs(batch)
+            found.append(mean_squares(self._ask_teacher(*inputs)[1]) * len(batch.ids))
             total += len(batch.ids)
         return self._over_processes(torch.stack(found).sum(0) / total)
 
@@ -260,21 +262,6 @@ class Session:
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         return every > 0 and step % every == 0 and not is_sharded
 
-    def _gradient_norms(self, terms: Terms) -> dict[str, float]:
-        """L2 norm of the gradient that each term alone would give, by term; of this process."""
-        c, scaler = self.config, self.accelerator.scaler
-        factor = scaler.get_scale() if scaler else 1.0
-        weighed = {"task": c.task_weight * terms.task, "output": c.output_weight * terms.output}
-        weighed |= {name: c.feature_weight * term for name, term in terms.features.items()}
-        parameters, norms = list(self.raw.parameters()), {}
-        for name, term in weighed.items():
-            found = torch.autograd.grad(
-                term * factor, parameters, retain_graph=True, allow_unused=True
-            )
-            squares = [g.float().square().sum() for g in found if g is not None]
-            norms[name] = float(torch.stack(squares).sum().sqrt()) / factor
-        return norms
-
     def _check(self, step: int, values: dict[str, float], norm: float, micro: list[Batch]) -> None:
         """Raise `Diverged` unless loss and gradient are as they should be."""
         loss = values["loss"]
@@ -283,7 +270,7 @@ class Session:
         if is_finite and not self.watch.runs_away(loss, self.how.runaway):
             return
         self.optimizer.zero_grad()
-        named = {k: values[k] for k in LOGGED}
+        named = {k: values[k] for k in metrics.TERMS}
         bad = [name for batch in micro for name in batch.not_finite()]
         ids = bad or [name for batch in micro for name in batch.ids]
         raise Diverged(explain(step, named | {"gradient_norm": norm}, ids))
@@ -306,28 +293,8 @@ def accelerator(how: TrainConfig) -> Accelerator:
     return made
 
 
-def _output(unet: Any, sample: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> Tensor:
+def _output(unet: Any, sample: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
     added = {k: rows[k] for k in ADDED if k in rows} or None
-    states = rows["encoder_hidden_states"]
-    found: Tensor = unet(sample, timestep, states, added_cond_kwargs=added, return_dict=False)[0]
-    return found
-
-
-def _flat(terms: Terms) -> dict[str, Tensor]:
-    """What is logged of a batch, by "loss", "task", ... and "features/down_blocks.0", ..."""
-    found = {name: getattr(terms, name) for name in LOGGED}
-    for group in ("features", "alphas", "norms"):
-        found |= {f"{group}/{place}": v for place, v in getattr(terms, group).items()}
-    return found
-
-
-def _nested(values: dict[str, float]) -> dict[str, Any]:
-    """The same as a line of metrics.jsonl has it: {"loss", ..., "features": {place: value}, ...}"""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        group, _, place = name.partition("/")
-        if place:
-            found.setdefault(group, {})[place] = value
-        else:
-            found[name] = value
+    text = rows["encoder_hidden_states"]
+    found: Tensor = unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
     return found

@@ -64,15 +64,21 @@ class Forecast:
 
 def forecast(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> Forecast:
     """From both models' configs; no weight is read. FSDP's sharding is not counted in."""
-    a, b = models.empty_unet(teacher), models.empty_unet(student)
-    params_a, params_b = (sum(p.numel() for p in unet.parameters()) for unet in (a, b))
+    unets = models.empty_unet(teacher), models.empty_unet(student)
+    return of_unets(*unets, models.context_length(teacher), config, how)
+
+
+def of_unets(
+    teacher: Any, student: Any, tokens: int, config: DistillConfig, how: TrainConfig
+) -> Forecast:
+    """The same for U-Nets on the meta device, with prompts of so many tokens."""
+    params_a, params_b = (sum(p.numel() for p in unet.parameters()) for unet in (teacher, student))
     is_half = how.mixed_precision in HALVES
     averages = WEIGHT if config.ema_decay > 0 else 0
     state = WEIGHT + BYTES[how.optimizer] + averages  # what a checkpoint holds of a parameter
     each = state + WEIGHT + (2 if is_half else 0)  # gradients, and autocast's copies
     micro = how.micro_batch or config.batch_size // count()
-    tokens = models.context_length(teacher)
-    kept = activation_bytes(b, tokens, how.gradient_checkpointing) * micro
+    kept = activation_bytes(student, tokens, how.gradient_checkpointing) * micro
     return Forecast(
         teacher_params=params_a,
         student_params=params_b,

@@ -1,18 +1,24 @@
 """One step of distillation: what it logs, and that it is the same however it is computed."""
 
+import copy
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from laptop import models
 from laptop.distill import session as sessions
+from laptop.distill.batches import Batch
 from laptop.distill.features import Features, pairs
 from laptop.distill.forecast import activation_bytes
 from laptop.distill.optimizer import learning_rate
 from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.distill.trainer import start
 from laptop.errors import BadInput, MissingExtra
+from laptop.pruning.noising import Noising
+from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import example_inputs
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
@@ -187,3 +193,33 @@ def test_a_calibration_is_of_the_first_batches(make, monkeypatch) -> None:
     fixed, fresh = make(norms="calibration"), make()
     assert fixed.step(0)["norms"] == pytest.approx(fresh.step(0)["norms"], rel=1e-5)
     assert fixed.step(1)["norms"] == fixed.step(2)["norms"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on the CPU")
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, which would stop it
+def test_a_compiled_step_gives_the_same_losses() -> None:
+    """On a U-Net of one level, for half a minute of compiling at most."""
+    torch.manual_seed(0)
+    teacher = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+    pruned = prune_unet(teacher, ["up_blocks.0.resnets.0"])
+    latents, noise, text = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 3, 16)
+    batch = Batch(
+        latents, noise, torch.tensor([10, 900]), {"encoder_hidden_states": text}, ["a", "b"]
+    )
+    losses = {}
+    for is_compiled in (False, True):
+        unets, how = copy.deepcopy((teacher, pruned)), replace(HOW, compile=is_compiled)
+        noising = Noising(DDPMScheduler().config)
+        session = Session(*unets, noising, lambda _step: [batch], CONFIG, how)
+        losses[is_compiled] = [session.step(i)["loss"] for i in range(4)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)

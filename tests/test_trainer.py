@@ -21,6 +21,7 @@ from laptop import models
 from laptop.distill import checkpoint, trainer
 from laptop.distill.cache import Cache
 from laptop.distill.divergence import Diverged, Watch
+from laptop.distill.optimizer import OPTIMIZERS
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill, rehearse, start
 from laptop.errors import BadInput, NoSpace
@@ -77,10 +78,14 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_like_an_unbroken_one(
     assert not (out / ".resume").exists(), "a finished model carries no checkpoint"
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
-    pair, tiny_cache, tmp_path, monkeypatch
+    optimizer, pair, tiny_cache, tmp_path, monkeypatch
 ) -> None:
-    whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, HOW)
+    if optimizer == "adamw-8bit":
+        pytest.importorskip("bitsandbytes", reason="the extra adam8bit is not installed")
+    how = replace(HOW, optimizer=optimizer)
+    whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, how)
     write = checkpoint.write_json
 
     def killed(path: Path, state: dict) -> None:
@@ -90,12 +95,12 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 
     monkeypatch.setattr(checkpoint, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, HOW)
+        distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, how)
     kept = checkpoint.latest(tmp_path / ".broken.partial" / ".resume")
     assert kept is not None
     assert kept.name.endswith("02")
     monkeypatch.undo()
-    assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, HOW))
+    assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, how))
 
 
 def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(

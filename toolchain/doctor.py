@@ -24,6 +24,7 @@ GIVES = {  # extra: what it is for; a test holds that each extra for users stand
     "onnx": "export to ONNX, its parity and its latency on ONNX Runtime",
     "coreml": "export of the U-Net to a Core ML .mlpackage (converts on Linux too)",
     "train": "training data in Hugging Face datasets and in tar shards",
+    "adam8bit": 'optimizer = "adamw-8bit" in a recipe\'s [train]',
     "optimum": "loading the ONNX folder with optimum's ONNX Runtime pipelines",
 }
 

@@ -194,6 +194,7 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
     )
     for part in parts:
         shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
+    unet.register_to_config(_name_or_path="")  # diffusers keeps there where it was loaded from
     # Not unet.to(): diffusers' own warns of modules to be kept in float32 even when there are none.
     nn.Module.to(unet, dtype).save_pretrained(
         folder / "unet", max_shard_size=SHARD, variant=models.variant(like)

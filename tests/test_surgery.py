@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from laptop import models
 from laptop.pruning import surgery
-from laptop.pruning.surgery import prune, prune_unet
+from laptop.pruning.surgery import prune, prune_unet, write_model
 from laptop.pruning.units import GRANULARITIES, anatomy, forward_rows, removed
 from laptop.tiny import architecture
 
@@ -175,3 +175,9 @@ def test_a_stock_unet_does_without_its_mid_block(tiny_pipe, rows, names, kind) -
     assert torch.equal(forward_rows(student, rows, 3), wanted)
     half = prune_unet(unet, ["mid_block.resnets.0", *inner])
     assert type(half) is not UNet2DConditionModel, "a mid block without its first resnet only"
+
+
+def test_a_written_model_does_not_say_where_it_was_loaded_from(tiny_folder, tmp_path) -> None:
+    unet = prune_unet(models.load_unet(str(tiny_folder)), ["down_blocks.0.resnets.1"])
+    write_model(tmp_path / "pruned", unet, str(tiny_folder))
+    assert str(tiny_folder) not in (tmp_path / "pruned" / "unet" / "config.json").read_text()

@@ -91,7 +91,8 @@ def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> d
     teacher = models.load_unet(MODEL, models.stored_dtype(MODEL))
     write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
     student = folder / "student"
-    distill(MODEL, str(folder / "pruned"), out / DATA, student, run.config, TRAINING)
+    pruned, data = str(folder / "pruned"), out / DATA
+    distill(MODEL, pruned, data, student, run.config, TRAINING, overwrite="stale")
     metrics = (student / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = {
         **judged(models.load_unet(str(student)), out, config),

@@ -44,10 +44,10 @@ def fit(image: Image.Image, size: Size) -> tuple[Tensor, Tensor]:
     """
     height, width = size
     scale = max(height / image.height, width / image.width)
-    scaled = max(height, round(image.height * scale)), max(width, round(image.width * scale))
-    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    resized = image.convert("RGB").resize((scaled[1], scaled[0]), Image.Resampling.LANCZOS)
-    cropped = resized.crop((left, top, left + width, top + height))
+    top, left = (image.height - height / scale) / 2, (image.width - width / scale) / 2
+    box = (left, top, left + width / scale, top + height / scale)  # what is kept, before scaling
+    cropped = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box)
+    top, left = int(top * scale), int(left * scale)
     pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).float() / 127.5 - 1
     return pixels, torch.tensor([image.height, image.width, top, left, height, width]).float()
 
@@ -55,31 +55,50 @@ def fit(image: Image.Image, size: Size) -> tuple[Tensor, Tensor]:
 class Order:
     """Which samples each optimizer step takes: a new permutation every epoch.
 
-    A batch is of one bucket, and a bucket has batches in proportion to its size. What is left of it
-    for its last batch in an epoch is filled from the beginning of its permutation. Any step can be
-    asked for at any time, so training resumes where it was.
+    A batch is of one bucket, and a bucket has batches in proportion to its size: what an epoch
+    leaves of it begins the next one, so a bucket smaller than a batch has one in some epochs only.
+    Any step can be asked for at any time, so training resumes where it was.
     """
 
     def __init__(self, buckets: Mapping[Size, Tensor], batch_size: int, seed: int):
         self.buckets, self.batch_size, self.seed = list(buckets.values()), batch_size, seed
-        counts = [math.ceil(len(samples) / batch_size) for samples in self.buckets]
-        self.batches = [(b, k) for b, count in enumerate(counts) for k in range(count)]
-        self._epoch, self._shuffled = -1, ([], [])  # type: int, tuple[list[int], list[Tensor]]
+        self._epoch, self._batches = -1, []  # type: int, list[tuple[int, int]]
+        self._shuffled: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
         """Indices (batch_size,) of the samples of optimizer step `step`."""
-        epoch, place = divmod(step, len(self.batches))
+        total = sum(len(samples) for samples in self.buckets)
+        epoch = step * self.batch_size // total
+        while self._steps_before(epoch + 1) <= step:  # rounding holds some batches back
+            epoch += 1
         if epoch != self._epoch:
-            self._epoch, self._shuffled = epoch, self._shuffle(epoch)
-        order, samples = self._shuffled
-        bucket, batch = self.batches[order[place]]
-        first = batch * self.batch_size
-        wanted = torch.arange(first, first + self.batch_size) % len(samples[bucket])
-        return samples[bucket][wanted]
+            self._epoch, self._batches = epoch, self._of_epoch(epoch)
+        bucket, batch = self._batches[step - self._steps_before(epoch)]
+        places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return torch.stack([self._sample(bucket, place) for place in places])
 
-    def _shuffle(self, epoch: int) -> tuple[list[int], list[Tensor]]:
-        """The order of an epoch's batches, and of the samples in each bucket."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.batches)).tolist()
-        shuffled = [s[torch.from_numpy(rng.permutation(len(s)))] for s in self.buckets]
-        return order, shuffled
+    def _steps_before(self, epoch: int) -> int:
+        return sum(epoch * len(samples) // self.batch_size for samples in self.buckets)
+
+    def _of_epoch(self, epoch: int) -> list[tuple[int, int]]:
+        """An epoch's batches in their order: bucket, and number of its batch from the first on."""
+        found = [
+            (bucket, batch)
+            for bucket, samples in enumerate(self.buckets)
+            for batch in range(
+                epoch * len(samples) // self.batch_size,
+                (epoch + 1) * len(samples) // self.batch_size,
+            )
+        ]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(found))
+        return [found[i] for i in order.tolist()]
+
+    def _sample(self, bucket: int, place: int) -> Tensor:
+        """The sample at `place` of a bucket's permutations, one after the other."""
+        samples = self.buckets[bucket]
+        turn, place = divmod(place, len(samples))
+        if (bucket, turn) not in self._shuffled:
+            self._shuffled = {k: v for k, v in self._shuffled.items() if k[0] != bucket}
+            rng = np.random.default_rng([self.seed, bucket, turn])
+            self._shuffled[bucket, turn] = samples[torch.from_numpy(rng.permutation(len(samples)))]
+        return self._shuffled[bucket, turn][place]

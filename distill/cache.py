@@ -50,7 +50,7 @@ class Cache:
     """Random access to all samples; `BadInput` when files are missing or cut off."""
 
     def __init__(self, folder: Path):
-        self.info = read_json(folder / INFO, SCHEMA)
+        self.info = _info(folder)
         self._empty = _open(folder / EMPTY).tensors
         self._shards = [_open(folder / name) for name in self.info["shards"]]
         self._sizes: list[Size] = [(b["height"], b["width"]) for b in self.info["buckets"]]
@@ -60,6 +60,11 @@ class Cache:
             for size, name in enumerate(map(size_name, self._sizes))
             for row in range(len(opened.ids.get(name, ())))
         ]
+        if len(places) != self.info["count"] or not places:
+            raise BadInput(
+                f"{folder} holds {len(places)} samples, its {INFO} says {self.info['count']}. Make "
+                "the cache anew."
+            )
         self._places = np.array(places, dtype=np.int64)  # (samples, 3): shard, size, row in it
         self.ids: Sequence[str] = [
             self._shards[shard].ids[size_name(self._sizes[size])][row]
@@ -101,11 +106,22 @@ def _stack(rows: Sequence[Array]) -> Tensor:
     return torch.from_numpy(np.stack(rows)).float()
 
 
+def _info(folder: Path) -> dict[str, Any]:
+    info = read_json(folder / INFO, SCHEMA)
+    if missing := {"model", "widths", "encoders", "shards", "buckets", "count"} - info.keys():
+        raise BadInput(f"{folder / INFO} lacks {', '.join(sorted(missing))}. Make the cache anew.")
+    return info
+
+
 def _open(path: Path) -> _Shard:
     try:
         tensors = {k: v.numpy() for k, v in load_file(path).items()}
-        return _Shard(tensors, metadata(path)["ids"])
-    except (OSError, SafetensorError, KeyError) as e:
+        ids = metadata(path)["ids"]
+        for name, some in ids.items():
+            if len(tensors[f"latents.{name}"]) != len(some):
+                raise ValueError(f"another number of latents than of ids at {name}")
+        return _Shard(tensors, ids)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise BadInput(f"{path} cannot be read ({e}). Make the cache anew.") from None
 
 
@@ -129,7 +145,7 @@ def encoders(model: str) -> dict[str, Path]:
 
 def check_cache(folder: Path, model: str) -> None:
     """Raise `BadInput` unless the cache was made with the VAE and text encoders of `model`."""
-    info = read_json(folder / INFO, SCHEMA)
+    info = _info(folder)
     remedy = f"Make one with `laptop cache --model {model}`."
     found, needed = info["widths"], widths(model)
     for what in needed:

@@ -5,6 +5,7 @@ processes (or by FSDP's shards) can be taken up by one, and the other way round.
 """
 
 import contextlib
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,15 +16,26 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
+from laptop.errors import BadInput
 from laptop.processes import is_main, wait_for_all
 from laptop.run import read_json, write_json
 
-STATE = "state.json"
+STATE, SCHEMA = "state.json", "laptop.checkpoint/1"
+# What torch raises for files that are missing, cut off or of another content.
+DAMAGE = (
+    FileNotFoundError, EOFError, pickle.UnpicklingError, KeyError, ValueError, AssertionError,
+    RuntimeError, BadInput,
+)  # fmt: skip
 
 
 def latest(folder: Path) -> Path | None:
     """The last whole checkpoint in `folder`."""
     return max(folder.glob("step-*[0-9]"), default=None)
+
+
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was made."""
+    return int(path.name.removeprefix("step-"))
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -37,8 +49,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str
             dict(tensors), checkpoint_id=beside, no_dist=not dist.is_initialized()
         )
     if is_main():
-        write_json(beside / STATE, state)
-        shutil.rmtree(place, ignore_errors=True)
+        write_json(beside / STATE, {"schema": SCHEMA, **state})
         beside.rename(place)
         for old in set(folder.glob("step-*[0-9]")) - {place}:
             shutil.rmtree(old)
@@ -46,10 +57,19 @@ def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str
 
 
 def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Fill `tensors` in place from a checkpoint, and return its state."""
-    with _as_expected():
-        state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
-    return read_json(path / STATE)
+    """Fill `tensors` in place from a checkpoint, and return its state.
+
+    Raises `BadInput` for one that was damaged.
+    """
+    try:
+        with _as_expected():
+            state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+        return read_json(path / STATE, SCHEMA)
+    except DAMAGE as e:
+        raise BadInput(
+            f"the checkpoint {path} is damaged ({type(e).__name__}). Pass --overwrite to train "
+            "from the beginning."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -33,10 +33,15 @@ class Watch:
         return self.mean > factor * self.least
 
 
-def explain(step: int, values: Mapping[str, float], ids: Sequence[str]) -> str:
-    """The first part of a message: the step, the terms that are not finite, the batch's samples."""
+def explain(
+    step: int, values: Mapping[str, float], ids: Sequence[str], has_bad_data: bool = False
+) -> str:
+    """A message: the step, the terms that are not finite, the samples; and what to do about it."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     named = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
     what = f"{', '.join(bad)} not finite" if bad else "the loss has run away"
     parts = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-    return f"step {step}: {what} ({parts}), on samples {named}."
+    remedy = "Lower learning_rate"
+    if has_bad_data:
+        remedy = "Their own numbers are not finite: mend them and make the cache anew"
+    return f"step {step}: {what} ({parts}), on samples {named}. {remedy}."

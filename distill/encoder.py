@@ -111,7 +111,7 @@ class Encoder:
             try:
                 size, item = self._fit(record, seed)
             except BAD_PICTURE as e:
-                broken.append(Broken(record.id, f"not a readable picture ({e})"))
+                broken.append(Broken(record.id, f"not a readable picture ({type(e).__name__})"))
                 continue
             waiting[size].append(item)
             if len(waiting[size]) == max(1, limit // (size[0] * size[1])):

@@ -77,7 +77,7 @@ def of_unets(
     averages = WEIGHT if config.ema_decay > 0 else 0
     state = WEIGHT + BYTES[how.optimizer] + averages  # what a checkpoint holds of a parameter
     each = state + WEIGHT + (2 if is_half else 0)  # gradients, and autocast's copies
-    micro = how.micro_batch or config.batch_size // count()
+    micro = micro_batch(config, how)
     kept = activation_bytes(student, tokens, how.gradient_checkpointing) * micro
     return Forecast(
         teacher_params=params_a,
@@ -89,6 +89,12 @@ def of_unets(
         activations_bytes=kept // (2 if is_half else 1),
         checkpoint_bytes=params_b * state,
     )
+
+
+def micro_batch(config: DistillConfig, how: TrainConfig) -> int:
+    """Samples of one forward of one process."""
+    share = config.batch_size // count()
+    return min(how.micro_batch or share, share)
 
 
 def available_bytes() -> int:

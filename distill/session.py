@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint.state_dict as states
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from laptop.distill import checkpoint, metrics
@@ -102,7 +102,7 @@ class Session:
         self.average = None
         if config.ema_decay > 0:
             self.average = Average(self.raw.parameters(), config.ema_decay)
-        self.done, self.scale, self.backed_off, self.watch = 0, 1.0, 0, Watch()
+        self.done, self.back_offs, self.watch = 0, 0, Watch()
         self.squares: Tensor | None = None
         if config.norms == "calibration":
             self.squares = self._calibrate()
@@ -140,7 +140,7 @@ class Session:
     def learning_rate(self, step: int) -> float:
         """That of `step`, after back-offs."""
         c = self.config
-        return self.scale * learning_rate(
+        return 0.5**self.back_offs * learning_rate(
             step,
             peak=c.learning_rate,
             schedule=c.schedule,
@@ -153,8 +153,6 @@ class Session:
         scaler = self.accelerator.scaler
         state = {
             "done": self.done,
-            "scale": self.scale,
-            "backed_off": self.backed_off,
             "watch": asdict(self.watch),
             "scaler": scaler.state_dict() if scaler else None,
             "seconds": seconds,
@@ -169,8 +167,7 @@ class Session:
         states.set_optimizer_state_dict(
             self.student, self.optimizer.optimizer, tensors["optimizer"]
         )
-        self.done, self.scale = state["done"], state["scale"]
-        self.backed_off, self.watch = state["backed_off"], Watch(**state["watch"])
+        self.done, self.watch = state["done"], Watch(**state["watch"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return float(state["seconds"])
@@ -271,9 +268,10 @@ class Session:
             return
         self.optimizer.zero_grad()
         named = {k: values[k] for k in metrics.TERMS}
-        bad = [name for batch in micro for name in batch.not_finite()]
-        ids = bad or [name for batch in micro for name in batch.ids]
-        raise Diverged(explain(step, named | {"gradient_norm": norm}, ids))
+        # All processes are here, for the loss is that of all.
+        bad = gather_object([name for batch in micro for name in batch.not_finite()])
+        ids = gather_object([name for batch in micro for name in batch.ids])
+        raise Diverged(explain(step, named | {"gradient_norm": norm}, bad or ids, bool(bad)))
 
 
 def accelerator(how: TrainConfig) -> Accelerator:
@@ -284,6 +282,7 @@ def accelerator(how: TrainConfig) -> Accelerator:
         made = Accelerator(cpu=not has_gpu, mixed_precision=how.mixed_precision)
     except ValueError as e:
         raise BadInput(f"mixed_precision {how.mixed_precision!r} cannot be had here: {e}") from None
+    made.gradient_accumulation_steps = 1  # `Session.step` does it, whatever the launcher says
     if made.mixed_precision == "fp16" and made.device.type == "cpu":
         raise BadInput(
             "mixed_precision 'fp16' needs a GPU, for it scales the loss. Use bf16 or no."

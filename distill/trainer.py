@@ -1,8 +1,8 @@
 """The distillation stage: a pruned student learns from its teacher, can be killed, and resumes."""
 
 import json
+import math
 import time
-from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,30 @@ from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
 from laptop.distill.buckets import Order
 from laptop.distill.cache import INFO, Cache, check_cache
+from laptop.distill.checks import check_config, check_pair
 from laptop.distill.divergence import Diverged
-from laptop.distill.features import PLACES
-from laptop.distill.forecast import Forecast, available_bytes, forecast
-from laptop.distill.losses import WEIGHTINGS
-from laptop.distill.optimizer import OPTIMIZERS, SCHEDULES
+from laptop.distill.features import pairs
+from laptop.distill.forecast import Forecast, available_bytes, forecast, micro_batch
 from laptop.distill.session import DistillConfig, Session, TrainConfig
-from laptop.errors import BadInput
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
 from laptop.pruning.surgery import write_model
 from laptop.run import (
     Overwrite,
     manifest_of,
+    need_ours,
     need_space,
     read_json,
     resume_folder,
     say,
     track,
     whole_lines,
+    write_json,
 )
 from laptop.teamwork import run_together
 
 METRICS = "metrics.jsonl"
-PAIRED = (
-    "in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
-)  # fmt: skip
-CHOICES: dict[str, Collection[str | None]] = {
-    "weighting": WEIGHTINGS,
-    "features": PLACES,
-    "schedule": SCHEDULES,
-    "norms": ("batch", "calibration"),
-    "optimizer": OPTIMIZERS,
-    "mixed_precision": (None, "no", "bf16", "fp16"),
-}
+BACK_OFFS, SCHEMA = "back-offs.json", "laptop.back-offs/1"
 NUMERIC = ("mixed_precision", "optimizer")
 FIRST_STEPS = 5  # after which the speed is told; the very first are slower
 
@@ -65,14 +55,14 @@ def distill(
     `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
     """
     how = _resolved(how or TrainConfig())
-    check_config(config, how)
-    models.need_whole_chain(teacher, "distill")
+    check_before_start(teacher, student, out, config, how)
     check_cache(data, teacher)
-    check_pair(teacher, student)
     expected = forecast(teacher, student, config, how)
     inputs: dict[str, Path] = {"data": data / INFO}  # not its gigabytes: what they are made of
     # How it is computed may change between kill and resume, but for what changes the numbers.
     settings: dict[str, Any] = asdict(config) | {k: asdict(how)[k] for k in NUMERIC}
+    if config.norms == "batch":  # weightings are made of what runs at once
+        settings["samples_at_once"] = count() * micro_batch(config, how)
     for role, model in (("teacher", teacher), ("student", student)):
         files, which = models.identity(role, model)
         inputs |= files
@@ -81,12 +71,14 @@ def distill(
     facts: dict[str, Any] = {}
 
     def share(folder: Path) -> None:
-        need_space(folder, 2 * expected.checkpoint_bytes)  # the old one goes after the new stands
+        # The old checkpoint goes after the new one stands.
+        to_come = 2 - (checkpoint.latest(resume_folder(folder)) is not None)
+        need_space(folder, to_come * expected.checkpoint_bytes)
         say(expected.text())
         facts.update(train(teacher, student, data, folder, config, how, expected))
 
     made = read_json(manifest_of(data)) if manifest_of(data).exists() else {}
-    settings |= {"teacher": teacher, "data": made.get("key")}
+    settings["data"] = made.get("key")
     return run_together(
         "distill", out, settings, inputs, share, lambda _folder: facts, overwrite=overwrite
     )
@@ -97,37 +89,15 @@ def _resolved(how: TrainConfig) -> TrainConfig:
     return replace(how, mixed_precision=how.mixed_precision or launcher_precision() or "no")
 
 
-def check_config(config: DistillConfig, how: TrainConfig) -> None:
-    """Raise `BadInput` for settings that cannot be trained with."""
-    given = asdict(config) | asdict(how)
-    for name, known in CHOICES.items():
-        if given[name] not in known:
-            choices = ", ".join(k for k in known if k is not None)
-            raise BadInput(f"{name} {given[name]!r} is unknown; known are {choices}.")
-    for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
-        if given[name] < 1:
-            raise BadInput(f"{name} must be at least 1, not {given[name]}.")
-    if config.batch_size % count():
-        raise BadInput(
-            f"batch_size {config.batch_size} cannot be shared by {count()} processes. It is the "
-            "batch of all together: choose a multiple of their number."
-        )
-
-
-def check_pair(teacher: str, student: str) -> None:
-    """Raise `BadInput` unless the student can be a pruned teacher: their blocks must pair."""
-    a, b = (models.unet_config(model) for model in (teacher, student))
-    levels = len(b["down_block_types"])  # innermost ones may be gone
-    for key in ("block_out_channels", "down_block_types"):
-        a[key], b[key] = list(a[key][:levels]), list(b[key])
-    a["up_block_types"], b["up_block_types"] = a["up_block_types"][-levels:], b["up_block_types"]
-    by_level = ("block_out_channels", "down_block_types", "up_block_types")
-    unlike = [key for key in (*by_level, *PAIRED) if a.get(key) != b.get(key)]
-    if unlike:
-        key = unlike[0]
-        raise BadInput(
-            f"{student} is no pruned {teacher}: its {key} is {b.get(key)}, needed {a.get(key)}."
-        )
+def check_before_start(
+    teacher: str, student: str, out: Path, config: DistillConfig, how: TrainConfig
+) -> None:
+    """Raise for anything that training would refuse, before its data are made."""
+    check_config(config, _resolved(how))
+    models.need_whole_chain(teacher, "distill")
+    check_pair(teacher, student)
+    pairs(models.empty_unet(teacher), models.empty_unet(student), config.features)
+    need_ours(out, "distill")
 
 
 def train(
@@ -143,8 +113,6 @@ def train(
     session = start(teacher, student, data, config, how)
     checkpoints = resume_folder(folder)
     clock = _Clock(_resume(session, checkpoints, folder))
-    if how.back_offs and not checkpoint.latest(checkpoints):
-        session.save(checkpoints, 0.0)  # to go back to
     while session.done < config.steps:
         try:
             _run(session, checkpoints, folder, clock, expected)
@@ -158,7 +126,7 @@ def train(
         write_model(folder, pruned, student)
     wait_for_all()
     facts = {"train_seconds": round(clock.seconds(), 1), "processes": count()}
-    return facts | {"back_offs": session.backed_off, "train": asdict(how)}
+    return facts | {"back_offs": session.back_offs, "train": asdict(how)}
 
 
 def start(
@@ -166,7 +134,7 @@ def start(
 ) -> Session:
     """A session with models loaded, at step 0."""
     noise, cache = noising.of_model(teacher), Cache(data)
-    size = how.micro_batch or config.batch_size // count()
+    size = micro_batch(config, how)
     order = Order(cache.buckets, config.batch_size, config.seed)
     batches = FromCache(cache, order, noise.levels, size, config.drop_caption, config.seed)
     unets = models.load_unet(teacher), models.load_unet(student)
@@ -184,7 +152,7 @@ def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig
     if expected.memory_bytes > free:
         return found | {"seconds_per_step": None, "why": "it does not fit into this memory"}
     unets = models.load_unet(teacher), models.load_unet(student)
-    size = how.micro_batch or config.batch_size // count()
+    size = micro_batch(config, how)
     batches = MadeUp(unets[0].config, models.context_length(teacher), config.batch_size, size)
     quiet = replace(how, shares_every=0)
     session = Session(*unets, noising.of_model(teacher), batches, config, quiet)
@@ -204,7 +172,7 @@ def _run(
     session: Session, checkpoints: Path, folder: Path, clock: "_Clock", expected: Forecast
 ) -> None:
     """Step, log and save until all steps are done."""
-    config, how, first = session.config, session.how, session.done
+    config, how, first, started = session.config, session.how, session.done, time.perf_counter()
     with (folder / METRICS).open("a", encoding="utf-8") as log:
         for step in track(range(first, config.steps), "distill", config.steps, first):
             row = session.step(step)
@@ -215,7 +183,8 @@ def _run(
                 )
                 log.flush()
             if step == first + FIRST_STEPS - 1 and step + 1 < config.steps:
-                say(expected.speed(clock.since_start() / FIRST_STEPS, config.steps - step))
+                seconds = (time.perf_counter() - started) / FIRST_STEPS
+                say(expected.speed(seconds, config.steps - step))
             if session.done % how.checkpoint_every == 0 or session.done == config.steps:
                 session.save(checkpoints, clock.seconds())
 
@@ -223,31 +192,44 @@ def _run(
 def _back_off(session: Session, checkpoints: Path, folder: Path, why: Diverged) -> None:
     """Go back to the last good checkpoint with half the learning rate, or give up."""
     kept, how = checkpoint.latest(checkpoints), session.how
-    where = f"the checkpoint after step {kept.name[5:].lstrip('0')}" if kept else "none was due yet"
-    if session.backed_off >= how.back_offs or kept is None:
+    if kept is None or session.back_offs >= how.back_offs:
+        where = f"that after step {checkpoint.step_of(kept)}" if kept else "none was due yet"
         raise Diverged(
-            f"{why} The last good checkpoint is kept ({where}, in {folder}). Lower learning_rate "
-            f"({session.config.learning_rate:g}) and start again with --overwrite, or set "
-            "back_offs in the recipe's [train], to halve it from there on."
+            f"{why} The last good checkpoint is kept ({where}, in {folder}). Start anew with "
+            f"--overwrite, or set back_offs in the recipe's [train] to {session.back_offs + 1} or "
+            "more: the same command then goes on from there at half the learning rate."
         ) from None
-    backed_off, scale = session.backed_off + 1, session.scale / 2
-    seconds = _resume(session, checkpoints, folder)
-    session.backed_off, session.scale = backed_off, scale
-    session.save(checkpoints, seconds)
-    say(f"{why} Back to {where}, with {scale:g} of the learning rate.")
+    if is_main():
+        write_json(checkpoints / BACK_OFFS, {"schema": SCHEMA, "count": session.back_offs + 1})
+    wait_for_all()
+    _resume(session, checkpoints, folder)
+    say(
+        f"{why} Back to the checkpoint after step {session.done}, with "
+        f"{0.5**session.back_offs:g} of the learning rate."
+    )
 
 
 def _resume(session: Session, checkpoints: Path, folder: Path) -> float:
     """Take up the last checkpoint, if any, and forget logged steps that come after it."""
     found = checkpoint.latest(checkpoints)
     seconds = session.restore(found) if found else 0.0
+    if (noted := checkpoints / BACK_OFFS).exists():
+        session.back_offs = int(read_json(noted, SCHEMA)["count"])
     metrics = folder / METRICS
     if is_main() and metrics.exists():
-        kept = [line for line in whole_lines(metrics) if json.loads(line)["step"] < session.done]
+        kept = [line for line in whole_lines(metrics) if _step_of(line) < session.done]
         beside = metrics.with_suffix(".tmp")
         beside.write_text("".join(kept), encoding="utf-8")
         beside.replace(metrics)
     return seconds
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; of one that was damaged, none to keep."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class _Clock:

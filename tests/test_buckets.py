@@ -70,10 +70,12 @@ def test_any_step_can_be_asked_for_first() -> None:
         assert Order(two_buckets(), 4, seed=3)(step).equal(batches[step])
 
 
-def test_what_does_not_fill_a_batch_wraps_around() -> None:
-    order = Order(two_buckets(), 8, seed=0)  # batches an epoch: 3 and 1
-    batches = [order(step) for step in range(4)]
-    assert {len(batch) for batch in batches} == {8}
-    seen = torch.cat(batches).unique()
-    assert len(seen) == 26, "each sample is there at least once"
-    assert sum(int(batch[0]) % 2 for batch in batches) == 1, "in proportion to their size"
+@pytest.mark.parametrize("batch_size", [4, 8, 50])
+def test_all_samples_come_equally_often_whatever_their_bucket(batch_size: int) -> None:
+    """20 and 6 samples; also in batches that are larger than a bucket, or than all of them."""
+    order = Order(two_buckets(), batch_size, seed=0)
+    steps = 40 * 26 // batch_size
+    seen = torch.cat([order(step) for step in range(steps)]).bincount()
+    seen = seen[torch.cat([*two_buckets().values()])].float()
+    assert seen.mean() == pytest.approx(steps * batch_size / 26)
+    assert float((seen - seen.mean()).abs().max()) <= 2 + batch_size / 6

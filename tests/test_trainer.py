@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from conftest import REMOVED
 from laptop import models
-from laptop.distill import checkpoint, trainer
+from laptop.distill import checkpoint, checks, trainer
 from laptop.distill.cache import Cache
 from laptop.distill.divergence import Diverged, Watch
 from laptop.distill.optimizer import OPTIMIZERS
@@ -159,13 +159,15 @@ def test_a_bad_sample_is_named_and_the_last_checkpoint_kept(
         distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
     guilty = Cache(tiny_cache).ids[int(seen[3][2])]
     assert "step 3: loss, task, output, feature, gradient_norm not finite" in str(caught.value)
-    assert (
-        f"on samples {guilty}. The last good checkpoint is kept (the checkpoint after step 2"
-        in str(caught.value)
-    )
+    assert f"on samples {guilty}. Their own numbers" in str(caught.value)
+    assert "The last good checkpoint is kept (that after step 2" in str(caught.value)
     monkeypatch.undo()
     whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, HOW)
     assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW))
+
+
+def kill() -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
@@ -182,11 +184,37 @@ def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
     with pytest.raises(Diverged, match=r"step 5: the loss has run away .*set back_offs"):
         distill(*pair, tiny_cache, tmp_path / "none", config, how)
     calls.clear()
+    with monkeypatch.context() as patch:  # killed just after it has gone back
+        patch.setattr(trainer, "say", lambda text: kill() if "Back to" in text else None)
+        with pytest.raises(KeyboardInterrupt):
+            distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
     out = distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
     assert json.loads((out / "manifest.json").read_text())["back_offs"] == 1
     found = rows(out)
     assert [row["step"] for row in found] == list(range(8))
     assert [row["lr"] for row in found[2:]] == [5e-4] * 2 + [2.5e-4] * 4
+
+
+def test_leave_to_back_off_changes_nothing_where_nothing_diverges(
+    pair, tiny_cache, tmp_path
+) -> None:
+    without = distill(*pair, tiny_cache, tmp_path / "without", CONFIG, HOW)
+    made = distill(*pair, tiny_cache, tmp_path / "with", CONFIG, replace(HOW, back_offs=2))
+    assert_same_weights(without, made)
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
+def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, tiny_cache, tmp_path, file) -> None:
+    session = start(*pair, tiny_cache, CONFIG, HOW)
+    session.step(0)
+    session.save(tmp_path, 0.0)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    whole = (path / file).read_bytes()
+    for damaged in (whole[: len(whole) // 2], bytes(len(whole)), None):
+        (path / file).unlink() if damaged is None else (path / file).write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"step-000000001 is damaged .*--overwrite"):
+            session.restore(path)
 
 
 def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, tiny_cache) -> None:
@@ -216,14 +244,37 @@ def test_a_rehearsal_says_what_training_will_cost_and_writes_nothing(pair, tmp_p
         ({"schedule": "linear"}, "known are cosine, constant"),
         ({"features": "heads"}, "known are blocks, attentions, layers"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"learning_rate": -1e-3}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, not nan"),
+        ({"drop_caption": 2.0}, "drop_caption must be at most 1"),
+        ({"ema_decay": 1.0}, "ema_decay must be below 1"),
+        ({"snr_gamma": 0.0}, "snr_gamma must be above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"task_weight": -1.0}, "task_weight must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"task_weight": 0.0, "output_weight": 0.0, "feature_weight": 0.0}, "are all 0"),
     ],
 )
 def test_settings_that_cannot_be_trained_with_are_refused(change, message) -> None:
     with pytest.raises(BadInput, match=message):
-        trainer.check_config(replace(CONFIG, **change), HOW)
+        checks.check_config(replace(CONFIG, **change), HOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batch": 0}, "micro_batch must be at least 1"),
+        ({"back_offs": -1}, "back_offs must be at least 0"),
+        ({"runaway": 1.0}, "runaway must be above 1"),
+        ({"mixed_precision": "half"}, "known are no, bf16, fp16"),
+    ],
+)
+def test_ways_of_computing_that_cannot_be_are_refused(change, message) -> None:
+    with pytest.raises(BadInput, match=message):
+        checks.check_config(CONFIG, replace(HOW, **change))
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(trainer, "count", lambda: 3)
+    monkeypatch.setattr(checks, "count", lambda: 3)
     with pytest.raises(BadInput, match="batch_size 4 cannot be shared by 3 processes"):
-        trainer.check_config(CONFIG, HOW)
+        checks.check_config(CONFIG, HOW)

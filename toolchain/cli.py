@@ -237,13 +237,15 @@ def distill(
     options.need_folder(out)
     recipe = common.recipe(teacher, distill={"steps": steps}, data={"source": data})
     from laptop.distill import trainer
+    from laptop.training_data import check_data, prepared
 
-    yield recipe, lambda: trainer.rehearse(teacher, student, recipe.distill, recipe.train)
-    from laptop.training_data import prepared
+    configs = recipe.distill, recipe.train
+    check_data(teacher, recipe.data)
+    trainer.check_before_start(teacher, student, out, *configs)
+    yield recipe, lambda: trainer.rehearse(teacher, student, *configs)
 
     again: Overwrite = "stale" if common.overwrite else False
     cached = prepared(teacher, recipe.data, out.with_name(f"{out.name}-data"), overwrite=again)
-    configs = recipe.distill, recipe.train
     trainer.distill(teacher, student, cached, out, *configs, overwrite=common.overwrite)
     last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")

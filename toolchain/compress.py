@@ -18,7 +18,7 @@ from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.distill.cache import is_cache
-from laptop.distill.trainer import check_config as check_training
+from laptop.distill.checks import check_config as check_training
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_request, export_model

@@ -111,7 +111,8 @@ def dry_run(function: Function) -> Function:
             from laptop.compress import estimate
 
             cost = own[0]() if own else estimate(recipe)
-            click.echo(json.dumps({"recipe": asdict(recipe), "estimate": cost}, indent=1))
+            if is_main():
+                click.echo(json.dumps({"recipe": asdict(recipe), "estimate": cost}, indent=1))
         else:
             next(steps, None)
 

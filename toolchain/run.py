@@ -181,13 +181,8 @@ def _is_finished(
     out: Path, manifest_path: Path, key: str, identity: Mapping[str, Any], overwrite: Overwrite
 ) -> bool:
     """True when `out` is the wanted result; raises when it is something that must not be lost."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not need_ours(out, identity["stage"]):
         return False
-    if not manifest_path.exists():
-        raise OutputExists(
-            f"{out} exists and is no result of `laptop {identity['stage']}` (it has no manifest), "
-            "so it is left alone. Choose another -o."
-        )
     if overwrite is True:
         return False
     old = read_json(manifest_path)
@@ -206,6 +201,18 @@ def _is_finished(
         f"{out} holds a finished `{old.get('stage')}` made from something else ({changes}). "
         "Pass --overwrite to make it anew, or choose another -o."
     )
+
+
+def need_ours(out: Path, stage: str) -> bool:
+    """Whether there is a result of ours at `out`; `OutputExists` for something that is not."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not manifest_of(out).exists():
+        raise OutputExists(
+            f"{out} exists and is no result of `laptop {stage}` (it has no manifest), so it is "
+            "left alone. Choose another -o."
+        )
+    return True
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

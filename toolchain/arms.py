@@ -27,6 +27,7 @@ UNNORMALIZED = "none"  # BK-SDM's
 SCORED = (METHOD, "magnitude", "taylor", "block-influence")
 RANDOM = "random"
 CRITERIA = (*SCORED, RANDOM, *FAMILIES)
+GROUPS = ("criterion", "distillation", "comparison")
 RATIOS = (0.3, 0.5, 0.7)
 MAIN_RATIO = 0.5  # the ratio of the paper's claim; here the comparison has more seeds
 
@@ -67,14 +68,20 @@ class Run:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def arms(seeds: int, main_seeds: int, ratios: Sequence[float] = RATIOS) -> list[Arm]:
-    """All arms, each once; the comparison at `MAIN_RATIO` has `main_seeds` of them."""
+def arms(
+    seeds: int,
+    main_seeds: int,
+    ratios: Sequence[float] = RATIOS,
+    groups: Sequence[str] = GROUPS,
+) -> list[Arm]:
+    """All arms of `groups`, each once; the comparison at `MAIN_RATIO` has `main_seeds` of them."""
     found: dict[Arm, None] = {}
     for ratio in sorted(ratios, key=lambda r: (r != MAIN_RATIO, r)):  # what matters most is first
         for seed in range(max(seeds, main_seeds if ratio == MAIN_RATIO else 0)):
-            pairs = [*_comparison()]
-            if seed < seeds:
+            pairs = [*_comparison()] if "comparison" in groups else []
+            if seed < seeds and "criterion" in groups:
                 pairs += [(plan, NORMALIZED) for plan in CRITERIA]
+            if seed < seeds and "distillation" in groups:
                 pairs += [(METHOD, loss) for loss in LOSSES]
             found |= {Arm(plan, loss, ratio, seed): None for plan, loss in pairs}
     return list(found)

@@ -26,6 +26,7 @@ from laptop.arms import (
     UNNORMALIZED,
     Run,
 )  # fmt: skip
+from laptop.benchmarks.text import DASH
 from laptop.errors import BadInput
 from laptop.handmade import FAMILIES
 
@@ -86,6 +87,7 @@ class Measured:
 
     def __init__(self, found: Mapping[str, Any], seed: int = 0):
         self.prompts: int = found["settings"]["prompts"]
+        self.seeds: int = found["settings"]["seeds"]
         rng = np.random.default_rng(seed)
         share = np.full(self.prompts, 1 / self.prompts)
         self.counts = rng.multinomial(self.prompts, share, DRAWS).T / self.prompts  # (P, draws)
@@ -120,13 +122,18 @@ class Measured:
         """The mean over seeds of something else that was measured."""
         return float(np.mean([row[key] for row in self.rows[by]]))
 
+    def has(self, plan: str, loss: str, ratio: float) -> bool:
+        """Whether an arm has any run."""
+        return (plan, loss, ratio) in self.rows
+
     def ratios(self) -> list[float]:
         """All pruning ratios."""
         return sorted({ratio for _, _, ratio in self.rows})
 
     def rival(self, ratio: float) -> str:
         """The hand-made family with the best mean accuracy, taught without normalization."""
-        return max(FAMILIES, key=lambda f: self.accuracies((f, UNNORMALIZED, ratio))[0])
+        there = [f for f in FAMILIES if self.has(f, UNNORMALIZED, ratio)]
+        return max(there, key=lambda f: self.accuracies((f, UNNORMALIZED, ratio))[0])
 
 
 def interval(draws: Values) -> tuple[float, float]:
@@ -168,10 +175,24 @@ def _table(m: Measured, title: str, arms: Mapping[str, tuple[str, str]]) -> str:
         f"| {title} | " + " | ".join(f"{ratio:.0%}" for ratio in m.ratios()) + " |",
         "| --- |" + " --- |" * len(m.ratios()),
     ]
-    for name, (plan, loss) in arms.items():
-        cells = [_cell(*m.accuracies((plan, loss, ratio))) for ratio in m.ratios()]
+    for name, by in _there(m, arms).items():
+        cells = [
+            _cell(*m.accuracies((*by, r))) + _seeds(m, (*by, r)) if m.has(*by, r) else DASH
+            for r in m.ratios()
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _there(m: Measured, arms: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Those of the arms that have runs at all."""
+    return {name: by for name, by in arms.items() if any(m.has(*by, r) for r in m.ratios())}
+
+
+def _seeds(m: Measured, by: tuple[str, str, float]) -> str:
+    """How many runs a number is of, where they are fewer than they should be."""
+    count = len(m.rows[by])
+    return f", {count} seed{'s' * (count > 1)}" if count < m.seeds else ""
 
 
 def _cell(mean: float, draws: Values) -> str:
@@ -186,6 +207,8 @@ def _comparison(m: Measured) -> Iterator[str]:
     )
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for ratio in m.ratios():
+        if not all(m.has(*by, ratio) for by in COMPARED.values()):
+            continue
         ours, rival = (METHOD, NORMALIZED, ratio), (m.rival(ratio), UNNORMALIZED, ratio)
         (mean, draws), (its_mean, its_draws) = m.declines(ours), m.declines(rival)
         cells = [
@@ -205,10 +228,12 @@ def _others(m: Measured) -> Iterator[str]:
     heads = [f"{ratio:.0%}: attributes | output loss" for ratio in m.ratios()]
     yield "| layers and loss | " + " | ".join(heads) + " |"
     yield "| --- |" + " --- |" * (2 * len(heads))
-    for name, by in (BY_CRITERION | BY_LOSS | COMPARED).items():
+    for name, by in _there(m, BY_CRITERION | BY_LOSS | COMPARED).items():
         cells = [
             f"{100 * m.mean((*by, ratio), 'attributes'):.1f} | "
             f"{m.mean((*by, ratio), 'held_out_loss'):.2g}"
+            if m.has(*by, ratio)
+            else f"{DASH} | {DASH}"
             for ratio in m.ratios()
         ]
         yield f"| {name} | " + " | ".join(cells) + " |"
@@ -218,8 +243,12 @@ def _terms(m: Measured) -> Iterator[str]:
     """What the terms have come to; the feature term is not shown, for arms weigh it differently."""
     yield "| taught by | " + " | ".join(f"{r:.0%}: task | output" for r in m.ratios()) + " |"
     yield "| --- |" + " --- |" * (2 * len(m.ratios()))
-    for name, by in BY_LOSS.items():
-        cells = [f"{m.mean((*by, r), k):.3g}" for r in m.ratios() for k in ("task", "output")]
+    for name, by in _there(m, BY_LOSS).items():
+        cells = [
+            f"{m.mean((*by, r), k):.3g}" if m.has(*by, r) else DASH
+            for r in m.ratios()
+            for k in ("task", "output")
+        ]
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
@@ -246,6 +275,8 @@ def _points(
     rows = []
     for name, by in arms.items():
         for ratio in m.ratios():
+            if not m.has(*by, ratio):
+                continue
             mean, draws = measure((*by, ratio))
             low, high = interval(draws)
             values = {"mean": 100 * mean, "low": 100 * low, "high": 100 * high}

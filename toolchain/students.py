@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from laptop import models
-from laptop.arms import RATIOS, Run
+from laptop.arms import GROUPS, RATIOS, Run
 from laptop.benchmarks.frechet import frechet_distance, latent_features
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.distill.encoding import DataConfig
@@ -42,7 +42,7 @@ LAST = 5  # logged steps at the end, over which the loss terms are averaged
 class StudyConfig:
     """The same for all students; arms differ in layers, loss and seed."""
 
-    steps: int = 600
+    steps: int = 300
     batch_size: int = 32
     learning_rate: float = 1e-3
     prompts: int = 300  # unseen ones, to judge by
@@ -52,6 +52,7 @@ class StudyConfig:
     seeds: int = 3
     main_seeds: int = 5  # of the comparison at arms.MAIN_RATIO
     ratios: tuple[float, ...] = RATIOS
+    groups: tuple[str, ...] = GROUPS
 
     @property
     def calibration_prompts(self) -> int:

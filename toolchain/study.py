@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laptop.arms import (
+    GROUPS,
     MAIN_RATIO,
     METHOD,
     NORMALIZED,
@@ -43,7 +44,12 @@ from laptop.students import METRICS, MODEL, StudyConfig, judge_teacher, make_sha
 
 SCHEMA = "laptop.study-settings/1"
 RUN_SCHEMA = "laptop.study-run/1"
-FREE = ("seeds", "main_seeds", "ratios")  # settings that may grow: finished runs stay as they are
+FREE = (
+    "seeds",
+    "main_seeds",
+    "ratios",
+    "groups",
+)  # settings that may grow: finished runs stay as they are
 POLL_S = 1.0
 
 
@@ -51,9 +57,16 @@ class Unfinished(LaptopError):
     """A worker of the study has stopped before all was done."""
 
 
-def study(out: Path, config: StudyConfig, workers: int = 1) -> dict[str, Any]:
-    """Do all runs that are not done, and return everything as one JSON document."""
+def study(
+    out: Path, config: StudyConfig, workers: int = 1, *, so_far: bool = False
+) -> dict[str, Any]:
+    """Do all runs that are not done, and return everything as one JSON document.
+
+    With `so_far`, none is done: the document is of what is finished.
+    """
     planned = prepare(out, config)
+    if so_far:
+        planned = [run for run in planned if _result(out, run).exists()]
     say(f"{len(planned)} runs for {sum(len(run.arms) for run in planned)} students of {MODEL}")
     if left := [run for run in planned if not _result(out, run).exists()]:
         _employ(out, left, config, min(workers, len(left)))
@@ -76,7 +89,9 @@ def prepare(out: Path, config: StudyConfig) -> list[Run]:
     if not (out / "teacher.json").exists():
         say("judge the teacher")
         write_json(out / "teacher.json", {"schema": RUN_SCHEMA, **judge_teacher(out, config)})
-    return runs(arms(config.seeds, config.main_seeds, config.ratios), scores, config.distill)
+    return runs(
+        arms(config.seeds, config.main_seeds, config.ratios, config.groups), scores, config.distill
+    )
 
 
 def _check_settings(out: Path, config: StudyConfig) -> None:
@@ -177,13 +192,17 @@ def main() -> None:
             flag = f"--{f.name.replace('_', '-')}"
             parser.add_argument(flag, type=type(f.default), default=f.default)
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="of parameters")
+    parser.add_argument("--groups", choices=GROUPS, nargs="+", default=GROUPS, help="of arms")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: tables of what is")
     args = vars(parser.parse_args())
-    out, workers, ratios = args.pop("out"), args.pop("workers"), tuple(args.pop("ratios"))
-    found = study(out, StudyConfig(**args, ratios=ratios), workers)
+    out, workers, so_far = (args.pop(name) for name in ("out", "workers", "so_far"))
+    lists = {name: tuple(args.pop(name)) for name in ("ratios", "groups")}
+    found = study(out, StudyConfig(**args, **lists), workers, so_far=so_far)
     (out / "study.json").write_text(as_json(found), encoding="utf-8")
     (out / "study.md").write_text(as_markdown(found), encoding="utf-8")
     for name, rows, label in charts(found):
-        interval_chart(rows, out / name, label)
+        if rows:
+            interval_chart(rows, out / name, label)
     if training := _training(out, found):
         balance_chart(training, out / "study-balance")
     print(as_markdown(found))

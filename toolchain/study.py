@@ -196,8 +196,9 @@ def main() -> None:
     parser.add_argument("--so-far", action="store_true", help="train nothing: tables of what is")
     args = vars(parser.parse_args())
     out, workers, so_far = (args.pop(name) for name in ("out", "workers", "so_far"))
-    lists = {name: tuple(args.pop(name)) for name in ("ratios", "groups")}
-    found = study(out, StudyConfig(**args, **lists), workers, so_far=so_far)
+    ratios, groups = (tuple(args.pop(name)) for name in ("ratios", "groups"))
+    config = StudyConfig(**args, ratios=ratios, groups=groups)
+    found = study(out, config, workers, so_far=so_far)
     (out / "study.json").write_text(as_json(found), encoding="utf-8")
     (out / "study.md").write_text(as_markdown(found), encoding="utf-8")
     for name, rows, label in charts(found):

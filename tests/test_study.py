@@ -146,7 +146,7 @@ def planted(rates: dict[tuple[str, str], float], seeds: int = 3) -> dict:
         for arm in arms(seeds, seeds)
     ]
     settings = asdict(replace(StudyConfig(), prompts=PROMPTS, seeds=seeds, main_seeds=seeds))
-    settings["ratios"] = list(RATIOS)  # as JSON has it
+    settings |= {"ratios": list(RATIOS), "groups": list(GROUPS)}  # as JSON has it
     teacher = bits(1.0) | rest
     return {"schema": "x", "model": "m", "settings": settings, "teacher": teacher, "runs": rows}
 

@@ -38,6 +38,7 @@ from laptop.benchmarks.reuse import random_rows
 from laptop.distill.batches import Batch
 from laptop.distill.forecast import of_unets
 from laptop.distill.session import HALVES, TrainConfig
+from laptop.pruning.additivity import random_set
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import anatomy
 from laptop.run import machine, peak_memory_bytes, say
@@ -97,16 +98,10 @@ def unet_config(model: str, width: float, latents: int) -> dict[str, Any]:
     }
 
 
-def half_of(unet: Any, seed: int = 0) -> list[str]:
+def half_of(unet: Any) -> list[str]:
     """Layers by chance that hold half of the parameters together."""
-    known, chosen, gone = anatomy(unet, TOKENS), [], 0
-    units = [u for u in known.units if not u.needs]
-    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
-    for unit in (units[i] for i in order):
-        if gone < RATIO * known.params:
-            chosen.append(unit.name)
-            gone += unit.params
-    return chosen
+    known = anatomy(unet, TOKENS)
+    return random_set(known.units, RATIO * known.params, seed=0)
 
 
 def make_pair(case: Case) -> Pair:

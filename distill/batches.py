@@ -17,7 +17,7 @@ from laptop.distill.cache import Cache
 from laptop.processes import local_share
 from laptop.pruning.units import example_inputs
 
-MOST_PLACES = 24  # bits of a place in a batch, beside the step's in a generator's key
+PLACE_BITS = 24  # of a generator's key: a sample's place in its batch, below the step
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class FromCache:
 
     def _batch(self, picked: Tensor, places: range, step: int) -> Batch:
         index = picked[places.start : places.stop]
-        keys = [[self.seed, (step << MOST_PLACES) + place] for place in places]
+        keys = [[self.seed, (step << PLACE_BITS) + place] for place in places]
         drawn = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
         level = torch.tensor([int(g.integers(self.levels)) for g in drawn])
         keep = torch.tensor([g.random() >= self.drop_caption for g in drawn])

@@ -47,7 +47,7 @@ def fit(image: Image.Image, size: Size) -> tuple[Tensor, Tensor]:
     top, left = (image.height - height / scale) / 2, (image.width - width / scale) / 2
     box = (left, top, left + width / scale, top + height / scale)  # what is kept, before scaling
     cropped = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box)
-    top, left = int(top * scale), int(left * scale)
+    top, left = round(top * scale), round(left * scale)
     pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).float() / 127.5 - 1
     return pixels, torch.tensor([image.height, image.width, top, left, height, width]).float()
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -65,6 +66,8 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
         with _as_expected():
             state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
         return read_json(path / STATE, SCHEMA)
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError, but the checkpoint is as it was
     except DAMAGE as e:
         raise BadInput(
             f"the checkpoint {path} is damaged ({type(e).__name__}). Pass --overwrite to train "

@@ -1,7 +1,9 @@
 """Small real models that the tests share."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ if WORKERS > 1:
     os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
     torch.set_num_threads(THREADS)
 
+TRAINING_SCRIPT = str(Path(__file__).parent / "training.py")
 REMOVED = [
     "down_blocks.0.resnets.1",
     "up_blocks.0.resnets.1",
@@ -61,6 +64,17 @@ def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("models") / "pruned"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def pair(tiny_folder: Path, pruned_folder: Path) -> tuple[str, str]:
+    """Teacher and student, untrained."""
+    return str(tiny_folder), str(pruned_folder)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a distillation's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def _cache(model: str, folder: Path) -> Path:

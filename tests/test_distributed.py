@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = str(Path(__file__).parent / "training.py")
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def pair(tiny_folder, pruned_folder) -> tuple[str, str]:
-    return str(tiny_folder), str(pruned_folder)
+from conftest import TRAINING_SCRIPT, logged
 
 
 def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
@@ -25,7 +16,7 @@ def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     config = {"steps": 6, "batch_size": 8, "warmup_steps": 2, "learning_rate": 1e-4}
-    command += [SCRIPT, *pair, str(cache), str(out), json.dumps(config)]
+    command += [TRAINING_SCRIPT, *pair, str(cache), str(out), json.dumps(config)]
     shares = 0 if "fsdp" in more else 200  # accelerate would say that it shards
     how = json.dumps({"checkpoint_every": 2, "log_every": 1, "shares_every": shares})
     done = subprocess.run([*command, how, *more], capture_output=True, text=True, check=False)
@@ -43,7 +34,7 @@ def alone(tiny_folder, pruned_folder, tiny_cache, tmp_path_factory) -> Path:
 
 def assert_same_training(a: Path, b: Path) -> None:
     """The first loss to 1e-6, later ones to 1e-3: Adam magnifies another order of summation."""
-    one, two = rows(a), rows(b)
+    one, two = logged(a), logged(b)
     assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(6))
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
     for x, y in zip(one, two, strict=True):

@@ -122,7 +122,7 @@ def test_half_precision_is_the_teacher_s_own_and_the_student_s_by_autocast(make)
 
 def test_fp16_needs_a_gpu(make) -> None:
     if torch.cuda.is_available():
-        pytest.skip("here is one")
+        pytest.skip("on a GPU fp16 is taken")
     with pytest.raises(BadInput, match="'fp16' needs a GPU"):
         make(mixed_precision="fp16")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
-from conftest import REMOVED
+from conftest import REMOVED, TRAINING_SCRIPT, logged
 from laptop import models
 from laptop.distill import checkpoint, checks, trainer
 from laptop.distill.cache import Cache
@@ -29,15 +29,10 @@ from laptop.pruning.surgery import prune_unet, write_model
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
 HOW = TrainConfig(checkpoint_every=2)
-SCRIPT = str(Path(__file__).parent / "training.py")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(next((folder / "unet").glob("*.safetensors")))
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
@@ -45,21 +40,16 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(value, weights(b)[name]), name
 
 
-@pytest.fixture
-def pair(tiny_folder, pruned_folder) -> tuple[str, str]:
-    return str(tiny_folder), str(pruned_folder)
-
-
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_like_an_unbroken_one(
     pair, tiny_cache, tmp_path
 ) -> None:
     """Killed by the system, three times, wherever it happens to be; another time in a save."""
-    config = replace(CONFIG, steps=16)
-    whole = distill(*pair, tiny_cache, tmp_path / "whole", config, replace(HOW, log_every=1))
-    out = tmp_path / "broken"
     settings = [json.dumps({"steps": 16, "batch_size": 4, "warmup_steps": 2})]
     settings += [json.dumps({"checkpoint_every": 4, "log_every": 1})]
-    command = [sys.executable, SCRIPT, *pair, str(tiny_cache), str(out), *settings]
+    whole, out = tmp_path / "whole", tmp_path / "broken"
+    start = [sys.executable, TRAINING_SCRIPT, *pair, str(tiny_cache)]
+    subprocess.run([*start, str(whole), *settings], check=True, capture_output=True)
+    command = [*start, str(out), *settings]
     metrics = tmp_path / ".broken.partial" / "metrics.jsonl"
     for lines in (2, 9, 13):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -73,8 +63,8 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_like_an_unbroken_one(
         assert not out.exists()
     subprocess.run(command, check=True, capture_output=True)
     assert_same_weights(whole, out)
-    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(out)]
-    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(whole)]
+    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in logged(out)]
+    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in logged(whole)]
     assert not (out / ".resume").exists(), "a finished model carries no checkpoint"
 
 
@@ -122,7 +112,7 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
     assert kept is not None
     assert kept.name.endswith("02")
     out = distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
-    assert rows(out)[-1]["step"] == 5
+    assert logged(out)[-1]["step"] == 5
 
 
 def test_training_brings_the_student_nearer_to_its_teacher(trained_cache, tmp_path) -> None:
@@ -130,7 +120,7 @@ def test_training_brings_the_student_nearer_to_its_teacher(trained_cache, tmp_pa
     write_model(student, prune_unet(teacher, REMOVED), "tiny-sdxl")
     config = replace(CONFIG, steps=30, batch_size=8)
     out = distill("tiny-sdxl", str(student), trained_cache, tmp_path / "out", config)
-    assert rows(out)[-1]["feature"] < 0.5 * rows(out)[0]["feature"]
+    assert logged(out)[-1]["feature"] < 0.5 * logged(out)[0]["feature"]
     assert models.load_unet(str(out)).config["removed"]
 
 
@@ -190,7 +180,7 @@ def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
             distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
     out = distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
     assert json.loads((out / "manifest.json").read_text())["back_offs"] == 1
-    found = rows(out)
+    found = logged(out)
     assert [row["step"] for row in found] == list(range(8))
     assert [row["lr"] for row in found[2:]] == [5e-4] * 2 + [2.5e-4] * 4
 

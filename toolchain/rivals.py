@@ -1,7 +1,7 @@
 """The paper's criterion beside its rivals: `python -m laptop.rivals -o runs/rivals`.
 
 For each criterion and pruning ratio: the joint output loss of the layers it drops, and what is left
-of the prompt accuracy, before any retraining; with them a refined plan, a healed one, one made by
+of the prompt accuracy, before any retraining; with them a refined plan, a healed one, plans made by
 hand and random ones. And whether losses add up, and what racing costs. Writes rivals.json and
 rivals.md, and as pictures rivals.svg and additivity.svg; docs/results.md is made of them.
 """
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from laptop import models
 from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.handmade import FAMILIES, handmade
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
 from laptop.pruning.additivity import random_set, random_sets, report
@@ -29,7 +30,7 @@ from laptop.pruning.plan import as_anatomy, choose, read_scores
 from laptop.pruning.race import replay
 from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
-from laptop.pruning.units import Unit, anatomy, removed
+from laptop.pruning.units import anatomy, removed
 from laptop.run import say, track, write_json
 from laptop.tiny.checker import judge
 
@@ -49,26 +50,6 @@ REFINED = f"output-loss, --refine {EVALUATIONS}"
 HEALED = "output-loss, --heal affine"
 RACE_BATCH = 8
 MODEL = "tiny-sdxl"
-
-
-def by_hand(units: Sequence[Unit], ratio: float, params: int) -> list[str]:
-    """A plan as BK-SDM's authors made theirs, until `ratio` of `params` is gone.
-
-    The mid block, then the second resnet and attention of the down blocks, the middle ones of the
-    up blocks, and the last ones of the up blocks; the innermost block first.
-    """
-    groups = ["mid_block."]
-    groups += [f"down_blocks.{i}.{kind}.1" for i in (2, 1, 0) for kind in ("resnets", "attentions")]
-    for place in (1, 2):
-        groups += [
-            f"up_blocks.{i}.{kind}.{place}" for i in (0, 1, 2) for kind in ("resnets", "attentions")
-        ]
-    gone: list[Unit] = []
-    for group in groups:
-        if sum(u.params for u in gone) >= ratio * params:
-            break
-        gone += [u for u in units if f"{u.name}.".startswith(group)]
-    return [u.name for u in gone]
 
 
 class Study:
@@ -178,7 +159,8 @@ def _plans(
             plans[criterion, ratio] = [u.name for u in choose(found, config)]
         first, rules = plans["output-loss", ratio], conditions(known, config, 4)
         plans[REFINED, ratio] = refined(joint, one, rules, first, EVALUATIONS)[0]
-        plans["by hand", ratio] = by_hand(known.units, ratio, known.params)
+        for family in FAMILIES:
+            plans[f"by hand: {family}", ratio] = handmade(family, known.units, ratio, known.params)
         for seed in range(RANDOM_PLANS):
             plans[f"random {seed}", ratio] = random_set(known.units, ratio * known.params, seed)
     return plans

@@ -1,78 +1,35 @@
 """The stage `export`: a pipeline to the files that devices run, and a list of them.
 
-    OUT/<target>/…        one folder a target
+    OUT/<target>/…        one folder a target (`onnx`), with its precision where it is not the
+                          target's default (`onnx-fp16`)
     OUT/artifacts.json    {"schema": "laptop.artifacts/1", "artifacts": [{"target", "component",
-                          "file", "bytes", "sha256", "precision"}]}
+                          "file", "bytes", "sha256", "precision", "seconds", "peak_memory_bytes"}],
+                          "failed": [{"target", "precision", "component", "error"}]}
 
 `file` is relative to OUT. A Core ML package is a folder, whose sha256 is that of its names and
-bytes (`run.sha256`); so is that of an ONNX graph with weights beside it.
+bytes (`run.sha256`); so is that of an ONNX graph with weights beside it. A target that fails leaves
+no file and does not stop the others; the same call tries it again.
 """
 
-import importlib
-import importlib.util
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from laptop import models, run
-from laptop.errors import BadInput, MissingExtra
+from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
+from laptop.export.job import Job, export, run_apart, save_examples
+from laptop.export.settings import ExportConfig
+from laptop.export.targets import BYTES, TARGETS, Request, module_of, requests
 
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
-
-
-@dataclass(frozen=True)
-class Target:
-    """How one kind of artifact is made."""
-
-    module: str  # imported on demand
-    function: str  # (pipe, out, recorded, components) writes the folder
-    extra: str  # of pip install 'laptop-diff[extra]'
-    packages: tuple[str, ...]  # what the extra must have brought
-    components: tuple[str, ...]  # what the target covers
-    file: str  # of a component, in the target's folder
-    precision: str
-    bytes_per_weight: float
-
-
-TARGETS = {
-    "onnx": Target(
-        module="laptop.export.to_onnx",
-        function="export_onnx",
-        extra="onnx",
-        packages=("onnx", "onnxruntime"),
-        components=components.ALL,
-        file="{component}/model.onnx",
-        precision="fp32",
-        bytes_per_weight=4,
-    ),
-    "coreml": Target(
-        module="laptop.export.to_coreml",
-        function="export_coreml",
-        extra="coreml",
-        packages=("coremltools",),
-        components=("unet",),
-        file="{component}.mlpackage",
-        precision="fp16",
-        bytes_per_weight=2,
-    ),
-}
-LATER = ("tensorrt", "executorch")  # known, not in this version
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to export, and the sampling that gives the example inputs."""
-
-    targets: tuple[str, ...] = ("onnx",)  # names in TARGETS
-    components: tuple[str, ...] = components.ALL  # those that model and target have are exported
-    seed: int = 0  # of the noise
-    steps: int = 2  # sampling steps
+EXPORTED = "exported.json"  # in a target's folder while it is made: what each process took
 
 
 def export_model(
@@ -85,113 +42,184 @@ def export_model(
 ) -> Path:
     """Export `model` to every target of `config` into the folder `out`; returns `out`.
 
-    The first of `prompts` is sampled for the example inputs. Targets that an earlier, killed call
-    finished are kept. Raises `BadInput`, `MissingExtra` or `NoSpace` before any weight is read.
+    The first of `prompts` is sampled for the example inputs. Targets that an earlier call finished
+    are kept, those that failed are tried again; pass `out` to `check_exported` for an error of
+    what failed now. Raises `BadInput`, `MissingExtra` or `NoSpace` before any weight is read.
     """
-    check_request(config, prompts)
+    wanted = check_request(config, prompts)
     models.need_whole_chain(model, "export")
     source = models.locate(model)
     is_folder = Path(source).is_dir()
     if is_folder:  # of a Hub id nothing may be here yet to be measured
-        run.need_space(out.parent, _estimate_bytes(Path(source), config.targets))
+        run.need_space(out.parent, _artifact_bytes(Path(source), wanted))
 
     def work(folder: Path) -> dict[str, Any]:
-        _export_targets(model, folder, config, prompts)
-        rows = [row for name in config.targets for row in _rows(name, folder)]
-        run.write_json(folder / LIST, {"schema": SCHEMA, "artifacts": rows})
-        return {"artifacts": len(rows)}
+        failed = _export_targets(model, folder, config, wanted, prompts)
+        rows = [row for request in wanted for row in _rows(request, folder, config)]
+        run.write_json(folder / LIST, {"schema": SCHEMA, "artifacts": rows, "failed": failed})
+        return {"artifacts": len(rows), "failed": len(failed)}
 
     identity = {**asdict(config), "prompts": list(prompts[:1])}
     if not is_folder:
         identity["model"] = source
     sources = {"model": Path(source)} if is_folder else {}
+    if (out / LIST).is_file() and run.read_json(out / LIST).get("failed"):
+        run.reopen(out)
     return run.run_stage("export", out, identity, sources, work, overwrite=overwrite)
 
 
-def check_request(config: ExportConfig, prompts: Sequence[str]) -> None:
-    """Raise for unknown targets or components, missing packages, or an empty request."""
+def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]:
+    """The targets; raises for unknown ones or missing packages, or an empty request."""
     if not config.targets or not config.components or not prompts or config.steps < 1:
         raise BadInput(
             f"export needs at least one target, component, prompt and step; got {config.targets}, "
             f"{config.components}, {len(prompts)} prompts, {config.steps} steps."
         )
-    for name in config.targets:
-        _check_target(name)
-    for name in config.components:
-        if name not in components.ALL:
-            raise BadInput(f"unknown component {name!r}; known: {', '.join(components.ALL)}.")
-    for name in config.targets:
-        if not set(TARGETS[name].components) & set(config.components):
-            raise BadInput(
-                f"target {name} covers {', '.join(TARGETS[name].components)}, none of which is "
-                f"among the components asked for ({', '.join(config.components)})."
-            )
+    return requests(config)
 
 
-def _check_target(name: str) -> None:
-    known = ", ".join(TARGETS)
-    if name in LATER:
-        raise BadInput(f"target {name!r} is planned, but not in this version. Use {known}.")
-    if name not in TARGETS:
-        near = get_close_matches(name, TARGETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise BadInput(f"unknown target {name!r}; known: {known}.{hint}")
-    need_packages(name)
-    need_packages(name)
-
-
-def need_packages(target: str) -> None:
-    """Raise `MissingExtra` unless the packages of a target are installed."""
-    wanted = TARGETS[target]
-    missing = [name for name in wanted.packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtra(
-            f"target {target} needs {', '.join(missing)}: pip install 'laptop-diff[{wanted.extra}]'"
+def check_exported(out: Path) -> None:
+    """Raise `CheckFailed` that lists the targets that could not be exported."""
+    if failed := run.read_json(out / LIST).get("failed"):
+        lines = "; ".join(
+            f"{row['target']} ({row['precision']}) of {row['component']}: {row['error']}"
+            for row in failed
+        )
+        raise CheckFailed(
+            f"{len(failed)} of the targets could not be exported ({lines}). The others are in "
+            f"{out}; the same command tries again."
         )
 
 
-def _estimate_bytes(source: Path, targets: Sequence[str]) -> int:
-    """Size of the artifacts from the headers of the weights; the graphs add about a tenth."""
+def _export_targets(
+    model: str,
+    folder: Path,
+    config: ExportConfig,
+    wanted: Sequence[Request],
+    prompts: Sequence[str],
+) -> list[dict[str, str]]:
+    """Export what is not there yet; what failed."""
+    todo = [request for request in wanted if not (folder / request.folder).exists()]
+    if not todo:
+        return []
+    scratch = run.resume_folder(folder)
+    recorded = scratch / "inputs"
+    if not recorded.exists():
+        run_apart("sampling for example inputs", _record, model, recorded, config, prompts[0])
+    failed = []
+    for request in run.track(todo, "export", len(wanted), len(wanted) - len(todo)):
+        beside = scratch / request.folder
+        shutil.rmtree(beside, ignore_errors=True)  # of a killed call
+        try:
+            _export_target(model, request, beside, recorded, config)
+        except ComponentFailed as e:
+            failed.append(e.row)
+            run.say(f"export: {e}")
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.replace(folder / request.folder)
+    return failed
+
+
+class ComponentFailed(Exception):
+    """One process of an export failed; its target is given up, the others go on."""
+
+    def __init__(self, request: Request, component: str, error: LaptopError):
+        self.row = {
+            "target": request.target,
+            "precision": request.precision,
+            "component": component,
+            "error": str(error),
+        }
+        super().__init__(f"{request.folder} of {component} failed: {error}")
+
+
+def _record(model: str, folder: Path, config: ExportConfig, prompt: str) -> None:
+    """Sample once, and save what every component got."""
+    pipe = models.load_pipeline(model)
+    size, steps = config.resolution, config.steps
+    recorded = inputs.record(pipe, [prompt], seed=config.seed, steps=steps, resolution=size)
+    beside = folder.with_suffix(".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    for component, rows in recorded.items():
+        save_examples(rows, beside / f"{component}.safetensors")
+    beside.replace(folder)
+
+
+def _export_target(
+    model: str, request: Request, folder: Path, recorded: Path, config: ExportConfig
+) -> None:
+    """Every component of one target into `folder`; `ComponentFailed` at the first that fails."""
+    folder.mkdir()
+    found = {}
+    for component in TARGETS[request.target].components:
+        given = recorded / f"{component}.safetensors"
+        if component not in config.components or not given.exists():
+            continue
+        path = folder / TARGETS[request.target].file.format(component=component)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        precision = request.precision_of(component, config)
+        job = Job(request.target, component, precision, model, given, path, config)
+        try:
+            _need_memory(job)
+            found[component] = run_apart(f"{request.folder} of {component}", export, job)
+        except LaptopError as e:
+            raise ComponentFailed(request, component, e) from None
+    if hasattr(module_of(request.target), "complete"):
+        module_of(request.target).complete(model, folder)
+    run.write_json(folder / EXPORTED, found)
+
+
+def _need_memory(job: Job) -> None:
+    """Raise `BadInput` where the process would need more memory than is available."""
+    weights = _parameters(models.folder(job.model) / components.folder_of(job.component))
+    needed = weights * TARGETS[job.target].peak_bytes_per_weight + components.PROCESS_BYTES
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise BadInput(
+            f"exporting {job.component} ({weights / 1e6:.0f} M weights) to {job.target} takes "
+            f"about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are available. Close other "
+            "programs or use a larger machine."
+        )
+
+
+def _parameters(folder: Path) -> int:
+    """Number of weights in a folder, from the headers of its files."""
     from safetensors import safe_open
 
     weights = 0
-    for path in source.rglob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):
         with safe_open(path, framework="np") as file:
             weights += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
-    return int(weights * 1.1 * sum(TARGETS[name].bytes_per_weight for name in targets))
+    return weights
 
 
-def _export_targets(model: str, folder: Path, config: ExportConfig, prompts: Sequence[str]) -> None:
-    todo = [name for name in config.targets if not (folder / name).exists()]
-    if not todo:
-        return
-    pipe = models.load_pipeline(model)
-    recorded = inputs.record(pipe, prompts[:1], seed=config.seed, steps=config.steps)
-    for name in run.track(todo, "export", len(config.targets), len(config.targets) - len(todo)):
-        beside = folder / f".{name}"  # of a killed call, or new
-        shutil.rmtree(beside, ignore_errors=True)
-        target = TARGETS[name]
-        export = getattr(importlib.import_module(target.module), target.function)
-        export(pipe, beside, recorded, config.components)
-        beside.replace(folder / name)
+def _artifact_bytes(source: Path, wanted: Sequence[Request]) -> int:
+    """What the artifacts will take on the disk; the graphs add about a tenth."""
+    each = sum(BYTES.get(request.precision, 1) for request in wanted)
+    return int(1.1 * each * _parameters(source))
 
 
-def _rows(target: str, folder: Path) -> list[dict[str, Any]]:
+def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str, Any]]:
+    """The artifacts of one target; none where it failed."""
+    if not (folder / request.folder).exists():
+        return []
+    took = run.read_json(folder / request.folder / EXPORTED)
     rows = []
-    for component in components.ALL:
-        file = Path(target) / TARGETS[target].file.format(component=component)
-        if (folder / file).exists():
-            size, digest = measure(folder / file)
-            rows.append(
-                {
-                    "target": target,
-                    "component": component,
-                    "file": file.as_posix(),
-                    "bytes": size,
-                    "sha256": digest,
-                    "precision": TARGETS[target].precision,
-                }
-            )
+    for component, facts in took.items():
+        size, digest = measure(folder / request.file(component))
+        rows.append(
+            {
+                "target": request.target,
+                "component": component,
+                "file": request.file(component),
+                "bytes": size,
+                "sha256": digest,
+                "precision": request.precision_of(component, config),
+                **facts,
+            }
+        )
     return rows
 
 
@@ -203,7 +231,7 @@ def measure(artifact: Path) -> tuple[int, str]:
     return sum(p.stat().st_size for p in files), run.sha256(whole)
 
 
-def read_list(artifacts: Path) -> list[dict[str, Any]]:
+def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
     """The rows of `artifacts.json`; `BadInput` when it, or a file that it names, is missing."""
     if not (artifacts / LIST).is_file():
         raise BadInput(
@@ -211,7 +239,7 @@ def read_list(artifacts: Path) -> list[dict[str, Any]]:
             "that `laptop export MODEL --to TARGETS -o DIR` wrote."
         )
     content = run.read_json(artifacts / LIST, SCHEMA)
-    rows: list[dict[str, Any]] = content["artifacts"]
+    rows: list[Mapping[str, Any]] = content["artifacts"]
     for row in rows:
         if not (artifacts / row["file"]).exists():
             raise BadInput(

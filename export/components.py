@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from laptop import models
 from laptop.errors import Unsupported
+from laptop.export.settings import COMPONENTS
 
-ALL = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
+ALL = COMPONENTS
+PROCESS_BYTES = 1 << 30  # of a process that has imported torch, diffusers and a target's library
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,18 @@ def present(pipe: Any) -> tuple[str, ...]:
     return tuple(name for name in ALL if name not in missing)
 
 
+def folder_of(component: str) -> str:
+    """The folder of a diffusers pipeline in which a component's weights lie."""
+    return "vae" if component.startswith("vae_") else component
+
+
+def load(model: str, component: str, dtype: torch.dtype | None = None) -> Graph:
+    """One component of `model` alone, in `dtype` (float32 when None), on the CPU."""
+    if component == "unet":
+        return _unet(models.load_unet(model, dtype))
+    return graph(models.load_encoders(model, dtype, only=folder_of(component)), component)
+
+
 def graph(pipe: Any, component: str) -> Graph:
     """One component, sharing the pipeline's weights; `Unsupported` for other U-Net conditions."""
     match component:
@@ -38,7 +53,8 @@ def graph(pipe: Any, component: str) -> Graph:
             return _unet(pipe.unet)
         case "text_encoder" | "text_encoder_2":
             # the XL pipelines read hidden_states[-2], the older ones the last state
-            return _text_encoder(getattr(pipe, component), "text_encoder_2" in present(pipe))
+            is_xl = "XL" in type(pipe).__name__
+            return _text_encoder(getattr(pipe, component), is_xl)
         case "vae_encoder":
             return Graph(VaeEncoder(pipe.vae).eval(), ("sample",), ("latent_parameters",))
         case "vae_decoder":

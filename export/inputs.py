@@ -16,15 +16,18 @@ from laptop.export.components import present
 Recorded = dict[str, list[dict[str, Tensor]]]
 
 
-def record(pipe: Any, prompts: Sequence[str], *, seed: int, steps: int) -> Recorded:
+def record(
+    pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, resolution: int | None = None
+) -> Recorded:
     """What each component got while every prompt was sampled, by component and input name.
 
     One call of the pipeline a prompt, with classifier-free guidance: the U-Net's inputs have batch
     2 and there are `steps` of them a prompt. `vae_encoder` gets the decoded picture. The timestep
-    is a float32 scalar, as in the exported graphs. `pipe` is left as it was.
+    is a float32 scalar, as in the exported graphs. Pictures have `resolution` pixels a side, or as
+    many as the model was trained for. `pipe` is left as it was.
     """
     recorded: Recorded = {name: [] for name in present(pipe)}
-    size = _image_size(pipe)
+    size = (resolution, resolution) if resolution else _image_size(pipe)
     with _listening(pipe, recorded):
         for i, prompt in enumerate(prompts):
             pipe(

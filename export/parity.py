@@ -28,6 +28,7 @@ from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
 from laptop.export import components, runtimes
 from laptop.export.inputs import Recorded, record
+from laptop.export.targets import module_of, need_packages
 
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
@@ -159,10 +160,11 @@ def _verify_rows(
                 "from another model. Pass the model that it was exported from."
             )
         floor = config.floor_db if config.floor_db is not None else FLOORS[row["precision"]]
-        beside = folder / row["target"] / row["component"]
+        beside = folder / Path(row["file"]).parts[0] / row["component"]
         beside.mkdir(parents=True, exist_ok=True)
         graph = components.graph(pipe, row["component"])
-        runner = runtimes.open_artifact(artifacts / row["file"], row["target"])
+        module = module_of(row["target"])
+        runner = module.load(artifacts / row["file"]) if module.checked() else None
         found = runner and _run_and_compare(runner, graph, recorded, row["component"], beside)
         samples = len(recorded[row["component"]]) if found else 0
         digest = listing.measure(artifacts / row["file"])[1]
@@ -241,6 +243,5 @@ def _check_artifact(path: Path, row: Mapping[str, Any]) -> None:
             f"{path}: no parity floor is known for precision {row['precision']!r}; known: "
             f"{', '.join(FLOORS)}."
         )
-    if runtimes.runs_here(row["target"]):
-        listing.need_packages(row["target"])
-        runtimes.check_file(path, row["target"])
+    need_packages(row["target"])
+    runtimes.check_file(path, row["target"])

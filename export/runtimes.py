@@ -1,6 +1,5 @@
-"""Running artifacts on this machine: one function from named arrays to named arrays a target."""
+"""Running artifacts on this machine: from named arrays to named arrays."""
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,6 @@ NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-
-
-def runs_here(target: str) -> bool:
-    """Whether this system has the target's runtime; Core ML predicts on macOS only."""
-    return target == "onnx" or (target == "coreml" and sys.platform == "darwin")
-
-
-def open_artifact(path: Path, target: str) -> Runner | None:
-    """The artifact as a function; None where this system cannot run it."""
-    if not runs_here(target):
-        return None
-    return onnx_runner(path) if target == "onnx" else coreml_runner(path)
 
 
 def check_file(path: Path, target: str) -> None:
@@ -80,14 +67,6 @@ def onnx_runner(path: Path) -> Runner:
             ) from None
 
     return call
-
-
-def coreml_runner(path: Path) -> Runner:
-    """A Core ML package, on macOS. Scalars are given rank 1, as the package wants them."""
-    from laptop.export.to_coreml import library
-
-    model = library().models.MLModel(str(path))
-    return lambda given: dict(model.predict({k: np.atleast_1d(v) for k, v in given.items()}))
 
 
 def _broken(path: Path, why: str) -> BadInput:

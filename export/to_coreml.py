@@ -7,29 +7,37 @@ others than fixed ones. Scalars have rank 1, a rule of Core ML. Converts everywh
 import contextlib
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from laptop.export.components import Graph, graph
-from laptop.export.inputs import Recorded
+from laptop.export.components import Graph
+from laptop.export.components import load as load_graph
+from laptop.export.job import Job
+from laptop.export.runtimes import Runner
 
-COMPONENTS = ("unet",)
 FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
 
 
-def export_coreml(
-    pipe: Any, out: Path, recorded: Recorded, components: Sequence[str] = COMPONENTS
-) -> None:
-    """Write `<component>.mlpackage` of each of `components` that Core ML covers into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    for component in components:
-        if component in COMPONENTS:
-            _convert(graph(pipe, component), recorded[component][0], out / f"{component}.mlpackage")
+def export(job: Job) -> None:
+    """Write the component of `job` as a package."""
+    _convert(load_graph(job.model, job.component), job.examples()[0], job.path)
+
+
+def load(path: Path) -> Runner:
+    """A package, on macOS. Scalars are given rank 1, as the package wants them."""
+    model = library().models.MLModel(str(path))
+    return lambda given: dict(model.predict({k: np.atleast_1d(v) for k, v in given.items()}))
+
+
+def checked() -> str | None:
+    """Core ML predicts on macOS only."""
+    return "Core ML" if sys.platform == "darwin" else None
 
 
 def library() -> Any:

@@ -8,18 +8,22 @@ seconds for a U-Net of a few million weights, this one two, with the same output
 size are dynamic, so that guidance, several pictures and other resolutions work.
 """
 
+import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 
+from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.export.components import ALL, Graph, graph, present
-from laptop.export.inputs import Recorded
+from laptop.export import runtimes
+from laptop.export.components import Graph, folder_of
+from laptop.export.components import load as load_graph
+from laptop.export.job import Job
+from laptop.export.runtimes import Runner
 
 OPSET = 18
 MODEL, DATA = "model.onnx", "model.onnx_data"
@@ -27,26 +31,40 @@ BATCH = {0: "batch_size"}
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
 
 
-def export_onnx(pipe: Any, out: Path, recorded: Recorded, components: Sequence[str] = ALL) -> None:
-    """Write the components that `pipe` has of `components`, in its dtype, into the folder `out`.
+def export(job: Job) -> None:
+    """Write the component of `job`, and its config beside it.
 
-    `recorded` holds at least one input of each (`inputs.record`). Weights lie beside the graph, in
-    `model.onnx_data`, only where one file would pass protobuf's limit of 2 GB.
+    Weights lie beside the graph, in `model.onnx_data`, only where one file would pass protobuf's
+    limit of 2 GB.
     """
-    for component in components:
-        if component in present(pipe):
-            folder = out / component
-            folder.mkdir(parents=True)
-            _write_graph(pipe, component, recorded[component][0], folder)
-            _write_config(pipe, component, folder)
+    traced = load_graph(job.model, job.component)
+    _write_graph(traced, job.component, job.examples()[0], job.path.parent)
+    source = models.folder(job.model) / folder_of(job.component) / "config.json"
+    shutil.copy(source, job.path.parent)
+
+
+def complete(model: str, folder: Path) -> None:
+    """What a pipeline needs beside its networks."""
+    source = models.folder(model)
     for name in ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor"):
-        if getattr(pipe, name, None) is not None:
-            getattr(pipe, name).save_pretrained(out / name)
-    pipe.save_config(out)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
+    shutil.copy(source / "model_index.json", folder)
 
 
-def _write_graph(pipe: Any, component: str, example: dict[str, torch.Tensor], folder: Path) -> None:
-    traced = graph(pipe, component)
+def load(path: Path) -> Runner:
+    """An ONNX file on the CPU, as `runtimes.onnx_runner` gives it."""
+    return runtimes.onnx_runner(path)
+
+
+def checked() -> str | None:
+    """ONNX Runtime runs everywhere."""
+    return "ONNX Runtime"
+
+
+def _write_graph(
+    traced: Graph, component: str, example: dict[str, torch.Tensor], folder: Path
+) -> None:
     # the tracer's warnings are about the values of shapes: the dynamic-shape test is the proof
     with tempfile.TemporaryDirectory(dir=folder) as raw, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,14 +76,16 @@ def _write_graph(pipe: Any, component: str, example: dict[str, torch.Tensor], fo
             opset_version=OPSET,
             input_names=list(traced.inputs),
             output_names=list(traced.outputs),
-            dynamic_axes=_dynamic_axes(pipe, component, traced),
+            dynamic_axes=_dynamic_axes(component, traced),
         )
         _gather(Path(raw), folder)
 
 
-def _dynamic_axes(pipe: Any, component: str, traced: Graph) -> dict[str, dict[int, str]]:
+def _dynamic_axes(component: str, traced: Graph) -> dict[str, dict[int, str]]:
     """Axis names as optimum writes them; it computes output shapes from such as "height * 8"."""
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    factor = 1
+    if component.startswith("vae_"):
+        factor = 2 ** (len(traced.module.vae.config.block_out_channels) - 1)
 
     def picture(name: str, scale: str = "") -> dict[int, str]:
         return BATCH | {2: f"{name}height{scale}", 3: f"{name}width{scale}"}
@@ -99,15 +119,7 @@ def _gather(raw: Path, folder: Path) -> None:
     onnx.save_model(model, str(folder / MODEL), save_as_external_data=True, location=DATA)
 
 
-def _write_config(pipe: Any, component: str, folder: Path) -> None:
-    owner = getattr(pipe, "vae" if component.startswith("vae_") else component)
-    if component.startswith("text_encoder"):
-        owner.config.save_pretrained(folder)
-    else:
-        owner.save_config(folder)
-
-
-def load(artifacts: Path) -> Any:
+def load_pipeline(artifacts: Path) -> Any:
     """An ONNX Runtime pipeline (optimum's) of an artifacts folder, or of the `onnx` folder in it.
 
     Raises `BadInput` where a network that a picture needs was not exported, and `MissingExtra`

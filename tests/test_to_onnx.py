@@ -1,6 +1,5 @@
 """The export stage and its ONNX files, run by ONNX Runtime and by the real optimum."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from test_inputs import small_sd15
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra, NoSpace
-from laptop.export import artifacts, components, inputs, runtimes, to_onnx
+from laptop.export import artifacts, components, runtimes, to_onnx
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.parity import psnr
 
@@ -68,7 +67,7 @@ def test_optimum_draws_pytorchs_picture_from_the_same_noise(
     exported: Path, pruned: DiffusionPipeline
 ) -> None:
     reference = picture(pruned, 2)
-    drawn = picture(to_onnx.load(exported), 2)
+    drawn = picture(to_onnx.load_pipeline(exported), 2)
     assert reference.std() > 0.01, "an empty picture would prove nothing"
     assert psnr(reference, drawn) >= 40
 
@@ -99,10 +98,10 @@ def test_batch_picture_size_and_tokens_are_dynamic(
 
 def test_an_sd15_pipeline_exports_and_optimum_draws_its_picture(tmp_path: Path) -> None:
     pipe = small_sd15()
-    recorded = inputs.record(pipe, PROMPTS, seed=0, steps=1)
-    to_onnx.export_onnx(pipe, tmp_path, recorded)
-    assert not (tmp_path / "text_encoder_2").exists()
-    loaded = to_onnx.load(tmp_path)
+    pipe.save_pretrained(tmp_path / "model")
+    out = export_model(str(tmp_path / "model"), tmp_path / "artifacts", ExportConfig(), PROMPTS)
+    assert not (out / "onnx" / "text_encoder_2").exists()
+    loaded = to_onnx.load_pipeline(out)
     assert type(loaded).__name__ == "ORTStableDiffusionPipeline"
     assert psnr(picture(pipe), picture(loaded)) >= 40
 
@@ -133,32 +132,6 @@ def test_weights_beside_the_graph_end_in_one_file_and_count(tmp_path: Path) -> N
     assert artifacts.measure(folder / "model.onnx")[0] > weight.nbytes
 
 
-def test_a_target_finished_before_a_kill_is_not_made_again(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from laptop.export import to_coreml
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    def finishes(_: object, out: Path, *__: object) -> None:
-        (out / "unet.mlpackage").mkdir(parents=True)
-
-    out = tmp_path / "artifacts"
-    config = ExportConfig(targets=("onnx", "coreml"), components=("unet",), steps=1)
-    monkeypatch.setattr(to_coreml, "export_coreml", killed)
-    with pytest.raises(KeyboardInterrupt):
-        export_model(str(tiny_folder), out, config, PROMPTS)
-    assert not out.exists(), "a half-written result is never taken for a whole one"
-    monkeypatch.setattr(to_coreml, "export_coreml", finishes)
-    monkeypatch.setattr(to_onnx, "export_onnx", killed)
-    export_model(str(tiny_folder), out, config, PROMPTS)
-    listed = json.loads((out / "artifacts.json").read_text())["artifacts"]
-    assert [(r["target"], r["component"]) for r in listed] == [("onnx", "unet"), ("coreml", "unet")]
-    with pytest.raises(BadInput, match="text_encoder"):
-        to_onnx.load(out)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -167,7 +140,8 @@ def test_a_target_finished_before_a_kill_is_not_made_again(
         ({"targets": ("executorch",)}, "'executorch' is planned, but not in this version"),
         ({"targets": ()}, "at least one target"),
         ({"components": ("vae",)}, "unknown component 'vae'"),
-        ({"targets": ("coreml",), "components": ("vae_decoder",)}, "coreml covers unet"),
+        ({"targets": ("onnx:int3",)}, "onnx:int3: onnx has no 'int3'; choose fp32"),
+        ({"targets": ("onnx", "onnx:fp32")}, "a target is named twice"),
     ],
 )
 def test_a_wrong_request_is_refused_before_the_model_is_looked_at(
@@ -198,4 +172,4 @@ def test_a_full_disk_is_found_before_weights_are_read(
 
 def test_loading_a_folder_without_onnx_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="laptop export MODEL --to onnx"):
-        to_onnx.load(tmp_path)
+        to_onnx.load_pipeline(tmp_path)

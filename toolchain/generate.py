@@ -15,7 +15,7 @@ def load(model: str) -> Any:
         if (folder / "unet" / "model.onnx").is_file():
             from laptop.export import to_onnx  # needs the extra [onnx]
 
-            return to_onnx.load(folder)
+            return to_onnx.load_pipeline(folder)
     models.need_whole_chain(model, "generate")
     return models.load_pipeline(model)
 

@@ -362,16 +362,27 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
     return pipe
 
 
-def load_encoders(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionPipeline":
-    """The same without its U-Net: what encodes and decodes pictures and captions."""
+def load_encoders(
+    model: str, dtype: "torch.dtype | None" = None, *, only: str | None = None
+) -> "DiffusionPipeline":
+    """The same without its U-Net: what encodes and decodes pictures and captions.
+
+    With `only`, such as "vae", that network alone.
+    """
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "safety_checker")
+    index = read_json(folder(model) / "model_index.json")
+    left_out = [name for name in parts if name in index and name != only]
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            folder(model), unet=None, torch_dtype=dtype or torch.float32, variant=variant(model)
+            folder(model),
+            **dict.fromkeys(left_out if only else ["unet"]),
+            torch_dtype=dtype or torch.float32,
+            variant=variant(model),
         )
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None

@@ -129,6 +129,17 @@ def resume_folder(partial: Path) -> Path:
     return folder
 
 
+def reopen(out: Path) -> None:
+    """Make a finished folder unfinished work again, which the same call goes on with."""
+    key = read_json(manifest_of(out))["key"]
+    partial = out.parent / f".{out.name}.partial"
+    if partial.exists():
+        return  # another attempt lies there already
+    (resume_folder(out) / KEY).write_text(key)
+    out.replace(partial)
+    manifest_of(partial).unlink()
+
+
 def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
     """Make `partial` the place for the work `key`: what it holds of other work goes, or is kept."""
     mark = partial / RESUME / KEY

@@ -1,0 +1,110 @@
+"""One component for one target, exported in a process of its own.
+
+So each starts with all memory free, its peak is its own, and one that dies takes nothing with it.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laptop import run
+from laptop.errors import LaptopError
+from laptop.export.settings import ExportConfig
+from laptop.export.targets import module_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is told."""
+
+    target: str
+    component: str
+    precision: str  # of this component
+    model: str  # a diffusers folder or a Hub id
+    inputs: Path  # recorded inputs of this component
+    path: Path  # where the artifact goes; its folder exists
+    config: ExportConfig
+
+    def examples(self) -> "list[dict[str, Tensor]]":
+        """The component's inputs during a sampling, in float32, in the order of the steps."""
+        from safetensors.torch import load_file
+
+        rows: dict[str, dict[str, Tensor]] = {}
+        for key, value in load_file(self.inputs).items():
+            number, _, name = key.partition(".")
+            rows.setdefault(number, {})[name] = value
+        return [rows[number] for number in sorted(rows)]
+
+
+def save_examples(examples: "list[dict[str, Tensor]]", path: Path) -> None:
+    """The other way round."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {f"{i:03d}.{k}": v.contiguous() for i, row in enumerate(examples) for k, v in row.items()},
+        path,
+    )
+
+
+def export(job: Job) -> None:
+    """Write the artifact of a job."""
+    module_of(job.target).export(job)
+
+
+def run_apart(what: str, work: Callable[..., None], *given: object) -> dict[str, Any]:
+    """Call `work(*given)` in a new process; returns its seconds and its peak memory.
+
+    A `LaptopError` there is raised here; another end of the process becomes one.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    start = time.perf_counter()
+    process = context.Process(target=_serve, args=(theirs, work, given), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        process.join()
+        raise LaptopError(_died(what, process.exitcode)) from None
+    finally:
+        process.kill()  # it has answered, or this call is given up
+        process.join()
+        ours.close()
+    if isinstance(answer, LaptopError):
+        raise answer
+    return {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": answer}
+
+
+def _died(what: str, code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"{what}: the process was killed by signal {-code}, most often for lack of memory."
+    return f"{what}: the process failed (exit code {code}); the traceback above tells why."
+
+
+def _serve(connection: Connection, work: Callable[..., None], given: tuple[object, ...]) -> None:
+    """The process's side."""
+    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
+    try:
+        work(*given)
+    except LaptopError as e:
+        connection.send(e)
+    else:
+        connection.send(run.peak_memory_bytes())
+
+
+def _end_with_parent(connection: Connection) -> None:
+    """Nothing is ever sent this way, so what comes is the end of the other process."""
+    try:
+        connection.recv()
+    finally:
+        os._exit(1)

@@ -1,0 +1,140 @@
+"""The targets by name, and how a request such as "coreml:palette6" is read.
+
+The module of a target is imported on demand. It has
+
+    export(job: Job) -> None             one component to its file, in a process of its own
+    complete(model, folder) -> None      what belongs beside all components; left out where nothing
+    load(path) -> Runner                 the artifact as a function on arrays
+    checked() -> str | None              where `load` computes: what a parity report says; None
+                                         where this system cannot run it
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from laptop.errors import BadInput, MissingExtra
+from laptop.export.settings import COMPONENTS, ExportConfig
+
+
+@dataclass(frozen=True)
+class Target:
+    """How one kind of artifact is made."""
+
+    module: str
+    extra: str  # of pip install 'laptop-diff[extra]'
+    packages: tuple[str, ...]  # what the extra must have brought
+    components: tuple[str, ...]  # what the target covers
+    file: str  # of a component, in the target's folder
+    precisions: tuple[str, ...]  # the first one is the default
+    peak_bytes_per_weight: float  # memory of the process that exports; docs/log.md
+
+
+TARGETS = {
+    "onnx": Target(
+        module="laptop.export.to_onnx",
+        extra="onnx",
+        packages=("onnx", "onnxruntime"),
+        components=COMPONENTS,
+        file="{component}/model.onnx",
+        precisions=("fp32",),
+        peak_bytes_per_weight=12,
+    ),
+    "coreml": Target(
+        module="laptop.export.to_coreml",
+        extra="coreml",
+        packages=("coremltools",),
+        components=("unet",),
+        file="{component}.mlpackage",
+        precisions=("fp16",),
+        peak_bytes_per_weight=20,
+    ),
+}
+LATER = ("tensorrt", "executorch")  # known, not in this version
+BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}  # of a stored weight, by precision
+
+
+@dataclass(frozen=True)
+class Request:
+    """One entry of `--to`."""
+
+    target: str
+    precision: str
+
+    @property
+    def folder(self) -> str:
+        """Its folder among the artifacts: `onnx`, and `onnx-fp16` where that is not the default."""
+        is_default = self.precision == TARGETS[self.target].precisions[0]
+        return self.target if is_default else f"{self.target}-{self.precision}"
+
+    def precision_of(self, component: str, config: ExportConfig) -> str:
+        """The VAE has a precision of its own."""
+        return config.vae_precision if component.startswith("vae_") else self.precision
+
+    def file(self, component: str) -> str:
+        """Of a component, relative to the artifacts' folder."""
+        return f"{self.folder}/{TARGETS[self.target].file.format(component=component)}"
+
+
+def requests(config: ExportConfig) -> list[Request]:
+    """The targets of `config`; `BadInput` for what is unknown, twice there, or covers nothing."""
+    found = [_request(text) for text in config.targets]
+    if len(set(found)) < len(found):
+        raise BadInput(f"a target is named twice in {', '.join(config.targets)}.")
+    for name in config.components:
+        if name not in COMPONENTS:
+            raise BadInput(f"unknown component {name!r}; known: {', '.join(COMPONENTS)}.")
+    for request in found:
+        covered = TARGETS[request.target].components
+        if not set(covered) & set(config.components):
+            raise BadInput(
+                f"target {request.target} covers {', '.join(covered)}, none of which is "
+                f"among the components asked for ({', '.join(config.components)})."
+            )
+        if config.vae_precision not in TARGETS[request.target].precisions and _has_vae(
+            request, config.components
+        ):
+            raise BadInput(
+                f"vae_precision {config.vae_precision!r} is none of {request.target}'s "
+                f"({', '.join(TARGETS[request.target].precisions)})."
+            )
+    return found
+
+
+def _has_vae(request: Request, components: Sequence[str]) -> bool:
+    covered = set(TARGETS[request.target].components) & set(components)
+    return any(name.startswith("vae_") for name in covered)
+
+
+def _request(text: str) -> Request:
+    name, _, precision = text.partition(":")
+    known = ", ".join(TARGETS)
+    if name in LATER:
+        raise BadInput(f"target {name!r} is planned, but not in this version. Use {known}.")
+    if name not in TARGETS:
+        near = get_close_matches(name, TARGETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"unknown target {name!r}; known: {known}.{hint}")
+    choices = TARGETS[name].precisions
+    if precision and precision not in choices:
+        raise BadInput(f"{text}: {name} has no {precision!r}; choose {', '.join(choices)}.")
+    need_packages(name)
+    return Request(name, precision or choices[0])
+
+
+def need_packages(target: str) -> None:
+    """Raise `MissingExtra` unless the packages of a target are installed."""
+    wanted = TARGETS[target]
+    missing = [name for name in wanted.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"target {target} needs {', '.join(missing)}: pip install 'laptop-diff[{wanted.extra}]'"
+        )
+
+
+def module_of(target: str) -> Any:
+    """The target's module; importing it may take seconds."""
+    return importlib.import_module(TARGETS[target].module)

@@ -1,0 +1,131 @@
+"""The export stage: a process for each component, what fails, what is killed, what is refused."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from laptop import run
+from laptop.errors import BadInput, CheckFailed, LaptopError
+from laptop.export import artifacts, job
+from laptop.export.artifacts import ExportConfig, check_exported, export_model
+from laptop.export.job import Job, run_apart
+
+PROMPTS = ["a large red circle on white"]
+UNETS = ExportConfig(targets=("onnx", "coreml"), components=("unet",), steps=1)
+
+
+def listed(out: Path) -> dict:
+    return json.loads((out / "artifacts.json").read_text())
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, target: str, error: BaseException) -> list[str]:
+    """Let one target's process fail; the targets that are asked for from now on."""
+    asked: list[str] = []
+
+    def run_or_fail(what, work, *given):
+        if given and isinstance(given[0], Job):
+            asked.append(given[0].target)
+            if given[0].target == target:
+                given[0].path.mkdir(parents=True)
+                raise error
+        return run_apart(what, work, *given)
+
+    monkeypatch.setattr(artifacts, "run_apart", run_or_fail)
+    return asked
+
+
+def test_a_target_that_fails_leaves_nothing_and_does_not_stop_the_others(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "artifacts"
+    with monkeypatch.context() as patch:
+        fail_at(patch, "onnx", LaptopError("out of luck"))
+        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    assert [r["target"] for r in listed(out)["artifacts"]] == ["coreml"]
+    assert not (out / "onnx").exists()
+    with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of unet: out of luck"):
+        check_exported(out)
+    asked = fail_at(monkeypatch, "none", LaptopError(""))
+    export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    check_exported(out)
+    assert asked == ["onnx"], "the other one is kept"
+    assert [r["target"] for r in listed(out)["artifacts"]] == ["onnx", "coreml"]
+
+
+def test_a_target_finished_before_a_kill_is_not_made_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "artifacts"
+    with monkeypatch.context() as patch:
+        fail_at(patch, "coreml", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    assert not out.exists(), "a half-written result is never taken for a whole one"
+    asked = fail_at(monkeypatch, "none", LaptopError(""))
+    export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    assert asked == ["coreml"]
+
+
+def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: Path) -> None:
+    config = ExportConfig(components=("unet",), steps=1)
+    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
+    (row,) = listed(out)["artifacts"]
+    assert row["seconds"] > 0
+    assert 100e6 < row["peak_memory_bytes"] < 3e9
+    assert row["sha256"] == run.sha256(out / row["file"])
+
+
+def test_an_export_that_does_not_fit_is_refused_with_the_figure(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExportConfig(components=("unet",), steps=1)
+    little = type("Memory", (), {"available": 10**6})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
+    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
+    with pytest.raises(CheckFailed, match=r"unet \(3 M weights\) to onnx takes about .* GB"):
+        check_exported(out)
+
+
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuses() -> None:
+    raise BadInput("no such thing")
+
+
+def starts(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    signal.pause()
+
+
+def test_a_process_that_dies_is_an_error_that_says_how() -> None:
+    with pytest.raises(LaptopError, match="the test: the process was killed by signal 9"):
+        run_apart("the test", dies)
+
+
+def test_an_error_of_ours_crosses_the_process() -> None:
+    with pytest.raises(BadInput, match="no such thing"):
+        run_apart("the test", refuses)
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    import multiprocessing
+
+    path = tmp_path / "pid"
+    starter = multiprocessing.get_context("spawn").Process(target=_starter, args=(path,))
+    starter.start()
+    while not (path.exists() and path.read_text()):
+        assert starter.is_alive()
+    child = psutil.Process(int(path.read_text()))
+    starter.kill()
+    starter.join()
+    child.wait(20)
+
+
+def _starter(path: Path) -> None:
+    job.run_apart("a pause", starts, path)

@@ -2,8 +2,9 @@
 
     OUT/<target>/…        one folder a target (`onnx`), with its precision where it is not the
                           target's default (`onnx-fp16`)
-    OUT/artifacts.json    {"schema": "laptop.artifacts/1", "artifacts": [{"target", "component",
-                          "file", "bytes", "sha256", "precision", "seconds", "peak_memory_bytes"}],
+    OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null,
+                          "artifacts": [{"target", "component", "file", "bytes", "sha256",
+                          "precision", "seconds", "peak_memory_bytes"}],
                           "failed": [{"target", "precision", "component", "error"}]}
 
 `file` is relative to OUT. A Core ML package is a folder, whose sha256 is that of its names and
@@ -56,7 +57,8 @@ def export_model(
     def work(folder: Path) -> dict[str, Any]:
         failed = _export_targets(model, folder, config, wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
-        run.write_json(folder / LIST, {"schema": SCHEMA, "artifacts": rows, "failed": failed})
+        listed = {"resolution": config.resolution, "artifacts": rows, "failed": failed}
+        run.write_json(folder / LIST, {"schema": SCHEMA, **listed})
         return {"artifacts": len(rows), "failed": len(failed)}
 
     identity = {**asdict(config), "prompts": list(prompts[:1])}
@@ -179,8 +181,8 @@ def _need_memory(job: Job) -> None:
     if needed > free:
         raise BadInput(
             f"exporting {job.component} ({weights / 1e6:.0f} M weights) to {job.target} takes "
-            f"about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are available. Close other "
-            "programs or use a larger machine."
+            f"about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are available. Close "
+            "other programs or use a larger machine."
         )
 
 
@@ -229,6 +231,12 @@ def measure(artifact: Path) -> tuple[int, str]:
     whole = artifact.parent if data.exists() else artifact
     files = [p for p in whole.rglob("*") if p.is_file()] if whole.is_dir() else [whole]
     return sum(p.stat().st_size for p in files), run.sha256(whole)
+
+
+def resolution(artifacts: Path) -> int | None:
+    """Pixels of the pictures that the artifacts were exported for; None: the model's own."""
+    found: int | None = run.read_json(artifacts / LIST, SCHEMA).get("resolution")
+    return found
 
 
 def read_list(artifacts: Path) -> list[Mapping[str, Any]]:

@@ -27,18 +27,27 @@ def record(
     many as the model was trained for. `pipe` is left as it was.
     """
     recorded: Recorded = {name: [] for name in present(pipe)}
-    size = (resolution, resolution) if resolution else _image_size(pipe)
     with _listening(pipe, recorded):
-        for i, prompt in enumerate(prompts):
-            pipe(
-                prompt,
-                height=size[0],
-                width=size[1],
-                num_inference_steps=steps,
-                generator=torch.Generator().manual_seed(seed + i),
-                output_type="pt",
-            )
+        sample(pipe, prompts, seed=seed, steps=steps, resolution=resolution)
     return recorded
+
+
+def sample(
+    pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, resolution: int | None = None
+) -> list[Tensor]:
+    """One picture a prompt, (1, 3, H, W) in [0, 1], with guidance; prompt i has noise seed + i."""
+    height, width = (resolution, resolution) if resolution else _image_size(pipe)
+    return [
+        pipe(
+            prompt,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed + i),
+            output_type="pt",
+        ).images
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def _image_size(pipe: Any) -> tuple[int, int]:
@@ -54,7 +63,7 @@ def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
         return lambda _, args: _note(recorded, component, {"input_ids": args[0]})
 
     def on_unet(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _note(recorded, "unet", _unet_inputs(args, kwargs))
+        _note(recorded, "unet", unet_inputs(args, kwargs))
 
     handles = [pipe.unet.register_forward_pre_hook(on_unet, with_kwargs=True)]
     for name in ("text_encoder", "text_encoder_2"):
@@ -78,7 +87,8 @@ def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
             handle.remove()
 
 
-def _unet_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+def unet_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """What a pipeline passes to its U-Net, under the graph's names."""
     sample, timestep = args
     return {
         "sample": sample,

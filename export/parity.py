@@ -1,13 +1,16 @@
 """The stage `verify`: does every artifact compute what the PyTorch model computes?
 
-Real inputs are recorded from the model, each artifact runs on them in its own runtime, and the
-outputs are compared by PSNR = 10 log10(max|reference|² / mean squared error). The report is always
-written; `check` then raises for what is below its floor. What cannot run on this system is reported
-as "converted, not run here", never as verified.
+Real inputs are recorded from the model (the U-Net's at the first, a middle and the last timestep),
+each artifact runs on them in its own runtime, and the outputs are compared by
+PSNR = 10 log10(max|reference|² / mean squared error). Then each target's artifacts draw pictures
+together, from the noise that PyTorch drew its own from. The report is always written; `check` then
+raises for what is below its floor. What cannot run on this system is reported as "converted, not
+run here", never as verified.
 
     OUT/<target>/<component>/000.<input>.npy, 000.<output>.npy, 000.<output>.reference.npy
+    OUT/<target>/picture/000.png, 000.reference.png
     OUT/report.json    {"schema": "laptop.parity/1", "results": [{"target", "component", "artifact",
-                       "sha256", "precision", "state", "samples", "psnr_db", "floor_db",
+                       "sha256", "precision", "state", "samples", "psnr_db", "floor_db", "cosine",
                        "max_abs_error", "identical", "nonfinite", "reason"}]}
 
 `psnr_db` is that of the worst output of the worst sample. It is null where there is none: nothing
@@ -26,16 +29,20 @@ from numpy.typing import NDArray
 from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
-from laptop.export import components, runtimes
-from laptop.export.inputs import Recorded, record
-from laptop.export.targets import module_of, need_packages
+from laptop.export import components, pictures, runtimes
+from laptop.export.inputs import record, sample
+from laptop.export.metrics import Comparison, compare, is_blank, worst
+from laptop.export.targets import NOT_RUN, module_of, need_packages
 
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
 FLOORS = {"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int6": 30.0}  # dB by precision
-VERIFIED, FAILED, NOT_RUN = "verified", "failed", "converted, not run here"
+PICTURE = "picture"  # the component that all of them make
+PICTURE_FLOORS = {"fp32": 40.0, "fp16": 25.0}  # after all steps; of coarser ones it is shown only
+FAILED = "failed"
 
 Array = NDArray[Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,55 +50,10 @@ class VerifyConfig:
     """The sampling that gives the inputs, and what counts as equal."""
 
     seed: int = 0  # of the noise
-    steps: int = 4  # sampling steps a prompt, so as many U-Net inputs
+    steps: int = 8  # sampling steps a prompt; the U-Net is compared at three of them
+    prompts: int = 2  # how many of them are sampled
     floor_db: float | None = None  # PSNR; None: by precision (FLOORS)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One output against its reference, or the worst of several."""
-
-    psnr_db: float  # inf where identical, nan where not comparable
-    max_abs_error: float
-    nonfinite: int  # NaN and Inf values, in either
-
-
-def psnr(reference: Array, value: Array) -> float:
-    """Peak signal-to-noise ratio in dB, the peak being max|reference|, computed in float64.
-
-    Infinite for equal arrays, -inf where the reference is all zero and the value is not, NaN where
-    either holds NaN or Inf. Raises ValueError for arrays of unlike shape.
-    """
-    if reference.shape != value.shape:
-        raise ValueError(f"shapes differ: {reference.shape} and {value.shape}")
-    exact, given = reference.astype(np.float64), value.astype(np.float64)
-    if not (np.isfinite(exact).all() and np.isfinite(given).all()):
-        return math.nan
-    error = float(np.mean((exact - given) ** 2))
-    peak = float(np.max(np.abs(exact)))
-    if error == 0:
-        return math.inf
-    return 10 * math.log10(peak**2 / error) if peak > 0 else -math.inf
-
-
-def compare(reference: Array, value: Array) -> Comparison:
-    """All that the report says of one output; ValueError for unlike shapes."""
-    ratio = psnr(reference, value)
-    bad = int(np.sum(~np.isfinite(reference)) + np.sum(~np.isfinite(value)))
-    if bad:
-        return Comparison(math.nan, math.nan, bad)
-    error = np.abs(reference.astype(np.float64) - value.astype(np.float64))
-    return Comparison(ratio, float(error.max()), 0)
-
-
-def worst(comparisons: Sequence[Comparison]) -> Comparison:
-    """The lowest PSNR, the largest error, all bad values together."""
-    bad = sum(c.nonfinite for c in comparisons)
-    if bad:
-        return Comparison(math.nan, math.nan, bad)
-    return Comparison(
-        min(c.psnr_db for c in comparisons), max(c.max_abs_error for c in comparisons), 0
-    )
+    pictures: bool = True  # let the artifacts draw, too
 
 
 def verify(
@@ -108,6 +70,7 @@ def verify(
     Does not raise for an artifact that differs: pass the report to `check`. Raises `BadInput` for
     missing or broken artifacts, before the model is loaded, and for artifacts of another model.
     """
+    prompts = prompts[: config.prompts]
     if not prompts or config.steps < 1:
         raise BadInput(f"verify needs a prompt and a step; got {len(prompts)} and {config.steps}.")
     rows = listing.read_list(artifacts)
@@ -118,9 +81,9 @@ def verify(
     is_folder = Path(source).is_dir()
 
     def work(folder: Path) -> dict[str, Any]:
-        results = _verify_rows(rows, artifacts, against, folder, config, prompts)
+        results = Verification(artifacts, against, folder, config, prompts).results(rows)
         run.write_json(folder / REPORT, {"schema": SCHEMA, "results": results})
-        return {"verified": sum(r["state"] == VERIFIED for r in results)}
+        return {"verified": sum(r["state"] != FAILED for r in results)}
 
     identity = {**asdict(config), "prompts": list(prompts)}
     sources = {"artifacts": artifacts}
@@ -142,49 +105,127 @@ def check(report: Mapping[str, Any]) -> None:
         )
 
 
-def _verify_rows(
-    rows: Sequence[Mapping[str, Any]],
-    artifacts: Path,
-    against: str,
-    folder: Path,
-    config: VerifyConfig,
-    prompts: Sequence[str],
-) -> list[dict[str, Any]]:
-    pipe = models.load_pipeline(against)
-    recorded = record(pipe, prompts, seed=config.seed, steps=config.steps)
-    results = []
-    for row in run.track(rows, "verify", len(rows)):
-        if row["component"] not in recorded:
+class Verification:
+    """The model, what it was given while it sampled, and the folder for what is compared."""
+
+    def __init__(
+        self,
+        artifacts: Path,
+        against: str,
+        folder: Path,
+        config: VerifyConfig,
+        prompts: Sequence[str],
+    ):
+        self.artifacts, self.against, self.folder = artifacts, against, folder
+        self.config, self.prompts = config, prompts
+        self.pipe = models.load_pipeline(against)
+        self.sampling: dict[str, Any] = {
+            "seed": config.seed,
+            "steps": config.steps,
+            "resolution": listing.resolution(artifacts),
+        }
+        self.recorded = record(self.pipe, prompts, **self.sampling)
+
+    def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """A row of the report for each artifact, then one for each target's pictures."""
+        found = [self._component(row) for row in run.track(rows, "verify", len(rows))]
+        if self.config.pictures:
+            folders = dict.fromkeys(_folder(row) for row in rows)
+            made = [self._pictures([r for r in rows if _folder(r) == name]) for name in folders]
+            found += [row for row in made if row is not None]
+        return found
+
+    def _component(self, row: Row) -> dict[str, Any]:
+        name = row["component"]
+        if name not in self.recorded:
             raise BadInput(
-                f"{artifacts} holds {row['component']}, which {against} has not: it was exported "
+                f"{self.artifacts} holds {name}, which {self.against} has not: it was exported "
                 "from another model. Pass the model that it was exported from."
             )
-        floor = config.floor_db if config.floor_db is not None else FLOORS[row["precision"]]
-        beside = folder / Path(row["file"]).parts[0] / row["component"]
+        beside = self.folder / _folder(row) / name
         beside.mkdir(parents=True, exist_ok=True)
-        graph = components.graph(pipe, row["component"])
+        given = self.recorded[name]
+        if name == "unet":
+            given = early_middle_late(given, len(self.prompts))
+        runner, found, reason = self._runner(row), None, None
+        if runner is not None:
+            graph = components.graph(self.pipe, name)
+            compared = _run_and_compare(runner, graph, given, name, beside)
+            found = worst([comparison for comparison, _ in compared])
+            if name == "vae_decoder":
+                reason = blank([(value + 1) / 2 for _, value in compared])
+        floor = self._floor(FLOORS, row["precision"])
+        digest = listing.measure(self.artifacts / row["file"])[1]
+        samples = len(given) if found else 0
+        return result(row, digest, found, floor, samples, reason)
+
+    def _pictures(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+        """One target's pictures beside PyTorch's; None where its U-Net cannot run here."""
+        runners = {}
+        for row in rows:
+            if (runner := self._runner(row)) is not None:
+                graph = components.graph(self.pipe, row["component"])
+                runners[row["component"]] = (graph, runner)
+        unet = next((row for row in rows if row["component"] == "unet"), None)
+        if unet is None or "unet" not in runners:
+            return None
+        with pictures.replaced(self.pipe, runners):
+            drawn = [p.numpy() for p in sample(self.pipe, self.prompts, **self.sampling)]
+        references = pictures.as_pictures(self.recorded["vae_encoder"])
+        beside = self.folder / _folder(unet) / PICTURE
+        beside.mkdir(parents=True, exist_ok=True)
+        for i, (reference, picture) in enumerate(zip(references, drawn, strict=True)):
+            pictures.save_png(picture, beside / f"{i:03d}.png")
+            pictures.save_png(reference, beside / f"{i:03d}.reference.png")
+        found = worst([compare(a, b) for a, b in zip(references, drawn, strict=True)])
+        row = {**unet, "component": PICTURE, "file": _folder(unet)}
+        floor = self._floor(PICTURE_FLOORS, unet["precision"])
+        digest = run.sha256(self.artifacts / _folder(unet))
+        return result(row, digest, found, floor, len(drawn), blank(drawn))
+
+    def _runner(self, row: Row) -> runtimes.Runner | None:
         module = module_of(row["target"])
-        runner = module.load(artifacts / row["file"]) if module.checked() else None
-        found = runner and _run_and_compare(runner, graph, recorded, row["component"], beside)
-        samples = len(recorded[row["component"]]) if found else 0
-        digest = listing.measure(artifacts / row["file"])[1]
-        results.append(result(row, digest, found, floor, samples))
-    return results
+        runner: runtimes.Runner | None = None
+        if module.checked() is not None:
+            runner = module.load(self.artifacts / row["file"])
+        return runner
+
+    def _floor(self, floors: Mapping[str, float], precision: str) -> float | None:
+        return self.config.floor_db if self.config.floor_db is not None else floors.get(precision)
+
+
+def _folder(row: Row) -> str:
+    """The target's folder among the artifacts."""
+    return Path(row["file"]).parts[0]
+
+
+def early_middle_late(given: Sequence[Any], prompts: int) -> list[Any]:
+    """Of each prompt's timesteps, the first, a middle and the last one."""
+    each = len(given) // prompts
+    chosen = sorted({0, each // 2, each - 1})
+    return [given[prompt * each + i] for prompt in range(prompts) for i in chosen]
+
+
+def blank(drawn: Sequence[Array]) -> str | None:
+    """What to say where a picture in [0, 1] shows nothing; None where all do."""
+    count = sum(np.isfinite(picture).all() and is_blank(picture) for picture in drawn)
+    return f"{count} of {len(drawn)} pictures are of one colour" if count else None
 
 
 def _run_and_compare(
     runner: runtimes.Runner,
     graph: components.Graph,
-    recorded: Recorded,
+    given: Sequence[Mapping[str, Any]],
     component: str,
     folder: Path,
-) -> Comparison:
+) -> list[tuple[Comparison, Array]]:
+    """Every output of every sample: how near it is, and itself."""
     found = []
-    for i, tensors in enumerate(recorded[component]):
-        given = {name: tensors[name].numpy() for name in graph.inputs}
-        expected = {k: v.numpy() for k, v in components.run(graph, tensors).items()}
-        got = runner(given)
-        for name, value in given.items():
+    for i, tensors in enumerate(given):
+        arrays = {name: tensors[name].numpy() for name in graph.inputs}
+        expected = {k: v.numpy() for k, v in components.run(graph, dict(tensors)).items()}
+        got = runner(arrays)
+        for name, value in arrays.items():
             np.save(folder / f"{i:03d}.{name}.npy", value)
         for name, reference in expected.items():
             if name not in got or got[name].shape != reference.shape:
@@ -195,28 +236,35 @@ def _run_and_compare(
                 )
             np.save(folder / f"{i:03d}.{name}.npy", got[name])
             np.save(folder / f"{i:03d}.{name}.reference.npy", reference)
-            found.append(compare(reference, got[name]))
-    return worst(found)
+            found.append((compare(reference, got[name]), got[name]))
+    return found
 
 
 def result(
-    row: Mapping[str, Any], sha256: str, found: Comparison | None, floor: float, samples: int
+    row: Row,
+    sha256: str,
+    found: Comparison | None,
+    floor: float | None,
+    samples: int,
+    blank: str | None = None,
 ) -> dict[str, Any]:
     """One row of the report; `found` is None where nothing was run.
 
     JSON has no NaN and no Infinity, so they become null.
     """
-    reason = _reason(found, floor)
+    reason = _reason(found, floor) or blank
+    state = module_of(row["target"]).checked() if found else NOT_RUN
     return {
         "target": row["target"],
         "component": row["component"],
         "artifact": row["file"],
         "sha256": sha256,
         "precision": row["precision"],
-        "state": NOT_RUN if found is None else FAILED if reason else VERIFIED,
+        "state": FAILED if reason else state,
         "samples": samples,
         "psnr_db": _finite(found.psnr_db) if found else None,
         "floor_db": floor,
+        "cosine": _finite(found.cosine) if found else None,
         "max_abs_error": _finite(found.max_abs_error) if found else None,
         "identical": found is not None and found.psnr_db == math.inf,
         "nonfinite": found.nonfinite if found else 0,
@@ -224,12 +272,14 @@ def result(
     }
 
 
-def _reason(found: Comparison | None, floor: float) -> str | None:
+def _reason(found: Comparison | None, floor: float | None) -> str | None:
     """Why an artifact fails; None where it does not."""
-    if found is None or found.psnr_db >= floor:
+    if found is None:
         return None
     if found.nonfinite:
         return f"{found.nonfinite} values are NaN or Inf"
+    if floor is None or found.psnr_db >= floor:
+        return None
     return f"PSNR {found.psnr_db:.1f} dB, at least {floor:g} needed"
 
 

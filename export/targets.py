@@ -5,8 +5,8 @@ The module of a target is imported on demand. It has
     export(job: Job) -> None             one component to its file, in a process of its own
     complete(model, folder) -> None      what belongs beside all components; left out where nothing
     load(path) -> Runner                 the artifact as a function on arrays
-    checked() -> str | None              where `load` computes: what a parity report says; None
-                                         where this system cannot run it
+    checked() -> str | None              what a parity report says of an artifact that `load` ran
+                                         here well: VERIFIED; None where it cannot run here
 """
 
 import importlib
@@ -54,6 +54,7 @@ TARGETS = {
     ),
 }
 LATER = ("tensorrt", "executorch")  # known, not in this version
+VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}  # of a stored weight, by precision
 
 

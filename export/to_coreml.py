@@ -20,6 +20,7 @@ from laptop.export.components import Graph
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
 from laptop.export.runtimes import Runner
+from laptop.export.targets import VERIFIED
 
 FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
 
@@ -37,7 +38,7 @@ def load(path: Path) -> Runner:
 
 def checked() -> str | None:
     """Core ML predicts on macOS only."""
-    return "Core ML" if sys.platform == "darwin" else None
+    return VERIFIED if sys.platform == "darwin" else None
 
 
 def library() -> Any:

@@ -24,6 +24,7 @@ from laptop.export.components import Graph, folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
 from laptop.export.runtimes import Runner
+from laptop.export.targets import VERIFIED
 
 OPSET = 18
 MODEL, DATA = "model.onnx", "model.onnx_data"
@@ -59,7 +60,7 @@ def load(path: Path) -> Runner:
 
 def checked() -> str | None:
     """ONNX Runtime runs everywhere."""
-    return "ONNX Runtime"
+    return VERIFIED
 
 
 def _write_graph(

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from laptop import run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, export_model
-from laptop.export.parity import VerifyConfig, compare, psnr, verify, worst
+from laptop.export.metrics import compare, cosine, psnr, worst
+from laptop.export.parity import VerifyConfig, verify
 
 PROMPTS = ["a large red circle on white"]
 
@@ -52,6 +54,16 @@ def spoil(path: Path, change: Any) -> None:
     weight = max(model.graph.initializer, key=lambda t: math.prod(t.dims))
     array = onnx.numpy_helper.to_array(weight).copy()
     weight.CopyFrom(onnx.numpy_helper.from_array(change(array), weight.name))
+    onnx.save(model, path)
+
+
+def flatten(path: Path) -> None:
+    """Let an ONNX file give nothing but zeros."""
+    model = onnx.load(path)
+    last = next(n for n in model.graph.node if model.graph.output[0].name in n.output)
+    last.output[0] = "before"
+    output = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("Sub", ["before", "before"], [output]))
     onnx.save(model, path)
 
 
@@ -101,13 +113,17 @@ def test_every_onnx_component_equals_pytorch(
     report = strictly(out / "report.json")
     assert report["schema"] == "laptop.parity/1"
     rows = {r["component"]: r for r in report["results"]}
-    assert list(rows) == list(components.ALL)
-    for row in rows.values():
+    assert list(rows) == [*components.ALL, "picture"]
+    for name, row in rows.items():
         assert row["state"] == "verified", row
-        assert row["psnr_db"] >= row["floor_db"] == 60
+        assert row["psnr_db"] >= row["floor_db"] == (40 if name == "picture" else 60)
+        assert row["cosine"] == pytest.approx(1, abs=1e-6)
         assert 0 < row["max_abs_error"] < 1e-3
         assert row["sha256"] == run.sha256(exported / row["artifact"])
     assert rows["unet"]["samples"] == 3
+    drawn, reference = (out / "onnx" / "picture" / f"000{end}.png" for end in ("", ".reference"))
+    assert np.array(Image.open(drawn)).shape == (64, 64, 3)
+    assert abs(np.array(Image.open(drawn), int) - np.array(Image.open(reference))).max() <= 1
     parity.check(report)
     saved = {p.name: np.load(p) for p in (out / "onnx" / "unet").iterdir()}
     reference = [f"{i:03d}.out_sample.reference.npy" for i in range(3)]
@@ -151,6 +167,37 @@ def test_identical_outputs_are_verified_without_a_number() -> None:
     result = parity.result(row, "0" * 64, same, 60.0, 1)
     assert (result["state"], result["psnr_db"], result["identical"]) == ("verified", None, True)
     json.dumps(result, allow_nan=False)
+
+
+def test_a_fault_of_the_unet_is_seen_in_its_picture_too(
+    exported: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    spoilt = shutil.copytree(exported, tmp_path / "artifacts")
+    spoil(spoilt / "onnx/unet/model.onnx", blank_half)
+    out = verify(spoilt, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=2), PROMPTS)
+    failed = [r["component"] for r in strictly(out / "report.json")["results"] if r["reason"]]
+    assert failed == ["unet", "picture"]
+
+
+def test_a_black_picture_is_named_even_above_the_floor(
+    copied: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    flatten(copied / "onnx/vae_decoder/model.onnx")
+    config = VerifyConfig(steps=1, floor_db=-100)
+    out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
+    with pytest.raises(CheckFailed, match="vae_decoder: 1 of 1 pictures are of one colour"):
+        parity.check(strictly(out / "report.json"))
+
+
+def test_the_unet_is_compared_early_in_the_middle_and_late() -> None:
+    assert parity.early_middle_late(list(range(16)), 2) == [0, 4, 7, 8, 12, 15]
+    assert parity.early_middle_late([5], 1) == [5]
+
+
+def test_the_cosine_is_of_the_angle() -> None:
+    assert cosine(np.array([1.0, 0]), np.array([1.0, 1])) == pytest.approx(0.5**0.5)
+    assert cosine(np.zeros(2), np.zeros(2)) == 1
+    assert cosine(np.zeros(2), np.ones(2)) == 0
 
 
 def test_the_floor_can_be_raised(copied: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from laptop import models
 from laptop.errors import BadInput, MissingExtra, NoSpace
 from laptop.export import artifacts, components, runtimes, to_onnx
 from laptop.export.artifacts import ExportConfig, export_model
-from laptop.export.parity import psnr
+from laptop.export.metrics import psnr
 
 PROMPTS = ["a large red circle above a small green cross on black"]
 

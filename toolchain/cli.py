@@ -41,6 +41,7 @@ def main() -> None:
 @options.data
 @click.option("--steps", type=int, help="Distillation steps.")
 @options.prompts
+@click.option("--no-verify", is_flag=True, help="Do not compare the artifacts with PyTorch.")
 @options.out("The run folder.")
 @options.common
 @options.dry_run
@@ -52,6 +53,7 @@ def compress(
     data: str | None,
     steps: int | None,
     prompts: Path | None,
+    no_verify: bool,
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
@@ -68,7 +70,8 @@ def compress(
     yield recipe
     from laptop import compress as pipeline
 
-    report = pipeline.compress(recipe, out, overwrite=common.overwrite)
+    again = common.overwrite
+    report = pipeline.compress(recipe, out, overwrite=again, is_verified=not no_verify)
     common.print(
         {"run": str(out), "report": str(report), "model": str(out / "model")},
         f"Done. Report: {report}\nModel:  {out / 'model'}\nArtifacts: {out / 'artifacts'}",
@@ -255,23 +258,36 @@ def distill(
 @click.argument("model")
 @click.option("--to", "targets", help="Targets, such as onnx,coreml. [default: the recipe's]")
 @options.prompts
+@click.option("--bundle", is_flag=True, help="Also OUT.zip, with SHA256SUMS: one file for CI.")
 @options.out("The artifacts' folder.")
 @options.common
 @options.dry_run
 def export(
-    model: str, targets: str | None, prompts: Path | None, out: Path, common: Common
+    model: str,
+    targets: str | None,
+    prompts: Path | None,
+    bundle: bool,
+    out: Path,
+    common: Common,
 ) -> "Iterator[Recipe]":
-    """Write the model for other runtimes."""
+    """Write the model for other runtimes.
+
+    A target may name its precision, such as onnx:fp16.
+    """
     options.need_folder(out)
     recipe = common.recipe(model, export={"targets": options.targets(targets)})
     yield recipe
-    from laptop.export.artifacts import export_model
+    from laptop.export import artifacts
+    from laptop.export.bundle import bundle as pack
     from laptop.run import read_json
 
     texts = _calibration(model, recipe, prompts)
-    export_model(model, out, recipe.export, texts, overwrite=common.overwrite)
+    artifacts.export_model(model, out, recipe.export, texts, overwrite=common.overwrite)
     made = read_json(out / "artifacts.json")
+    if bundle:
+        made["bundle"] = str(pack(out))
     common.print(made, json.dumps(made, indent=1))
+    artifacts.check_exported(out)
 
 
 @main.command(epilog=example("laptop verify artifacts --against student -o parity"))
@@ -296,11 +312,11 @@ def verify(
     artifacts = artifacts.resolve()
     out = out or artifacts.with_name(f"{artifacts.name}-parity")
     options.need_folder(out)
-    texts = _calibration(against, recipe, prompts)[:4]
+    texts = _calibration(against, recipe, prompts)
     parity.verify(artifacts, against, out, recipe.verify, texts, overwrite=common.overwrite)
     report = read_json(out / "report.json")
     lines = [
-        f"{r['target']:<8}{r['component']:<16}{r['precision']:<6}"
+        f"{r['target']:<11}{r['component']:<16}{r['precision']:<9}"
         f"{'' if r['psnr_db'] is None else format(r['psnr_db'], '.1f') + ' dB':>10}  {r['state']}"
         for r in report["results"]
     ]

@@ -1,0 +1,37 @@
+"""One file of all artifacts, for CI to keep: a zip with `SHA256SUMS`, the same bytes every time."""
+
+import zipfile
+from pathlib import Path
+
+from laptop import run
+
+SUMS = "SHA256SUMS"
+MOMENT = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold, for all files
+
+
+def bundle(artifacts: Path) -> Path:
+    """Write ARTIFACTS.zip beside the folder; returns its path. Weights do not shrink, so stored.
+
+    `SHA256SUMS` in it is checked by `sha256sum -c` where the zip was unpacked.
+    """
+    out = artifacts.with_name(f"{artifacts.name}.zip")
+    files = sorted(p for p in artifacts.rglob("*") if p.is_file())
+    run.need_space(out.parent, sum(p.stat().st_size for p in files))
+    beside = out.with_name(f".{out.name}.partial")
+    with zipfile.ZipFile(beside, "w") as archive:
+        sums = ""
+        for path in files:
+            name = path.relative_to(artifacts).as_posix()
+            sums += f"{run.sha256(path)}  {name}\n"
+            with path.open("rb") as source, archive.open(_entry(name), "w", force_zip64=True) as to:
+                while block := source.read(1 << 20):
+                    to.write(block)
+        archive.writestr(_entry(SUMS), sums)
+    beside.replace(out)
+    return out
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, MOMENT)
+    entry.external_attr = 0o644 << 16
+    return entry

@@ -4,12 +4,14 @@
                           target's default (`onnx-fp16`)
     OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null,
                           "artifacts": [{"target", "component", "file", "bytes", "sha256",
-                          "precision", "seconds", "peak_memory_bytes"}],
+                          "precision", "shapes", "seconds", "peak_memory_bytes"}],
                           "failed": [{"target", "precision", "component", "error"}]}
 
 `file` is relative to OUT. A Core ML package is a folder, whose sha256 is that of its names and
-bytes (`run.sha256`); so is that of an ONNX graph with weights beside it. A target that fails leaves
-no file and does not stop the others; the same call tries it again.
+bytes (`run.sha256`); so is that of an ONNX graph with weights beside it. `shapes` are those of the
+inputs that were recorded. A target that fails leaves no file and does not stop the others; the same
+call tries it again. OUT/manifest.json holds, beside what every stage writes, the sha256 of each
+file and of the plan that made the model, and what `verify` found, and where.
 """
 
 import math
@@ -24,7 +26,7 @@ import psutil
 from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
-from laptop.export.job import Job, export, run_apart, save_examples
+from laptop.export.job import Job, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import BYTES, TARGETS, Request, module_of, requests
 
@@ -59,7 +61,7 @@ def export_model(
         rows = [row for request in wanted for row in _rows(request, folder, config)]
         listed = {"resolution": config.resolution, "artifacts": rows, "failed": failed}
         run.write_json(folder / LIST, {"schema": SCHEMA, **listed})
-        return {"artifacts": len(rows), "failed": len(failed)}
+        return {"plan_sha256": _plan(source), "files": _files(folder)}
 
     identity = {**asdict(config), "prompts": list(prompts[:1])}
     if not is_folder:
@@ -165,7 +167,8 @@ def _export_target(
         job = Job(request.target, component, precision, model, given, path, config)
         try:
             _need_memory(job)
-            found[component] = run_apart(f"{request.folder} of {component}", export, job)
+            took = run_apart(f"{request.folder} of {component}", export, job)
+            found[component] = {"shapes": example_shapes(given), **took}
         except LaptopError as e:
             raise ComponentFailed(request, component, e) from None
     if hasattr(module_of(request.target), "complete"):
@@ -201,6 +204,28 @@ def _artifact_bytes(source: Path, wanted: Sequence[Request]) -> int:
     """What the artifacts will take on the disk; the graphs add about a tenth."""
     each = sum(BYTES.get(request.precision, 1) for request in wanted)
     return int(1.1 * each * _parameters(source))
+
+
+def _plan(source: str) -> str | None:
+    """Hash of the plan that a model of ours carries."""
+    plan = Path(source) / "plan.json"
+    return run.sha256(plan) if plan.is_file() else None
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Every file of the artifacts, by its path in their folder."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and run.RESUME not in p.parts]
+    return {p.relative_to(folder).as_posix(): run.sha256(p) for p in files}
+
+
+def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write what was verified into the artifacts' manifest, with this machine and its versions."""
+    path = run.manifest_of(artifacts)
+    if not path.exists():
+        return  # a bare folder from elsewhere
+    kept = ("artifact", "component", "sha256", "state", "psnr_db", "floor_db")
+    rows = [{key: row[key] for key in kept} for row in results]
+    run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **run.machine()}})
 
 
 def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str, Any]]:

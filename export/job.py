@@ -55,6 +55,15 @@ def save_examples(examples: "list[dict[str, Tensor]]", path: Path) -> None:
     )
 
 
+def example_shapes(path: Path) -> dict[str, list[int]]:
+    """Shape of each input in a file of `save_examples`, by name."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        first = [key for key in file.keys() if key.startswith("000.")]  # noqa: SIM118
+        return {key.partition(".")[2]: file.get_slice(key).get_shape() for key in first}
+
+
 def export(job: Job) -> None:
     """Write the artifact of a job."""
     module_of(job.target).export(job)

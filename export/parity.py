@@ -91,7 +91,9 @@ def verify(
         sources["against"] = Path(source)
     else:
         identity["against"] = source
-    return run.run_stage("verify", out, identity, sources, work, overwrite=overwrite)
+    run.run_stage("verify", out, identity, sources, work, overwrite=overwrite)
+    listing.note_verified(artifacts, run.read_json(out / REPORT)["results"])
+    return out
 
 
 def check(report: Mapping[str, Any]) -> None:

@@ -77,6 +77,10 @@ def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: 
     assert row["seconds"] > 0
     assert 100e6 < row["peak_memory_bytes"] < 3e9
     assert row["sha256"] == run.sha256(out / row["file"])
+    assert row["shapes"]["sample"] == [2, 4, 8, 8]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["files"]["onnx/unet/model.onnx"] == row["sha256"]
+    assert {"versions", "device", "config", "inputs"} <= set(manifest)
 
 
 def test_an_export_that_does_not_fit_is_refused_with_the_figure(

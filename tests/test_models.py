@@ -233,3 +233,11 @@ def test_stock_diffusers_draws_the_same_picture_without_this_package(
     pruned_folder: Path, tmp_path: Path
 ) -> None:
     check_elsewhere(pruned_folder, tmp_path)
+
+
+def test_weights_that_are_pickles_are_not_read(tiny_pipe, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(BadInput, match="safetensors"):
+        models.load_unet(str(tmp_path))
+    with pytest.raises(BadInput, match="safetensors"):
+        models.load_encoders(str(tmp_path))

@@ -125,6 +125,9 @@ def test_every_onnx_component_equals_pytorch(
     assert np.array(Image.open(drawn)).shape == (64, 64, 3)
     assert abs(np.array(Image.open(drawn), int) - np.array(Image.open(reference))).max() <= 1
     parity.check(report)
+    noted = strictly(exported / "manifest.json")["verified"]
+    assert {r["component"]: r["psnr_db"] for r in noted["results"]}["unet"] >= 60
+    assert noted["versions"]["onnxruntime"]
     saved = {p.name: np.load(p) for p in (out / "onnx" / "unet").iterdir()}
     reference = [f"{i:03d}.out_sample.reference.npy" for i in range(3)]
     ratios = [psnr(saved[n], saved[n.replace(".reference", "")]) for n in reference]

@@ -42,6 +42,7 @@ TASKS = {  # of the pipelines that can be scored and pruned
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
+SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
 WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
 
 
@@ -246,7 +247,7 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
     """The U-Net of `model` in `dtype` (float32 when None), in evaluation mode, on the CPU."""
     import torch
 
-    kwargs = {"torch_dtype": dtype or torch.float32, "variant": variant(model)}
+    kwargs = {"torch_dtype": dtype or torch.float32, "variant": variant(model), **SAFE}
     cls = _unet_class(unet_config(model))
     try:
         unet = cls.from_pretrained(folder(model), subfolder="unet", **kwargs)
@@ -383,6 +384,7 @@ def load_encoders(
             **dict.fromkeys(left_out if only else ["unet"]),
             torch_dtype=dtype or torch.float32,
             variant=variant(model),
+            **SAFE,
         )
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None

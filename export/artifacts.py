@@ -67,7 +67,7 @@ def export_model(
     if not is_folder:
         identity["model"] = source
     sources = {"model": Path(source)} if is_folder else {}
-    if (out / LIST).is_file() and run.read_json(out / LIST).get("failed"):
+    if failures(out):
         run.reopen(out)
     return run.run_stage("export", out, identity, sources, work, overwrite=overwrite)
 
@@ -82,9 +82,17 @@ def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]
     return requests(config)
 
 
+def failures(out: Path) -> list[dict[str, str]]:
+    """What could not be exported when the artifacts in `out` were made; empty where none are."""
+    if not (out / LIST).is_file():
+        return []
+    found: list[dict[str, str]] = run.read_json(out / LIST).get("failed", [])
+    return found
+
+
 def check_exported(out: Path) -> None:
     """Raise `CheckFailed` that lists the targets that could not be exported."""
-    if failed := run.read_json(out / LIST).get("failed"):
+    if failed := failures(out):
         lines = "; ".join(
             f"{row['target']} ({row['precision']}) of {row['component']}: {row['error']}"
             for row in failed

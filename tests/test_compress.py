@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,3 +113,18 @@ def test_a_killed_run_ends_with_the_result_of_an_unbroken_one(smoke: Path, tmp_p
         load_file(next((r / "model/unet").glob("*.safetensors"))) for r in (out, smoke)
     )
     assert all(whole[k].equal(v) for k, v in broken.items())
+
+
+def test_a_target_that_failed_is_tried_again_and_what_follows_with_it(smoke: Path) -> None:
+    out = smoke  # the last test: it changes the run
+    shutil.rmtree(out / "artifacts" / "coreml")
+    listed = json.loads((out / "artifacts" / "artifacts.json").read_text())
+    failed = {"target": "coreml", "precision": "fp16", "component": "unet", "error": "bad luck"}
+    rows = [row for row in listed["artifacts"] if row["target"] != "coreml"]
+    (out / "artifacts" / "artifacts.json").write_text(
+        json.dumps(listed | {"artifacts": rows, "failed": [failed]})
+    )
+    done = subprocess.run([*command(out), "--no-verify"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "artifacts" / "coreml" / "unet.mlpackage").exists()
+    assert json.loads((out / "artifacts" / "artifacts.json").read_text())["failed"] == []

@@ -21,7 +21,7 @@ from laptop.distill.cache import is_cache
 from laptop.distill.checks import check_config as check_training
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
-from laptop.export.artifacts import check_exported, check_request, export_model
+from laptop.export.artifacts import check_exported, check_request, export_model, failures
 from laptop.export.parity import FAILED, check, verify
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
@@ -64,6 +64,8 @@ def compress(
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "laptop.json", {"schema": SCHEMA, "stages": {}})
     again: Overwrite = "stale" if overwrite else False
+    # what comes after an export that is tried again has other artifacts to judge
+    after_export: Overwrite = "stale" if failures(out / "artifacts") else again
     model, prompts = recipe.model, _prompts(recipe)
     student = out / "model"
     data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
@@ -100,9 +102,9 @@ def compress(
             out / "parity",
             recipe.verify,
             prompts,
-            overwrite=again,
+            overwrite=after_export,
         ),
-        "bench": lambda: _bench(recipe, out, again),
+        "bench": lambda: _bench(recipe, out, after_export),
         "eval": lambda: _evaluate(recipe, out, again),
     }
     if "onnx" not in recipe.export.targets:

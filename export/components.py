@@ -46,6 +46,11 @@ def load(model: str, component: str, dtype: torch.dtype | None = None) -> Graph:
     return graph(models.load_encoders(model, dtype, only=folder_of(component)), component)
 
 
+def empty(model: str) -> Graph:
+    """The U-Net from its config alone, on the meta device: no weight is read."""
+    return _unet(models.empty_unet(model))
+
+
 def graph(pipe: Any, component: str) -> Graph:
     """One component, sharing the pipeline's weights; `Unsupported` for other U-Net conditions."""
     match component:

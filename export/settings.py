@@ -9,6 +9,8 @@ COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_deco
 class OnnxConfig:
     """The table `[export.onnx]`."""
 
+    shapes: str = "dynamic"  # of batch, picture and tokens; "static": those that were sampled
+
 
 @dataclass(frozen=True)
 class CoremlConfig:

@@ -40,8 +40,8 @@ TARGETS = {
         packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
         file="{component}/model.onnx",
-        precisions=("fp32",),
-        peak_bytes_per_weight=12,
+        precisions=("fp32", "fp16", "int8"),
+        peak_bytes_per_weight=6,
     ),
     "coreml": Target(
         module="laptop.export.to_coreml",

@@ -3,43 +3,50 @@
     unet/model.onnx  text_encoder*/  vae_encoder/  vae_decoder/   each with its config.json
     tokenizer*/  scheduler/  model_index.json
 
-Traced with TorchScript (`dynamo=False`): of torch 2.13's two exporters the other takes tens of
-seconds for a U-Net of a few million weights, this one two, with the same outputs. Batch and picture
-size are dynamic, so that guidance, several pictures and other resolutions work.
+Batch and picture size are dynamic, for servers, so that guidance, several pictures and other
+resolutions work; or static, for devices, as the pipeline sampled for the examples.
 """
 
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.export import runtimes
-from laptop.export.components import Graph, folder_of
+from laptop.export import components, onnx_graph, onnx_weights, runtimes
+from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
 from laptop.export.runtimes import Runner
 from laptop.export.targets import VERIFIED
 
-OPSET = 18
-MODEL, DATA = "model.onnx", "model.onnx_data"
-BATCH = {0: "batch_size"}
+MODEL = "model.onnx"
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
 
 
 def export(job: Job) -> None:
     """Write the component of `job`, and its config beside it.
 
-    Weights lie beside the graph, in `model.onnx_data`, only where one file would pass protobuf's
-    limit of 2 GB.
+    Large weights lie beside the graph, in `model.onnx_data`. In fp16 everything is of that
+    precision, inputs and outputs too, but the timestep and SDXL's sizes.
     """
-    traced = load_graph(job.model, job.component)
-    _write_graph(traced, job.component, job.examples()[0], job.path.parent)
+    dtype = torch.float16 if job.precision == "fp16" else torch.float32
+    graph = (
+        components.empty(job.model)
+        if job.component == "unet"
+        else load_graph(job.model, job.component)
+    )
+    example = job.examples()[0]
+    with onnx_weights.reader(job.model, job.component, graph) as read:
+        model = onnx_graph.trace(graph, job.component, example, dtype)
+        if job.config.onnx.shapes == "static":
+            shapes = {name: tuple(example[name].shape) for name in graph.inputs}
+            onnx_graph.fix_shapes_(model, shapes)
+        is_int8 = job.precision == "int8"
+        onnx_weights.write(model, len(graph.inputs), read, job.path, int8=is_int8)
     source = models.folder(job.model) / folder_of(job.component) / "config.json"
     shutil.copy(source, job.path.parent)
 
@@ -61,63 +68,6 @@ def load(path: Path) -> Runner:
 def checked() -> str | None:
     """ONNX Runtime runs everywhere."""
     return VERIFIED
-
-
-def _write_graph(
-    traced: Graph, component: str, example: dict[str, torch.Tensor], folder: Path
-) -> None:
-    # the tracer's warnings are about the values of shapes: the dynamic-shape test is the proof
-    with tempfile.TemporaryDirectory(dir=folder) as raw, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            traced.module,
-            tuple(example[name] for name in traced.inputs),
-            str(Path(raw) / MODEL),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(traced.inputs),
-            output_names=list(traced.outputs),
-            dynamic_axes=_dynamic_axes(component, traced),
-        )
-        _gather(Path(raw), folder)
-
-
-def _dynamic_axes(component: str, traced: Graph) -> dict[str, dict[int, str]]:
-    """Axis names as optimum writes them; it computes output shapes from such as "height * 8"."""
-    factor = 1
-    if component.startswith("vae_"):
-        factor = 2 ** (len(traced.module.vae.config.block_out_channels) - 1)
-
-    def picture(name: str, scale: str = "") -> dict[int, str]:
-        return BATCH | {2: f"{name}height{scale}", 3: f"{name}width{scale}"}
-
-    special: dict[str, dict[str, dict[int, str]]] = {
-        "unet": {
-            "sample": picture(""),
-            "timestep": {},
-            "encoder_hidden_states": BATCH | {1: "sequence_length"},
-            "out_sample": picture(""),
-        },
-        "vae_encoder": {
-            "sample": picture("sample_"),
-            "latent_parameters": picture("sample_", f" / {factor}"),
-        },
-        "vae_decoder": {
-            "latent_sample": picture("latent_"),
-            "sample": picture("latent_", f" * {factor}"),
-        },
-    }
-    known = special.get(component, {})
-    return {name: known.get(name, BATCH) for name in (*traced.inputs, *traced.outputs)}
-
-
-def _gather(raw: Path, folder: Path) -> None:
-    """Move the export from `raw`; the many weight files of one above 2 GB become a single one."""
-    if len(list(raw.iterdir())) == 1:
-        (raw / MODEL).replace(folder / MODEL)
-        return
-    model = onnx.load(str(raw / MODEL))
-    onnx.save_model(model, str(folder / MODEL), save_as_external_data=True, location=DATA)
 
 
 def load_pipeline(artifacts: Path) -> Any:

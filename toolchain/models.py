@@ -318,18 +318,22 @@ def folder(model: str) -> Path:
     return Path(DiffusionPipeline.download(source, variant=variant(model)))
 
 
+def unet_files(model: str) -> list[Path]:
+    """The safetensors files that hold the U-Net's weights, in its variant."""
+    wanted = variant(model)
+    found = sorted((folder(model) / "unet").glob("*.safetensors"))
+    names = [(p, WEIGHTS.fullmatch(f"unet/{p.name}")) for p in found]
+    return [p for p, m in names if m and m["variant"] == wanted]
+
+
 def stored_dtype(model: str) -> "torch.dtype":
     """Precision in which the U-Net of `model` is stored; float32 where no safetensors tells it."""
     import torch
     from safetensors import safe_open
 
-    wanted = variant(model)
-    found = sorted((folder(model) / "unet").glob("*.safetensors"))
-    names = [(p, WEIGHTS.fullmatch(f"unet/{p.name}")) for p in found]
-    path = next((p for p, m in names if m and m["variant"] == wanted), None)
-    if path is None:
+    if not (files := unet_files(model)):
         return torch.float32
-    with safe_open(path, framework="pt") as file:
+    with safe_open(files[0], framework="pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     return dtype
 

@@ -1,0 +1,123 @@
+"""A network as an ONNX graph without its weights, traced in seconds and next to no memory.
+
+Exporters trace a network by running it, with all of its weights and at the size of its pictures.
+Only shapes matter: so each weight is handed in as an input of the traced function, a zero that is
+repeated by a stride of 0, and pictures are small. SDXL's graph then takes seconds and less than a
+gigabyte; `onnx_weights` writes the weights beside it, one at a time.
+
+Of torch 2.13's two exporters this uses the older one (TorchScript): the other takes tens of seconds
+for a U-Net of a few million weights, this one two, with the same outputs.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from laptop.export.components import Graph
+
+OPSET = 18
+SMALL = 16  # latents a side of the traced picture: two or more at every level of a U-Net
+FINE = ("timestep", "time_ids")  # stay fp32: numbers up to 1000 and more, too fine for fp16
+BATCH = {0: "batch_size"}
+
+
+class WithWeights(nn.Module):
+    """A network as a function of its inputs and its weights."""
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.hidden = [graph.module]  # in a list, lest its weights count as this module's
+        self.count = len(graph.inputs)
+        self.names = list(dict(graph.module.named_parameters()))
+
+    def forward(self, *given: Tensor) -> Any:
+        (module,) = self.hidden
+        for name, weight in zip(self.names, given[self.count :], strict=True):
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._parameters[leaf] = weight  # type: ignore[assignment]
+        return module(*given[: self.count])
+
+
+def trace(
+    graph: Graph, component: str, example: Mapping[str, Tensor], dtype: torch.dtype
+) -> onnx.ModelProto:
+    """The graph in `dtype`, dynamic in batch and picture size; its weights are inputs.
+
+    The weights of `graph.module` are replaced, so they may as well be on the meta device. `example`
+    gives the other inputs' shapes and the token ids.
+    """
+    function = WithWeights(graph)
+    weights = dict(graph.module.named_parameters())
+    zeros = [torch.zeros((), dtype=dtype).expand(weights[name].shape) for name in function.names]
+    inputs = [_small(example[name], name, component, dtype) for name in graph.inputs]
+    # the tracer's warnings are about the values of shapes: the dynamic-shape test is the proof
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "graph.onnx"
+        torch.onnx.export(
+            function,
+            (*inputs, *zeros),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[*graph.inputs, *function.names],
+            output_names=list(graph.outputs),
+            dynamic_axes=_dynamic_axes(component, graph),
+        )
+        return onnx.load(path)
+
+
+def _small(value: Tensor, name: str, component: str, dtype: torch.dtype) -> Tensor:
+    """An example input as it is traced: small, in the graph's precision."""
+    if not value.is_floating_point():
+        return value
+    if value.ndim == 4:
+        side = SMALL * (8 if component == "vae_encoder" else 1)
+        value = value[:, :, :side, :side]
+    return value.to(torch.float32 if name in FINE else dtype)
+
+
+def _dynamic_axes(component: str, graph: Graph) -> dict[str, dict[int, str]]:
+    """Axis names as optimum writes them; it computes output shapes from such as "height * 8"."""
+    factor = 1
+    if component.startswith("vae_"):
+        vae: Any = graph.module.vae
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def picture(name: str, scale: str = "") -> dict[int, str]:
+        return BATCH | {2: f"{name}height{scale}", 3: f"{name}width{scale}"}
+
+    special: dict[str, dict[str, dict[int, str]]] = {
+        "unet": {
+            "sample": picture(""),
+            "timestep": {},
+            "encoder_hidden_states": BATCH | {1: "sequence_length"},
+            "out_sample": picture(""),
+        },
+        "vae_encoder": {
+            "sample": picture("sample_"),
+            "latent_parameters": picture("sample_", f" / {factor}"),
+        },
+        "vae_decoder": {
+            "latent_sample": picture("latent_"),
+            "sample": picture("latent_", f" * {factor}"),
+        },
+    }
+    known = special.get(component, {})
+    return {name: known.get(name, BATCH) for name in (*graph.inputs, *graph.outputs)}
+
+
+def fix_shapes_(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the inputs these shapes for good, and the outputs those that follow."""
+    from onnxruntime.tools import onnx_model_utils
+
+    for name, shape in shapes.items():
+        if shape:
+            onnx_model_utils.make_input_shape_fixed(model.graph, name, list(shape))
+    onnx_model_utils.fix_output_shapes(model)

@@ -200,9 +200,7 @@ def _from_blob(path: Path, data: Any, offset: int, kind: Type) -> Tensor:
     bits = dict(DTYPES.values())[kind.dtype]
     count = int(np.prod(kind.shape, dtype=np.int64))
     if sentinel != SENTINEL or BLOB_TYPES.get(stored) != kind.dtype:
-        raise _broken(
-            path, f"at {offset} is {sentinel:#x} of type {stored}, expected {kind.dtype}"
-        )
+        raise _broken(path, f"at {offset} is {sentinel:#x} of type {stored}, expected {kind.dtype}")
     if start + size > len(data) or size * 8 - padding * (bits < 8) != count * bits:
         raise _broken(path, f"{size} bytes at {start}, expected {count} of {bits} bits")
     return from_bytes(data[start : start + size], kind)

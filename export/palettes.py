@@ -1,15 +1,15 @@
 """Palettes: each weight becomes an index into 16, 64 or 256 values of its layer.
 
 A layer's palette is the one-dimensional k-means of its weights as fp16 has them, by Lloyd's
-iterations on the histogram, so its cost does not grow with the layer. PyTorch's weights are replaced
-by their palettes' values before tracing; coremltools then finds at most 2^bits values in a weight
-and stores indices (`OpPalettizerConfig(mode="unique")`), which changes no value any more.
+iterations on the histogram, so its cost does not grow with the layer. PyTorch's weights are
+replaced by their palettes' values before tracing; coremltools then finds at most 2^bits values in
+a weight and stores indices (`OpPalettizerConfig(mode="unique")`), which changes no value any more.
 
 Precision "mixed" chooses the bits of each layer by what they cost in the output: with one layer
-alone at 4, 6 or 8 bits the graph runs on real inputs, and mean squared errors are taken to add. From
-4 bits everywhere, the layer whose next step saves most error a stored bit goes up, until the sum is
-within the floor; then all layers run together, and a shortfall lowers the allowance (Apple's mixed-bit
-palettization ranks layers by the same PSNR).
+alone at 4, 6 or 8 bits the graph runs on real inputs, and mean squared errors are taken to add.
+From 4 bits everywhere, the layer whose next step saves most error a stored bit goes up, until the
+sum is within the floor; then all layers run together, and a shortfall lowers the allowance.
+(Apple's mixed-bit palettization ranks layers by the same PSNR.)
 """
 
 import math
@@ -38,7 +38,7 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
     return {
         name: m
         for name, m in module.named_modules()
-        if isinstance(m, kinds) and m.weight.numel() > SMALLEST
+        if isinstance(m, kinds) and weight_of(m).numel() > SMALLEST
     }
 
 
@@ -72,15 +72,18 @@ def _cluster(values: Any, counts: Any, size: int) -> Any:
     return centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, values)]
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """Its weight; mypy knows no attributes of modules."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
 def palettize_(module: nn.Module, bits: Mapping[str, int]) -> None:
     """Replace the weights of the layers in `bits` by their palettes' values."""
     found = layers(module)
     for name, number in bits.items():
-        _set_(found[name], palettize(found[name].weight, number))  # type: ignore[arg-type]
-
-
-def _set_(layer: nn.Module, weight: Tensor) -> None:
-    layer.weight.data = weight  # type: ignore[union-attr]
+        weight = weight_of(found[name])
+        weight.data = palettize(weight, number)
 
 
 def uniform(module: nn.Module, bits: int) -> Bits:
@@ -92,17 +95,15 @@ def uniform(module: nn.Module, bits: int) -> Bits:
 def choose(module: nn.Module, forward: Forward, floor_db: float) -> Bits:
     """Bits of each layer so that the outputs of `forward` keep `floor_db` at the fewest bits.
 
-    `forward` runs `module` on real inputs; of its outputs the worst PSNR counts. `module` is left as
-    it was. Raises `Unsupported` where not even fp16 weights keep the floor.
+    `forward` runs `module` on real inputs; of its outputs the worst PSNR counts. `module` is left
+    as it was. Raises `Unsupported` where not even fp16 weights keep the floor.
     """
     exact = forward()
-    found = layers(module)
+    sizes = {name: weight_of(layer).numel() for name, layer in layers(module).items()}
     errors = _errors_alone(module, forward, exact)
     allowance = 1.0
     for _ in range(ROUNDS):
-        bits = _fewest(
-            errors, {name: m.weight.numel() for name, m in found.items()}, allowance, floor_db
-        )  # type: ignore[misc,operator] # noqa: E501
+        bits = _fewest(errors, sizes, allowance, floor_db)
         joint = _error_of(module, bits, forward, exact)
         if joint <= _allowed(floor_db):
             return bits
@@ -134,7 +135,7 @@ def _error_of(
 ) -> float:
     """Squared error over squared peak, of the worst output; the weights are put back."""
     found = layers(module)
-    before = {name: found[name].weight.data for name in bits}  # type: ignore[union-attr]
+    before = {name: weight_of(found[name]).data for name in bits}
     palettize_(module, bits)
     try:
         return max(
@@ -143,7 +144,7 @@ def _error_of(
         )
     finally:
         for name, weight in before.items():
-            _set_(found[name], weight)  # type: ignore[arg-type]
+            weight_of(found[name]).data = weight
 
 
 def _fewest(
@@ -172,6 +173,6 @@ def _fewest(
 
 def stored_bits(module: nn.Module, bits: Mapping[str, int]) -> float:
     """Mean bits of a weight of the layers in `bits`, palettes included."""
-    sizes = {name: layer.weight.numel() for name, layer in layers(module).items()}  # type: ignore[misc,operator]
+    sizes = {name: weight_of(layer).numel() for name, layer in layers(module).items()}
     stored = sum(sizes[n] * b + (16 * 2**b if b < 16 else 0) for n, b in bits.items())
     return stored / sum(sizes[name] for name in bits)

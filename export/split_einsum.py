@@ -8,7 +8,7 @@ an attention processor on the diffusers module that is traced, so the U-Net stay
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from laptop.errors import Unsupported
 
@@ -48,7 +48,12 @@ class SplitEinsum:
         query = _channels_first(attn.to_q(hidden_states))  # (B, C, 1, S)
         key = attn.to_k(context).unsqueeze(2)  # (B, T, 1, C)
         value = _channels_first(attn.to_v(context))  # (B, C, 1, T)
-        heads = zip(*(_heads(x, attn.heads, axis) for x, axis in _axes(query, key, value)))
+        heads = zip(
+            query.chunk(attn.heads, 1),
+            key.chunk(attn.heads, 3),
+            value.chunk(attn.heads, 1),
+            strict=True,
+        )
         outputs = [_head(q, k, v, attn.scale) for q, k, v in heads]
         result = torch.cat(outputs, 1).squeeze(2).transpose(1, 2)  # (B, S, C)
         for layer in attn.to_out:
@@ -61,20 +66,7 @@ def _channels_first(x: Tensor) -> Tensor:
     return x.transpose(1, 2).unsqueeze(2)
 
 
-def _axes(query: Tensor, key: Tensor, value: Tensor) -> tuple[tuple[Tensor, int], ...]:
-    return (query, 1), (key, 3), (value, 1)
-
-
-def _heads(x: Tensor, heads: int, axis: int) -> tuple[Tensor, ...]:
-    return x.chunk(heads, axis)
-
-
 def _head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """One head: (B, c, 1, S), (B, T, 1, c) and (B, c, 1, T) to (B, c, 1, S)."""
     scores = torch.einsum("bchq,bkhc->bkhq", query, key) * scale  # (B, T, 1, S)
     return torch.einsum("bkhq,bchk->bchq", scores.softmax(1), value)
-
-
-def attentions(unet: nn.Module) -> int:
-    """How many attentions a U-Net has."""
-    return sum(hasattr(module, "set_processor") for module in unet.modules())

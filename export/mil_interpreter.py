@@ -16,7 +16,7 @@ from torch import Tensor
 
 from laptop.errors import BadInput, Unsupported
 from laptop.export.mil_operators import OPERATORS
-from laptop.export.mil_program import Name, Operation, Program, Type, read
+from laptop.export.mil_program import Name, Operation, Program, Stored, Type, read
 from laptop.export.runtimes import Array, Runner
 
 TORCH_TYPES = {
@@ -66,7 +66,7 @@ def compute(program: Program, given: Mapping[str, Array]) -> dict[str, Array]:
     }
     last = _last_uses(program)
     for number, op in enumerate(program.operations):
-        _compute_(op, values)
+        compute_(op, values)
         for name in last.get(number, ()):
             del values[name]
     return {name: values[name].numpy() for name in program.outputs}
@@ -81,7 +81,7 @@ def _input(program: Program, name: str, array: Array, kind: Type) -> Tensor:
     return torch.from_numpy(np.array(array)).to(TORCH_TYPES[kind.dtype])
 
 
-def _compute_(op: Operation, values: dict[str, Any]) -> None:
+def compute_(op: Operation, values: dict[str, Any]) -> None:
     """Run one operation on `values` and add its outputs to them."""
     inputs = {name: _bound(value, values) for name, value in op.inputs.items()}
     try:
@@ -98,6 +98,7 @@ def _bound(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_bound(v, values) for v in value]
     found = values[value.text] if isinstance(value, Name) else value
+    found = found.read() if isinstance(found, Stored) else found
     half = isinstance(found, Tensor) and found.dtype == torch.float16
     return found.float() if half else found
 

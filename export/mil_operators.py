@@ -177,9 +177,8 @@ def split(
     x: Tensor, axis: Any, num_splits: Any = None, split_sizes: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     along = int(axis)
-    if split_sizes is not None:
-        return x.split(ints(split_sizes), along)
-    return x.split(x.shape[along] // int(num_splits), along)
+    sizes = x.shape[along] // int(num_splits) if split_sizes is None else ints(split_sizes)
+    return torch.split(x, sizes, along)
 
 
 def slice_by_index(

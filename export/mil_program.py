@@ -21,7 +21,7 @@ from laptop.errors import BadInput
 WEIGHTS = "@model_path/"  # how a program names files, relative to the folder of its protobuf
 SENTINEL = 0xDEADBEEF
 METADATA = struct.Struct("<IIQQQ")  # sentinel, blob type, bytes, offset of the data, padding bits
-Value = Tensor | str | bool | list[Any]
+Value = Any  # a tensor, a text, `Stored`, or a list of them
 
 # MILSpec.DataType: (name, bits of a stored element)
 DTYPES = {
@@ -62,14 +62,18 @@ BLOB_TYPES = {
     14: "int32",
     15: "uint32",
 }
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[str, Any] = {
     "bool": np.bool_,
     "fp16": np.float16,
     "fp32": np.float32,
     "fp64": np.float64,
     **{f"{u}int{n}": np.dtype(f"{u}int{n}") for u in ("", "u") for n in (8, 16, 32, 64)},
 }
-WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # what torch computes with
+WIDER: dict[str, Any] = {
+    "uint16": np.int32,
+    "uint32": np.int64,
+    "uint64": np.int64,
+}  # what torch computes with
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Operation:
 
     kind: str
     name: str
-    inputs: Mapping[str, "Name | Value | list[Name | Value]"]
+    inputs: Mapping[str, "Name | Value"]
     outputs: tuple[tuple[str, Type], ...]
 
 
@@ -108,7 +112,7 @@ class Program:
 
 
 def read(package: Path) -> Program:
-    """The program of an `.mlpackage`; constants stay on the disk until the operation is read.
+    """The program of an `.mlpackage`; large constants stay on the disk until they are needed.
 
     Raises `BadInput` for what is no package, or whose weight file is damaged.
     """
@@ -173,18 +177,32 @@ def _type(value: Any) -> Type:
     )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A value in the weight file."""
+
+    raw: Any  # its bytes, mapped into memory
+    type: Type
+
+    def read(self) -> Tensor:
+        """The value itself."""
+        return from_bytes(self.raw, self.type)
+
+
 def _reader(folder: Path) -> Callable[[Any], Value]:
-    """A function from `MIL.Value` to a tensor, text, truth value or list."""
+    """A function from `MIL.Value` to a tensor, a text, `Stored`, or a list of them."""
     files: dict[str, Any] = {}
 
     def read_value(value: Any) -> Value:
         kind = _type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
+            path = folder / blob.fileName.removeprefix(WEIGHTS)
             if blob.fileName not in files:
-                path = folder / blob.fileName.removeprefix(WEIGHTS)
-                files[blob.fileName] = path, np.memmap(path, np.uint8, "r")
-            return _from_blob(*files[blob.fileName], blob.offset, kind)
+                if not path.is_file() or not path.stat().st_size:
+                    raise _broken(path, "it is missing or empty")
+                files[blob.fileName] = np.memmap(path, np.uint8, "r")
+            return _stored(path, files[blob.fileName], blob.offset, kind)
         given = value.immediateValue
         if given.WhichOneof("value") == "list":
             return [read_value(v) for v in given.list.values]
@@ -193,22 +211,27 @@ def _reader(folder: Path) -> Callable[[Any], Value]:
     return read_value
 
 
-def _from_blob(path: Path, data: Any, offset: int, kind: Type) -> Tensor:
+def _stored(path: Path, data: Any, offset: int, kind: Type) -> Stored:
+    """The value whose metadata lie at `offset`, which must be what the program declares."""
     if offset + METADATA.size > len(data):
         raise _broken(path, f"{len(data)} bytes, metadata expected at {offset}")
     sentinel, stored, size, start, padding = METADATA.unpack_from(data, offset)
-    bits = dict(DTYPES.values())[kind.dtype]
+    bits = _bits(kind)
     count = int(np.prod(kind.shape, dtype=np.int64))
     if sentinel != SENTINEL or BLOB_TYPES.get(stored) != kind.dtype:
         raise _broken(path, f"at {offset} is {sentinel:#x} of type {stored}, expected {kind.dtype}")
     if start + size > len(data) or size * 8 - padding * (bits < 8) != count * bits:
         raise _broken(path, f"{size} bytes at {start}, expected {count} of {bits} bits")
-    return from_bytes(data[start : start + size], kind)
+    return Stored(data[start : start + size], kind)
+
+
+def _bits(kind: Type) -> int:
+    return dict(DTYPES.values())[kind.dtype]
 
 
 def from_bytes(raw: Any, kind: Type) -> Tensor:
     """Stored bytes as a tensor; several elements a byte where they have fewer than 8 bits."""
-    bits = dict(DTYPES.values())[kind.dtype]
+    bits = _bits(kind)
     if bits < 8:
         count = int(np.prod(kind.shape, dtype=np.int64))
         array = unpack(raw, bits, count)

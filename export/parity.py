@@ -34,7 +34,7 @@ SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
 FLOORS = {
     **{"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int6": 30.0},
-    **{"palette8": 30.0, "palette6": 30.0, "palette4": 15.0, "mixed": 30.0},
+    **{"palette8": 30.0, "palette6": 30.0, "palette4": 20.0, "mixed": 30.0},
 }  # dB by precision
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "converted, not run here"
 

@@ -58,7 +58,8 @@ class SplitEinsum:
         result = torch.cat(outputs, 1).squeeze(2).transpose(1, 2)  # (B, S, C)
         for layer in attn.to_out:
             result = layer(result)
-        return result / attn.rescale_output_factor
+        scaled: Tensor = result / attn.rescale_output_factor
+        return scaled
 
 
 def _channels_first(x: Tensor) -> Tensor:

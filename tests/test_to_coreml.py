@@ -122,7 +122,7 @@ def weights_of(program: Program) -> dict[str, torch.Tensor]:
     values: dict[str, Any] = {}
     for op in program.operations:
         if op.kind.startswith("const"):
-            mil_interpreter._compute_(op, values)
+            mil_interpreter.compute_(op, values)
     prefixes = ("p_unet_", "p_encoder_", "p_vae_")
     found = {}
     for name, value in values.items():
@@ -207,7 +207,7 @@ def permute_weight(package: Path) -> None:
     """Turn the rows of one saved weight around."""
     program = read(package)
     kernels = [o for o in program.operations if o.kind == "const" and "conv1_weight" in o.name]
-    value = kernels[0].inputs["val"].half().numpy()
+    value = kernels[0].inputs["val"].read().numpy()
     (weights,) = package.rglob("weight.bin")
     data = weights.read_bytes()
     assert data.count(value.tobytes()) == 1
@@ -233,7 +233,7 @@ def drop_operation(package: Path) -> None:
 def wrong_palette(package: Path) -> None:
     """Turn one palette around."""
     unfolded = [o for o in read(package).operations if o.kind == "constexpr_lut_to_dense"]
-    palette = unfolded[1].inputs["lut"].half().numpy()
+    palette = unfolded[1].inputs["lut"].read().numpy()
     (weights,) = package.rglob("weight.bin")
     data = weights.read_bytes()
     assert data.count(palette.tobytes()) == 1

@@ -6,6 +6,7 @@
 (`StorageFormat.hpp` of coremltools' MILBlob). Nothing of the converter takes part in this.
 """
 
+import logging
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ def spec_path(package: Path) -> Path:
 
 def read_spec(package: Path) -> Any:
     """The protobuf; `BadInput` where there is none, or no ML program in it."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # of versions, and of macOS's parts
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 

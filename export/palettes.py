@@ -2,8 +2,8 @@
 
 A layer's palette is the one-dimensional k-means of its weights as fp16 has them, by Lloyd's
 iterations on the histogram, so its cost does not grow with the layer. PyTorch's weights are
-replaced by their palettes' values before tracing; coremltools then finds at most 2^bits values in
-a weight and stores indices (`OpPalettizerConfig(mode="unique")`), which changes no value any more.
+replaced by their palettes' values before tracing; where a saved weight then has at most 256 values,
+coremltools stores indices (`OpPalettizerConfig(mode="custom")`), which changes no value any more.
 
 Precision "mixed" chooses the bits of each layer by what they cost in the output: with one layer
 alone at 4, 6 or 8 bits the graph runs on real inputs, and mean squared errors are taken to add.
@@ -45,14 +45,42 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
 def palettize(weight: Tensor, bits: int) -> Tensor:
     """`weight` with at most 2^bits different values; fp16 values in its own type and shape."""
     half = weight.detach().half()
-    if bits == 16:
+    codes = half.numpy().reshape(-1).view(np.uint16)
+    used, counts = _values(codes)
+    if bits == 16 or len(used) <= 2**bits:
         return half.to(weight.dtype)
-    values, places, counts = np.unique(half.numpy(), return_inverse=True, return_counts=True)
-    if len(values) <= 2**bits:
-        return half.to(weight.dtype)
-    centres = _cluster(values.astype(np.float64), counts.astype(np.float64), 2**bits)
-    replaced = centres.astype(np.float16)[places.reshape(-1)]
-    return torch.from_numpy(replaced).reshape(weight.shape).to(weight.dtype)
+    values = used.view(np.float16).astype(np.float64)
+    table = np.zeros(1 << 16, np.float16)  # from each fp16 number to its replacement
+    table[used] = _cluster(values, counts.astype(np.float64), 2**bits)
+    return torch.from_numpy(table[codes]).reshape(weight.shape).to(weight.dtype)
+
+
+def _values(codes: Any) -> tuple[Any, Any]:
+    """The fp16 numbers among `codes` in ascending order, as bits, and how often each occurs.
+
+    By counting, not by sorting: coremltools' own mode "unique" takes minutes a large weight.
+    """
+    counts = np.bincount(codes, minlength=1 << 16)
+    used = np.flatnonzero(counts).astype(np.uint16)
+    used = used[np.argsort(used.view(np.float16))]
+    return used, counts[used]
+
+
+def is_palettized(weight: Any) -> bool:
+    """Whether an fp16 array has few enough values for a palette."""
+    return len(_values(weight.reshape(-1).view(np.uint16))[0]) <= 2 ** max(BITS.values())
+
+
+def encode(weight: Any) -> tuple[Any, Any]:
+    """The palette of an fp16 array of few values, filled up to 2^bits, and uint8 indices."""
+    codes = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
+    used, _ = _values(codes)
+    bits = min(b for b in BITS.values() if len(used) <= 2**b)
+    palette = np.zeros(2**bits, np.float16)
+    palette[: len(used)] = used.view(np.float16)
+    places = np.zeros(1 << 16, np.uint8)
+    places[used] = np.arange(len(used))
+    return palette, places[codes]
 
 
 def _cluster(values: Any, counts: Any, size: int) -> Any:

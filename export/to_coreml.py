@@ -25,7 +25,7 @@ from laptop.errors import LaptopError
 from laptop.export import components, mil_interpreter, palettes, swift_resources
 from laptop.export.components import Graph
 from laptop.export.job import Job
-from laptop.export.mil_program import read, read_spec
+from laptop.export.mil_program import Operation, Stored, read, read_spec
 from laptop.export.runtimes import Array, Runner
 from laptop.export.split_einsum import use_split_einsum_
 
@@ -145,13 +145,26 @@ def _remove_aliases_(graph: Any) -> None:
 
 def _with_palettes(model: Any) -> Any:
     """The same model with indices and palettes where a weight has few values."""
+    few = [
+        op.name
+        for op in read(Path(model.package_path)).operations
+        if op.kind == "const" and _is_palettized(op)
+    ]
     with _quiet():
-        ct = library()
-        rule = ct.optimize.coreml.OpPalettizerConfig(
-            mode="unique", weight_threshold=palettes.SMALLEST
+        coreml = library().optimize.coreml
+        rule = coreml.OpPalettizerConfig(
+            mode="custom", lut_function=palettes.encode, weight_threshold=palettes.SMALLEST
         )
-        config = ct.optimize.coreml.OptimizationConfig(global_config=rule)
-        return ct.optimize.coreml.palettize_weights(model, config)
+        config = coreml.OptimizationConfig(op_name_configs=dict.fromkeys(few, rule))
+        return coreml.palettize_weights(model, config)
+
+
+def _is_palettized(op: Operation) -> bool:
+    value = op.inputs["val"]
+    if not isinstance(value, Stored) or value.type.dtype != "fp16":
+        return False
+    array = value.read().numpy()
+    return array.size > palettes.SMALLEST and palettes.is_palettized(array)
 
 
 def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -50,7 +50,7 @@ TARGETS = {
         components=COMPONENTS,
         file="{component}.mlpackage",
         precisions=("fp16", "fp32", "palette8", "palette6", "palette4", "mixed"),
-        peak_bytes_per_weight=20,
+        peak_bytes_per_weight=14,
     ),
 }
 LATER = ("tensorrt", "executorch")  # known, not in this version

@@ -30,7 +30,7 @@ def loading(f: Findings) -> str:
     for package in sorted((f.folder / "artifacts" / "coreml").glob("*.mlpackage")):
         where = package.relative_to(f.folder).as_posix()
         blocks.append(
-            f'import coremltools\n\nunet = coremltools.models.MLModel("{where}")  # macOS'
+            f'import coremltools\n\n{package.stem} = coremltools.models.MLModel("{where}")  # macOS'
         )
     why = (
         "The U-Net is a stock diffusers class."

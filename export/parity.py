@@ -36,7 +36,10 @@ from laptop.export.targets import NOT_RUN, module_of, need_packages
 
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
-FLOORS = {"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int6": 30.0}  # dB by precision
+FLOORS = {  # dB by precision
+    **{"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int6": 30.0},
+    **{"palette8": 30.0, "palette6": 30.0, "palette4": 20.0, "mixed": 30.0},
+}
 PICTURE = "picture"  # the component that all of them make
 PICTURE_FLOORS = {"fp32": 40.0, "fp16": 25.0}  # after all steps; of coarser ones it is shown only
 FAILED = "failed"

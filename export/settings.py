@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from laptop.errors import BadInput
+
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
+COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
+DEPLOYMENT = ("iOS16", "iOS17", "iOS18")  # or macOS 13, 14, 15; older ones have no fp16 inputs
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,23 @@ class OnnxConfig:
 
 @dataclass(frozen=True)
 class CoremlConfig:
-    """The table `[export.coreml]`."""
+    """The table `[export.coreml]`; `BadInput` for a word that is not among the choices."""
+
+    compute_units: str = "all"  # what a load on macOS uses; a key of COMPUTE_UNITS
+    minimum_deployment_target: str = "iOS17"  # the oldest system that can load it; DEPLOYMENT
+    attention: str = "original"  # or "split-einsum": of the U-Net, as the neural engine wants it
+    chunk: str = "auto"  # U-Net in two packages: "auto" above 1 GB, "always" or "never"
+    mixed_floor_db: float = 35.0  # PSNR that precision "mixed" keeps; 35 is Apple's own floor
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("compute_units", self.compute_units, COMPUTE_UNITS),
+            ("minimum_deployment_target", self.minimum_deployment_target, DEPLOYMENT),
+            ("attention", self.attention, ("original", "split-einsum")),
+            ("chunk", self.chunk, ("auto", "always", "never")),
+        ):
+            if value not in choices:
+                raise BadInput(f"export.coreml.{name} = {value!r}; choose {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,18 @@ TARGETS = {
         module="laptop.export.to_coreml",
         extra="coreml",
         packages=("coremltools",),
-        components=("unet",),
+        components=COMPONENTS,
         file="{component}.mlpackage",
-        precisions=("fp16",),
-        peak_bytes_per_weight=20,
+        precisions=("fp16", "fp32", "palette8", "palette6", "palette4", "mixed"),
+        peak_bytes_per_weight=14,
     ),
 }
 LATER = ("tensorrt", "executorch")  # known, not in this version
 VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
-BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}  # of a stored weight, by precision
+BYTES = {
+    **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0},
+    **{"palette8": 1.0, "palette6": 0.75, "palette4": 0.5, "mixed": 0.75},
+}  # of a stored weight, by precision
 
 
 @dataclass(frozen=True)

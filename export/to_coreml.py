@@ -1,11 +1,16 @@
-"""Core ML package of the U-Net for Apple devices: `unet.mlpackage`, fp16, shapes fixed.
+"""Core ML packages for Apple devices: `<component>.mlpackage`, shapes fixed.
 
 The shapes are those of a sampling with guidance (batch 2), because the neural engine takes no
-others than fixed ones. Scalars have rank 1, a rule of Core ML. Converts everywhere, runs on macOS.
+others than fixed ones. Scalars have rank 1, a rule of Core ML. Converts everywhere. Only macOS can
+predict, so elsewhere `load` is our interpreter of the saved program, and `checked` says so.
+
+Palettized weights: `palettes`. A U-Net above 1 GB lies beside its package in two more,
+`unet_chunk1.mlpackage` and `unet_chunk2.mlpackage`, because iOS kills apps that load more at once.
 """
 
 import contextlib
 import io
+import json
 import logging
 import sys
 import warnings
@@ -16,29 +21,66 @@ from typing import Any
 import numpy as np
 import torch
 
+from laptop.errors import LaptopError
+from laptop.export import components, mil_interpreter, palettes, swift_resources
 from laptop.export.components import Graph
-from laptop.export.components import load as load_graph
 from laptop.export.job import Job
-from laptop.export.runtimes import Runner
+from laptop.export.mil_program import Operation, Stored, read, read_spec
+from laptop.export.runtimes import Array, Runner
+from laptop.export.split_einsum import use_split_einsum_
 from laptop.export.targets import VERIFIED
 
 FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
+CHUNK_BYTES = 1 << 30  # of weights; above it a U-Net is cut in two
+INTERPRETED = "computed by the reference interpreter; not run on Apple hardware"
+UNITS = "laptop.compute_units"  # keys of a package's own metadata
+PALETTE_BITS = "laptop.palette_bits"
 
 
 def export(job: Job) -> None:
-    """Write the component of `job` as a package."""
-    _convert(load_graph(job.model, job.component), job.examples()[0], job.path)
+    """Write the component of `job` as a package, and in two chunks where the settings say so."""
+    config, examples = job.config.coreml, job.examples()
+    traced = components.load(job.model, job.component)
+    if job.component == "unet" and config.attention == "split-einsum":
+        use_split_einsum_(traced.module.unet)
+    bits = _palettize_(traced, job, examples)
+    model = _convert(traced, examples[0], job.precision, config.minimum_deployment_target)
+    del traced
+    if bits:
+        model = _with_palettes(model)
+        model.user_defined_metadata[PALETTE_BITS] = json.dumps(bits)
+    model.user_defined_metadata[UNITS] = config.compute_units
+    model.save(str(job.path))
+    if job.component == "unet" and _is_chunked(config.chunk, job.path):
+        del model
+        chunk(job.path)
+        check_chunks(job.path, {k: v.numpy() for k, v in examples[0].items()})
+
+
+def complete(model: str, folder: Path) -> None:
+    """The folder `Resources` for Apple's Swift runner."""
+    swift_resources.write(model, folder)
 
 
 def load(path: Path) -> Runner:
-    """A package, on macOS. Scalars are given rank 1, as the package wants them."""
-    model = library().models.MLModel(str(path))
-    return lambda given: dict(model.predict({k: np.atleast_1d(v) for k, v in given.items()}))
+    """A package as a function: predicted by Core ML on macOS, by the interpreter elsewhere."""
+    run = _predictor(path) if sys.platform == "darwin" else mil_interpreter.runner(path)
+
+    def call(given: Any) -> dict[str, Array]:
+        outputs = run({name: np.atleast_1d(value) for name, value in given.items()})
+        return {graph_name(name): value for name, value in outputs.items()}
+
+    return call
 
 
-def checked() -> str | None:
-    """Core ML predicts on macOS only."""
-    return VERIFIED if sys.platform == "darwin" else None
+def checked() -> str:
+    """What a report says of a package that reaches its floor: who computed it."""
+    return VERIFIED if sys.platform == "darwin" else INTERPRETED
+
+
+def graph_name(name: str) -> str:
+    """An output's name in `components.Graph`: Core ML's names have no dots."""
+    return name.replace("hidden_states_", "hidden_states.")
 
 
 def library() -> Any:
@@ -49,26 +91,86 @@ def library() -> Any:
     return coremltools
 
 
-def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Recorded inputs as the package takes them."""
-    return {k: v.reshape(1) if v.ndim == 0 else v for k, v in inputs.items()}
+def _predictor(path: Path) -> Runner:
+    ct = library()
+    words = read_spec(path).description.metadata.userDefined
+    units = ct.ComputeUnit[words.get(UNITS, "all").upper()]
+    model = ct.models.MLModel(str(path), compute_units=units)
+    return lambda given: dict(model.predict(dict(given)))
 
 
-def _convert(traced: Graph, example: dict[str, torch.Tensor], path: Path) -> None:
+def _palettize_(traced: Graph, job: Job, examples: list[dict[str, torch.Tensor]]) -> palettes.Bits:
+    """Give the weights the palettes of the job's precision; the bits of each layer."""
+    if job.precision == "mixed":
+        ends = [examples[0], examples[-1]][: len(examples)]
+
+        def forward() -> list[torch.Tensor]:
+            return [value for row in ends for value in components.run(traced, row).values()]
+
+        bits = palettes.choose(traced.module, forward, job.config.coreml.mixed_floor_db)
+    elif job.precision in palettes.BITS:
+        bits = palettes.uniform(traced.module, palettes.BITS[job.precision])
+    else:
+        return {}
+    palettes.palettize_(traced.module, bits)
+    return bits
+
+
+def _convert(traced: Graph, example: dict[str, torch.Tensor], precision: str, target: str) -> Any:
     example = at_least_rank_1({name: example[name] for name in traced.inputs})
     with torch.no_grad(), _quiet():
         ct = library()
         program = torch.export.export(traced.module, tuple(example.values()))
-        ct.convert(
-            program.run_decompositions({}),
+        program = program.run_decompositions({})
+        _remove_aliases_(program.graph)
+        return ct.convert(
+            program,
             convert_to="mlprogram",
-            inputs=[_tensor_type(name, value) for name, value in example.items()],
+            inputs=[_tensor_type(name, value, precision) for name, value in example.items()],
             outputs=[ct.TensorType(name) for name in traced.outputs],
-            compute_precision=ct.transform.FP16ComputePrecision(lambda op: not feeds_angles(op)),
-            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT32
+            if precision == "fp32"
+            else ct.transform.FP16ComputePrecision(lambda op: not feeds_angles(op)),
+            minimum_deployment_target=ct.target[target],
             skip_model_load=True,
-            package_dir=str(path),
         )
+
+
+def _remove_aliases_(graph: Any) -> None:
+    """Views of a whole tensor, which coremltools does not know, become the tensor."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target == torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _with_palettes(model: Any) -> Any:
+    """The same model with indices and palettes where a weight has few values."""
+    few = [
+        op.name
+        for op in read(Path(model.package_path)).operations
+        if op.kind == "const" and _is_palettized(op)
+    ]
+    with _quiet():
+        coreml = library().optimize.coreml
+        rule = coreml.OpPalettizerConfig(
+            mode="custom", lut_function=palettes.encode, weight_threshold=palettes.SMALLEST
+        )
+        config = coreml.OptimizationConfig(op_name_configs=dict.fromkeys(few, rule))
+        return coreml.palettize_weights(model, config)
+
+
+def _is_palettized(op: Operation) -> bool:
+    value = op.inputs["val"]
+    if not isinstance(value, Stored) or value.type.dtype != "fp16":
+        return False
+    array = value.read().numpy()
+    return array.size > palettes.SMALLEST and palettes.is_palettized(array)
+
+
+def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Recorded inputs as the package takes them."""
+    return {k: v.reshape(1) if v.ndim == 0 else v for k, v in inputs.items()}
 
 
 @contextlib.contextmanager
@@ -79,8 +181,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _tensor_type(name: str, value: torch.Tensor) -> Any:
-    dtype = np.float32 if name in FP32_INPUTS else np.float16
+def _tensor_type(name: str, value: torch.Tensor, precision: str) -> Any:
+    is_wide = name in FP32_INPUTS or precision == "fp32"
+    dtype: Any = np.float32 if is_wide else np.float16
+    if not value.is_floating_point():
+        dtype = np.int32
     return library().TensorType(name, shape=tuple(value.shape), dtype=dtype)
 
 
@@ -93,3 +198,37 @@ def feeds_angles(op: Any, depth: int = 6) -> bool:
         return True
     users = [user for output in op.outputs for user in output.child_ops]
     return depth > 0 and bool(users) and all(feeds_angles(user, depth - 1) for user in users)
+
+
+def _is_chunked(chunk: str, path: Path) -> bool:
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return chunk == "always" or (chunk == "auto" and size > CHUNK_BYTES)
+
+
+def chunks_of(path: Path) -> tuple[Path, Path]:
+    """Where the chunks of a package lie, whether they exist or not."""
+    return path.with_stem(f"{path.stem}_chunk1"), path.with_stem(f"{path.stem}_chunk2")
+
+
+def chunk(path: Path) -> None:
+    """Write the package at `path` as two of about the same size beside it."""
+    with _quiet():
+        library().models.utils.bisect_model(
+            str(path), str(path.parent), check_output_correctness=False
+        )
+
+
+def check_chunks(path: Path, example: dict[str, Array]) -> None:
+    """Raise `LaptopError` unless the chunks in sequence compute what the whole package does."""
+    given = {name: np.atleast_1d(value) for name, value in example.items()}
+    whole = mil_interpreter.runner(path)(given)
+    for part in chunks_of(path):
+        taken = {name: given[name] for name in read(part).inputs}
+        given = {**given, **mil_interpreter.runner(part)(taken)}
+    for name, value in whole.items():
+        if not np.array_equal(given[name], value):
+            raise LaptopError(
+                f"the two chunks of {path} give another {name} than the whole: at most "
+                f"{np.abs(given[name].astype(np.float64) - value).max():.3g} apart. Set "
+                'export.coreml.chunk = "never" and report it.'
+            )

@@ -1,26 +1,85 @@
-"""The Core ML package of a pruned U-Net, read back; it runs on macOS only."""
+"""Core ML packages, read back and computed by the reference interpreter (on macOS by Core ML)."""
 
+import copy
 import json
+import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from conftest import small_sd15
 from laptop import models
-from laptop.export import parity
+from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.export import components, mil_interpreter, palettes, parity, to_coreml
 from laptop.export.artifacts import ExportConfig, export_model
+from laptop.export.inputs import record
+from laptop.export.job import Job, save_examples
+from laptop.export.mil_program import Program, read, read_spec, spec_path
+from laptop.export.settings import CoremlConfig
+from laptop.export.split_einsum import use_split_einsum_
 from laptop.export.to_coreml import feeds_angles, library
 
 PROMPTS = ["a large red circle on white"]
-FLOAT16, FLOAT32 = 65552, 65568  # ArrayFeatureType.ArrayDataType
+FLOAT16, FLOAT32, INT32 = 65552, 65568, 131104  # ArrayFeatureType.ArrayDataType
+CHUNKED = CoremlConfig(chunk="always", compute_units="cpu_and_ne")
 
 
 @pytest.fixture(scope="module")
 def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The U-Net, in chunks too, and a text encoder of the pruned `tiny-sdxl`."""
     out = tmp_path_factory.mktemp("coreml") / "artifacts"
-    return export_model(str(pruned_folder), out, ExportConfig(targets=("coreml",)), PROMPTS)
+    config = ExportConfig(
+        targets=("coreml",), components=("unet", "text_encoder_2"), coreml=CHUNKED
+    )
+    return export_model(str(pruned_folder), out, config, PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.5's wiring, smaller than `tiny-sdxl`."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small_sd15().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All components of it, the VAE in fp16."""
+    out = tmp_path_factory.mktemp("coreml") / "small"
+    config = ExportConfig(targets=("coreml",), vae_precision="fp16")
+    return export_model(str(small_folder), out, config, PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def job(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """Jobs for the small U-Net on its recorded inputs."""
+    folder = tmp_path_factory.mktemp("jobs")
+    pipe = models.load_pipeline(str(small_folder))
+    save_examples(record(pipe, PROMPTS, seed=0, steps=2)["unet"], folder / "unet.safetensors")
+    first = Job(
+        target="coreml",
+        component="unet",
+        precision="fp16",
+        model=str(small_folder),
+        inputs=folder / "unet.safetensors",
+        path=folder / "unet.mlpackage",
+        config=ExportConfig(targets=("coreml",)),
+    )
+
+    def made(name: str, config: CoremlConfig | None = None, **changes: Any) -> Job:
+        settings = replace(first.config, coreml=config or CoremlConfig())
+        (folder / name).mkdir()
+        path = folder / name / "unet.mlpackage"
+        return replace(first, path=path, config=settings, **changes)
+
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +117,40 @@ def test_the_network_computes_in_fp16_and_only_its_time_embeddings_in_fp32(spec:
     assert all(found == {fp16} for found in types.values())
 
 
+def weights_of(program: Program) -> dict[str, torch.Tensor]:
+    """Values of a program's parameters by their names in PyTorch, dots as underscores."""
+    values: dict[str, Any] = {}
+    for op in program.operations:
+        if op.kind.startswith("const"):
+            mil_interpreter.compute_(op, values)
+    prefixes = ("p_unet_", "p_encoder_", "p_vae_")
+    found = {}
+    for name, value in values.items():
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                short = name.removeprefix(prefix).removesuffix("_palettized")
+                found[short.removesuffix("_to_fp16")] = value
+    return found
+
+
+def reports(artifacts: Path, model: Path, out: Path) -> list[dict[str, Any]]:
+    parity.verify(artifacts, str(model), out, parity.VerifyConfig(steps=2), PROMPTS)
+    return json.loads((out / "report.json").read_text())["results"]
+
+
+def output_of(path: Path, example: dict[str, torch.Tensor]) -> Any:
+    return to_coreml.load(path)({k: v.numpy() for k, v in example.items()})["out_sample"]
+
+
+def exact_output(job: Job) -> Any:
+    graph = components.load(job.model, "unet")
+    return components.run(graph, job.examples()[0])["out_sample"].numpy()
+
+
 def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> None:
-    (row,) = json.loads((exported / "artifacts.json").read_text())["artifacts"]
-    assert (row["target"], row["component"], row["precision"]) == ("coreml", "unet", "fp16")
+    rows = json.loads((exported / "artifacts.json").read_text())["artifacts"]
+    (row,) = [row for row in rows if row["component"] == "unet"]
+    assert (row["target"], row["precision"]) == ("coreml", "fp16")
     assert row["file"] == "coreml/unet.mlpackage"
     files = [p for p in (exported / row["file"]).rglob("*") if p.is_file()]
     assert row["bytes"] == sum(p.stat().st_size for p in files)
@@ -69,20 +159,343 @@ def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> 
     assert weights == pytest.approx(2 * params, rel=0.03)
 
 
-def test_what_cannot_run_on_this_system_is_never_called_verified(
-    exported: Path, pruned_folder: Path, tmp_path: Path
+def test_the_weights_read_back_are_those_of_the_model(exported: Path, pruned_folder: Path) -> None:
+    found = weights_of(read(exported / "coreml" / "unet.mlpackage"))
+    unet = models.load_unet(str(pruned_folder))
+    wanted = {k: v for k, v in unet.state_dict().items() if k.endswith("weight") and v.ndim > 1}
+    for name, weight in wanted.items():
+        value = found[name.replace(".", "_")].float()
+        bound = weight.abs() * 2**-11 + 2**-25  # half a unit in the last place of fp16
+        assert ((value - weight).abs() <= bound).all(), name
+    assert len(wanted) > 100
+
+
+def test_every_component_is_a_package_in_its_own_precision(small: Path) -> None:
+    rows = json.loads((small / "artifacts.json").read_text())["artifacts"]
+    assert [(r["component"], r["precision"]) for r in rows] == [
+        ("text_encoder", "fp16"),
+        ("unet", "fp16"),
+        ("vae_encoder", "fp16"),
+        ("vae_decoder", "fp16"),
+    ]
+    text = read_spec(small / "coreml" / "text_encoder.mlpackage").description
+    assert described(text.input) == {"input_ids": ([1, 16], INT32)}
+    assert described(text.output)["last_hidden_state"] == ([1, 16, 32], FLOAT16)
+    picture = read_spec(small / "coreml" / "vae_decoder.mlpackage").description
+    assert described(picture.input) == {"latent_sample": ([1, 4, 8, 8], FLOAT16)}
+
+
+def test_every_component_is_computed_above_its_floor(
+    small: Path, small_folder: Path, exported: Path, pruned_folder: Path, tmp_path: Path
 ) -> None:
-    out = parity.verify(
-        exported, str(pruned_folder), tmp_path / "parity", parity.VerifyConfig(steps=2), PROMPTS
+    rows = reports(small, small_folder, tmp_path / "small")
+    rows += reports(exported, pruned_folder, tmp_path / "pruned")
+    assert len(rows) == 6
+    for row in rows:
+        assert row["reason"] is None, row
+        assert row["samples"] > 0
+        assert row["psnr_db"] >= 50 > row["floor_db"] == 40, row
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS predicts, there is nothing to add")
+def test_where_nothing_predicts_it_is_said_who_computes() -> None:
+    words = "computed by the reference interpreter; not run on Apple hardware"
+    assert to_coreml.checked() == words
+
+
+def permute_weight(package: Path) -> None:
+    """Turn the rows of one saved weight around."""
+    program = read(package)
+    kernels = [o for o in program.operations if o.kind == "const" and "conv1_weight" in o.name]
+    value = kernels[0].inputs["val"].read().numpy()
+    (weights,) = package.rglob("weight.bin")
+    data = weights.read_bytes()
+    assert data.count(value.tobytes()) == 1
+    weights.write_bytes(data.replace(value.tobytes(), value[::-1].tobytes()))
+
+
+def drop_operation(package: Path) -> None:
+    """Let what uses one activation use its input instead."""
+    spec = read_spec(package)
+    function = spec.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    silu = [op for op in block.operations if op.type == "silu"][4]
+    given, result = silu.inputs["x"].arguments[0].name, silu.outputs[0].name
+    for op in block.operations:
+        for argument in op.inputs.values():
+            for bound in argument.arguments:
+                if bound.name == result:
+                    bound.name = given
+    block.operations.remove(silu)
+    spec_path(package).write_bytes(spec.SerializeToString())
+
+
+def wrong_palette(package: Path) -> None:
+    """Turn one palette around."""
+    unfolded = [o for o in read(package).operations if o.kind == "constexpr_lut_to_dense"]
+    palette = unfolded[1].inputs["lut"].read().numpy()
+    (weights,) = package.rglob("weight.bin")
+    data = weights.read_bytes()
+    assert data.count(palette.tobytes()) == 1
+    weights.write_bytes(data.replace(palette.tobytes(), palette[::-1].tobytes()))
+
+
+@pytest.mark.parametrize("fault", [permute_weight, drop_operation])
+def test_a_planted_fault_is_found(
+    fault: Callable[[Path], None], small: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(small, damaged)
+    fault(damaged / "coreml" / "unet.mlpackage")
+    rows = {row["component"]: row for row in reports(damaged, small_folder, tmp_path / "parity")}
+    assert rows["unet"]["state"] == "failed"
+    assert rows["unet"]["psnr_db"] < rows["unet"]["floor_db"]
+    assert rows["vae_decoder"]["reason"] is None
+
+
+@pytest.fixture(scope="module")
+def palettized(job: Callable[..., Job]) -> dict[str, Path]:
+    made = {}
+    for precision in ("palette8", "palette4"):
+        one = job(precision, precision=precision)
+        to_coreml.export(one)
+        made[precision] = one.path
+    return made
+
+
+def test_fewer_bits_are_a_smaller_package_and_a_larger_error(
+    palettized: dict[str, Path], job: Callable[..., Job]
+) -> None:
+    one = job("compare")
+    exact = exact_output(one)
+    db = {k: parity.psnr(exact, output_of(p, one.examples()[0])) for k, p in palettized.items()}
+    size = {k: next(p.rglob("weight.bin")).stat().st_size for k, p in palettized.items()}
+    assert db["palette8"] > db["palette4"]
+    for precision, value in db.items():
+        assert value >= parity.FLOORS[precision], (precision, value)
+    assert size["palette8"] > size["palette4"]
+
+
+def test_a_saved_palette_gives_back_the_values_that_were_chosen(
+    palettized: dict[str, Path], small_folder: Path
+) -> None:
+    found = weights_of(read(palettized["palette4"]))
+    layers = palettes.layers(models.load_unet(str(small_folder)))
+    assert len(layers) > 20
+    for name, layer in layers.items():
+        value = found[f"{name}.weight".replace(".", "_")].float()
+        assert len(value.unique()) <= 16
+        torch.testing.assert_close(value, palettes.palettize(layer.weight, 4), rtol=0, atol=0)
+
+
+def test_a_wrong_palette_is_found(
+    palettized: dict[str, Path], job: Callable[..., Job], tmp_path: Path
+) -> None:
+    one = job("palette-fault")
+    damaged = tmp_path / "unet.mlpackage"
+    shutil.copytree(palettized["palette8"], damaged)
+    wrong_palette(damaged)
+    found = parity.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
+    assert found < parity.FLOORS["palette8"]
+
+
+def test_mixed_bits_keep_their_floor_with_less_than_8_bits(job: Callable[..., Job]) -> None:
+    one = job("mixed", CoremlConfig(mixed_floor_db=35), precision="mixed")
+    to_coreml.export(one)
+    exact = exact_output(one)
+    assert parity.psnr(exact, output_of(one.path, one.examples()[0])) >= 34.9
+    words = read_spec(one.path).description.metadata.userDefined
+    bits = json.loads(words["laptop.palette_bits"])
+    layers = palettes.layers(components.load(one.model, "unet").module)
+    assert set(bits) == set(layers)
+    assert len(set(bits.values())) > 1
+    graph = components.load(one.model, "unet")
+    assert palettes.stored_bits(graph.module, bits) < 8.5
+
+
+def test_mixed_bits_leave_the_model_as_it_was_and_refuse_what_cannot_be(
+    job: Callable[..., Job],
+) -> None:
+    one = job("impossible")
+    graph = components.load(one.model, "unet")
+    before = copy.deepcopy(graph.module.state_dict())
+
+    def forward() -> list[torch.Tensor]:
+        return list(components.run(graph, one.examples()[0]).values())
+
+    with pytest.raises(Unsupported, match=r"dB after 12 choices, 150 dB wanted"):
+        palettes.choose(graph.module, forward, 150)
+    after = graph.module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_palette_is_no_worse_than_a_slow_k_means(small_folder: Path) -> None:
+    """Lloyd's iterations on all weights from many random starts."""
+    weight = models.load_unet(str(small_folder)).conv_in.weight.detach().half().float().reshape(-1)
+    generator = torch.Generator().manual_seed(0)
+    best = float("inf")
+    for _ in range(20):
+        centres = weight[torch.randperm(len(weight), generator=generator)[:16]].clone()
+        for _ in range(50):
+            nearest = (weight[:, None] - centres).abs().argmin(1)
+            for i in range(16):
+                if (nearest == i).any():
+                    centres[i] = weight[nearest == i].mean()
+        best = min(best, float((weight - centres[nearest]).square().sum()))
+    ours = float((weight - palettes.palettize(weight, 4)).square().sum())
+    assert ours <= 1.1 * best
+
+
+def test_split_einsum_is_the_same_attention(job: Callable[..., Job]) -> None:
+    one = job("split-einsum-torch")
+    graph = components.load(one.model, "unet")
+    exact = components.run(graph, one.examples()[0])["out_sample"]
+    use_split_einsum_(graph.module.unet)
+    split = components.run(graph, one.examples()[0])["out_sample"]
+    assert parity.psnr(exact.numpy(), split.numpy()) > 110
+
+
+def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
+    job: Callable[..., Job],
+) -> None:
+    one = job("split-einsum", CoremlConfig(attention="split-einsum"))
+    to_coreml.export(one)
+    kinds = [op.kind for op in read(one.path).operations]
+    unet = models.load_unet(one.model)
+    heads = sum(m.heads for m in unet.modules() if hasattr(m, "heads"))
+    assert kinds.count("einsum") == 2 * heads
+    assert "matmul" not in kinds
+    assert parity.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > 50
+
+
+def test_attention_that_split_einsum_does_not_cover_is_refused(small_folder: Path) -> None:
+    unet = models.load_unet(str(small_folder))
+    attention = next(m for m in unet.modules() if hasattr(m, "set_processor"))
+    attention.group_norm = torch.nn.GroupNorm(1, 16)
+    with pytest.raises(Unsupported, match="has group_norm, which the split-einsum form"):
+        use_split_einsum_(unet)
+
+
+def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(
+    exported: Path, pruned_folder: Path
+) -> None:
+    whole = exported / "coreml" / "unet.mlpackage"
+    sizes = [
+        next(p.rglob("weight.bin")).stat().st_size for p in (whole, *to_coreml.chunks_of(whole))
+    ]
+    assert sum(sizes[1:]) == pytest.approx(sizes[0], rel=0.02)
+    assert max(sizes[1:]) < 0.6 * sizes[0]
+    pipe = models.load_pipeline(str(pruned_folder))
+    example = record(pipe, PROMPTS, seed=3, steps=1)["unet"][0]
+    to_coreml.check_chunks(whole, {k: v.numpy() for k, v in example.items()})
+
+
+def test_chunks_that_compute_something_else_are_an_error(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported / "coreml", tmp_path / "coreml")
+    whole = tmp_path / "coreml" / "unet.mlpackage"
+    permute_weight(to_coreml.chunks_of(whole)[0])
+    rng = np.random.default_rng(0)
+    example = {k: rng.normal(size=t.shape) for k, t in read(whole).inputs.items()}
+    with pytest.raises(LaptopError, match=r"chunks of .* give another out_sample"):
+        to_coreml.check_chunks(whole, example)
+
+
+def test_a_small_model_is_not_chunked(small: Path) -> None:
+    assert not (small / "coreml" / "unet_chunk1.mlpackage").exists()
+
+
+def test_the_compute_units_stand_in_the_package(spec: Any) -> None:
+    assert spec.description.metadata.userDefined["laptop.compute_units"] == "cpu_and_ne"
+
+
+@pytest.mark.parametrize(
+    ("system", "version", "precision", "floor"),
+    [("iOS16", 7, "fp16", 50), ("iOS18", 9, "fp32", 100), ("iOS18", 9, "palette6", 30)],
+)
+def test_the_deployment_target_is_that_of_the_settings(
+    system: str, version: int, precision: str, floor: float, job: Callable[..., Job]
+) -> None:
+    config = CoremlConfig(minimum_deployment_target=system)
+    one = job(f"{system}-{precision}", config, precision=precision)
+    to_coreml.export(one)
+    assert read_spec(one.path).specificationVersion == version
+    assert parity.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > floor
+
+
+def test_settings_that_are_not_known_are_refused_with_the_choices() -> None:
+    with pytest.raises(BadInput, match=r"attention = 'flash'; choose original, split-einsum"):
+        CoremlConfig(attention="flash")
+
+
+def swift_inputs(example: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The U-Net's inputs as Apple's runner gives them."""
+    arrays = {k: v.numpy() for k, v in example.items()}
+    states = arrays["encoder_hidden_states"].transpose(0, 2, 1)[:, :, None]  # (B, C, 1, T)
+    times = np.repeat(arrays["timestep"].reshape(1), 2)
+    return {**arrays, "encoder_hidden_states": states, "timestep": times}
+
+
+def test_resources_of_an_xl_model_take_what_apples_runner_gives(
+    exported: Path, pruned_folder: Path
+) -> None:
+    folder = exported / "coreml" / "Resources"
+    assert {p.name for p in folder.iterdir()} == {
+        "UnetChunk1.mlpackage",
+        "UnetChunk2.mlpackage",
+        "TextEncoder2.mlpackage",
+        "vocab.json",
+        "merges.txt",
+        "compile.sh",
+    }
+    pipe = models.load_pipeline(str(pruned_folder))
+    recorded = record(pipe, PROMPTS, seed=0, steps=1)
+    example = recorded["unet"][0]
+    given: dict[str, Any] = swift_inputs(example)
+    for name in ("UnetChunk1", "UnetChunk2"):  # as Unet.swift hands them on
+        package = folder / f"{name}.mlpackage"
+        taken = {k: given[k] for k in read(package).inputs}
+        given = {**given, **mil_interpreter.runner(package)(taken)}
+    plain = output_of(exported / "coreml" / "unet.mlpackage", example)
+    np.testing.assert_array_equal(given["noise_pred"], plain)
+
+    ids = recorded["text_encoder_2"][0]["input_ids"].numpy()
+    text = mil_interpreter.runner(folder / "TextEncoder2.mlpackage")
+    got = text({"input_ids": ids.astype(np.float32)})
+    whole = to_coreml.load(exported / "coreml" / "text_encoder_2.mlpackage")({"input_ids": ids})
+    last = pipe.text_encoder_2.config.num_hidden_layers - 1  # hidden_states[-2]
+    assert set(got) == {"hidden_embeds", "pooled_outputs"}
+    np.testing.assert_array_equal(got["hidden_embeds"], whole[f"hidden_states.{last}"])
+    np.testing.assert_array_equal(got["pooled_outputs"], whole["text_embeds"])
+
+
+def test_resources_of_an_older_model_take_what_apples_runner_gives(
+    small: Path, small_folder: Path
+) -> None:
+    folder = small / "coreml" / "Resources"
+    pipe = models.load_pipeline(str(small_folder))
+    recorded = record(pipe, PROMPTS, seed=0, steps=1)
+    run = mil_interpreter.runner(folder / "Unet.mlpackage")
+    example = recorded["unet"][0]
+    np.testing.assert_array_equal(
+        run(swift_inputs(example))["noise_pred"],
+        output_of(small / "coreml" / "unet.mlpackage", example),
     )
-    report = json.loads((out / "report.json").read_text())
-    (row,) = report["results"]
-    if sys.platform == "darwin":
-        assert (row["state"], row["samples"]) == ("verified", 2), row
-    else:
-        assert row["state"] == "converted, not run here"
-        assert (row["samples"], row["psnr_db"], row["max_abs_error"]) == (0, None, None)
-    parity.check(report)
+    text = mil_interpreter.runner(folder / "TextEncoder.mlpackage")
+    ids = recorded["text_encoder"][0]["input_ids"].numpy().astype(np.float32)
+    assert set(text({"input_ids": ids})) == {"last_hidden_state", "pooled_outputs"}
+    picture = mil_interpreter.runner(folder / "VAEDecoder.mlpackage")
+    latent = recorded["vae_decoder"][0]["latent_sample"].numpy()
+    assert picture({"z": latent})["image"].shape == (1, 3, 16, 16)
+    spec = read_spec(folder / "TextEncoder.mlpackage").description
+    assert described(spec.input) == {"input_ids": ([1, 16], FLOAT32)}
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    assert vocabulary == pipe.tokenizer.get_vocab()
+
+
+def test_resources_take_no_second_place_on_the_disk(small: Path) -> None:
+    (one,) = (small / "coreml" / "unet.mlpackage").rglob("weight.bin")
+    (other,) = (small / "coreml" / "Resources" / "Unet.mlpackage").rglob("weight.bin")
+    assert one.samefile(other)
 
 
 def test_only_what_leads_to_nothing_but_sines_stays_fp32() -> None:

@@ -77,12 +77,12 @@ def _write_graph(
             opset_version=OPSET,
             input_names=list(traced.inputs),
             output_names=list(traced.outputs),
-            dynamic_axes=_dynamic_axes(component, traced),
+            dynamic_axes=dynamic_axes(component, traced),
         )
         _gather(Path(raw), folder)
 
 
-def _dynamic_axes(component: str, traced: Graph) -> dict[str, dict[int, str]]:
+def dynamic_axes(component: str, traced: Graph) -> dict[str, dict[int, str]]:
     """Axis names as optimum writes them; it computes output shapes from such as "height * 8"."""
     factor = 1
     if component.startswith("vae_"):

@@ -135,8 +135,10 @@ def test_weights_beside_the_graph_end_in_one_file_and_count(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": ("onxn",)}, "unknown target 'onxn'; known: onnx, coreml. Did you mean 'onnx'"),
-        ({"targets": ("tensorrt",)}, "'tensorrt' is planned, but not in this version"),
+        (
+            {"targets": ("onxn",)},
+            "unknown target 'onxn'; known: onnx, coreml, tensorrt. Did you mean 'onnx'",
+        ),
         ({"targets": ("executorch",)}, "'executorch' is planned, but not in this version"),
         ({"targets": ()}, "at least one target"),
         ({"components": ("vae",)}, "unknown component 'vae'"),

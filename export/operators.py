@@ -27,8 +27,8 @@ _EVERYWHERE = {
         "Range Sub"
     ),
     FLOAT + INT + BOOL: (
-        "Cast Concat Constant Expand Flatten Gather Identity Reshape Shape Slice Split Squeeze Tile "
-        "Transpose Trilu Unsqueeze Where"
+        "Cast Concat Constant Expand Flatten Gather Identity Reshape Shape Slice Split Squeeze "
+        "Tile Transpose Trilu Unsqueeze Where"
     ),
     BOOL: "And Not Or",
 }

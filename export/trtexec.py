@@ -284,12 +284,17 @@ def failure(log: str, code: int, what: str) -> LaptopError:
     said = [line.strip() for line in re.findall(r"\[E\] (.+)", log)]
     unknown = [line.split()[2] for line in said if line.startswith("Unknown option: ")]
     if unknown:
-        return Unsupported(
-            f"{what}: this trtexec (TensorRT {read_version(log)}) does not know "
-            f"{', '.join(unknown)}. Compare `trtexec --help` there with `laptop.export.trtexec`."
-        )
+        return refused(what, read_version(log), unknown)
     tail = "; ".join(said[:3]) or " ".join(log.split()[-30:]) or "it printed nothing"
     return LaptopError(f"{what}: trtexec failed (exit code {code}): {tail}")
+
+
+def refused(what: str, version: Version, flags: Iterable[str]) -> Unsupported:
+    """An error for flags that this trtexec does not take."""
+    return Unsupported(
+        f"{what}: this trtexec (TensorRT {version}) does not know {', '.join(flags)}. Please "
+        "report it with the output of `trtexec --help` there."
+    )
 
 
 # When an engine may be used again --------------------------------------------------------------

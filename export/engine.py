@@ -149,7 +149,7 @@ def _is_there(where: Place, engine: str, key: EngineKey) -> bool:
     """Whether an engine of exactly this key, whole, lies there."""
     beside = shlex.quote(f"{engine.removesuffix('.plan')}.json")
     at = shlex.quote(engine)
-    found = where.run(f"cat {beside} && sha256sum {at}", 600)
+    found = where.run(f"cat {beside} && echo && sha256sum {at}", 600)
     if found.code:
         return False
     text, _, line = found.out.strip().rpartition("\n")

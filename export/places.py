@@ -256,11 +256,10 @@ def run_long(
         f"mkdir {at} 2>/dev/null || exit 0\n"
         f"setsid sh -c {shlex.quote(inner)} </dev/null >/dev/null 2>&1 &"
     )
+    lives = f"{{ [ ! -s {at}/pid ] || kill -0 $(cat {at}/pid) 2>/dev/null; }}"  # or is starting
     poll = (
-        f"[ -f {at}/code ] && exec cat {at}/code\n"
-        f"[ -f {at}/pid ] && kill -0 $(cat {at}/pid) 2>/dev/null && exit 0\n"
-        f"sleep 0.3; [ -f {at}/code ] && exec cat {at}/code\n"
-        f"[ ! -f {at}/pid ] || echo gone"
+        f"[ -f {at}/code ] && exec cat {at}/code\n{lives} && exit 0\n"
+        f"sleep 0.2; [ -f {at}/code ] && exec cat {at}/code\n{lives} || echo gone"
     )
     checked(where, start)
     end = time.monotonic() + timeout_s

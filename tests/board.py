@@ -41,6 +41,16 @@ class Board:
         return {"HOME": str(self.home), "TMPDIR": str(self.tmp), "PATH": path}
 
     @property
+    def left(self) -> list[Path]:
+        """What we left in its temporary folder; ONNX Runtime, in the stand-in, puts `.ses` there."""
+        return list(self.tmp.glob("laptop*"))
+
+    @property
+    def kept(self) -> list[Path]:
+        """What was sent there or made there."""
+        return list((self.home / ".cache/laptop").rglob("*"))
+
+    @property
     def engines(self) -> list[Path]:
         return sorted((self.home / ".cache/laptop/tensorrt/engines").glob("*.plan"))
 

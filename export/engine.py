@@ -285,8 +285,9 @@ def _raw(plan: BuildPlan, version: Version, given: Mapping[str, Array]) -> dict[
     for name, tensor in plan.inputs.items():
         array = np.ascontiguousarray(given[name], trtexec.raw_type(tensor.dtype, version))
         array = array.reshape(np.shape(given[name]))
-        fits = len(array.shape) == len(tensor.shape) and all(
-            d in (-1, n) for n, d in zip(array.shape, tensor.shape, strict=True)
+        shape: tuple[int, ...] = array.shape
+        fits = len(shape) == len(tensor.shape) and all(
+            wanted in (-1, found) for found, wanted in zip(shape, tensor.shape, strict=True)
         )
         if not fits:
             raise BadInput(f"{name} has shape {array.shape}; the engine takes {tensor.shape}.")

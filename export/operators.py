@@ -96,7 +96,7 @@ def _problem(node: onnx.NodeProto, types: dict[str, int], listed: Mapping[str, s
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}.{node.op_type}"
     if node.op_type not in listed:
-        return node.op_type
+        return str(node.op_type)
     names = node.output if node.op_type in _BY_OUTPUT else node.input
     for name in names[:1] if node.op_type in _ONE_INPUT else names:
         kind = types.get(name, 0)

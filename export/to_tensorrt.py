@@ -156,14 +156,11 @@ def _ranges(config: TensorrtConfig, job: Job, example: Example) -> Ranges:
     pictures = _three("batch", config.batch or (1, 1, 1))
     sampled = _sampled_pixels(job)
     pixels = _three("resolution", config.resolution or (sampled,) * 3)
-    return {
-        name: tuple(
-            _scaled(tuple(value.shape), count, size, sampled)
-            for count, size in zip(pictures, pixels, strict=True)
-        )
-        for name, value in example.items()
-        if value.ndim
-    }  # type: ignore[return-value]
+
+    def bound(value: torch.Tensor, i: int) -> Shape:
+        return _scaled(tuple(value.shape), pictures[i], pixels[i], sampled)
+
+    return {k: (bound(v, 0), bound(v, 1), bound(v, 2)) for k, v in example.items() if v.ndim}
 
 
 def _three(name: str, given: tuple[int, ...]) -> tuple[int, ...]:

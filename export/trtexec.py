@@ -192,11 +192,7 @@ def raw_type(dtype: str, version: Version) -> np.dtype[Any]:
     """The type of an input's raw values; before 9 an INT64 input is an INT32 binding."""
     if dtype == "INT64":
         return np.dtype(np.int32 if version.major < 9 else np.int64)
-    return {
-        "FLOAT": np.dtype(np.float32),
-        "FLOAT16": np.dtype(np.float16),
-        "INT32": np.dtype(np.int32),
-    }[dtype]
+    return np.dtype({"FLOAT": "float32", "FLOAT16": "float16", "INT32": "int32"}[dtype])
 
 
 # What it prints ------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Board:
 
     @property
     def left(self) -> list[Path]:
-        """What we left in its temporary folder; ONNX Runtime, in the stand-in, puts `.ses` there."""
+        """What we left in its temporary folder; the stand-in's ONNX Runtime puts `.ses` there."""
         return list(self.tmp.glob("laptop*"))
 
     @property

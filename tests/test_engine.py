@@ -7,7 +7,7 @@ with ONNX Runtime, so that what is tested is everything around the engine.
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import board as boards
 import numpy as np
 import pytest
 import torch
-from board import STANDIN, Board, Proxy, Server, needs_sshd
+from board import Board, Proxy, Server, needs_sshd
 
 from laptop import models
 from laptop.errors import BadInput, LaptopError, Unsupported
@@ -373,53 +373,3 @@ def test_an_artifacts_folder_without_tensorrt_is_an_error(tmp_path: Path) -> Non
     (tmp_path / "artifacts.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match="has no TensorRT graphs; export with --to tensorrt"):
         engine.build_all(tmp_path, Local())
-
-
-# The stand-in itself ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def standin(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    def call(version: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(STANDIN), f"--standin={version},Orin,8.7", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("version", "arguments", "said"),
-    [
-        ("11.0.0", ["--onnx=m.onnx", "--fp16"], "[E] Unknown option: --fp16"),
-        ("11.0.0", ["--onnx=m.onnx", "--int8", "--best"], "[E] Unknown option: --best"),
-        ("10.3.0", ["--onnx=m.onnx", "--workspace=9"], "[E] Unknown option: --workspace 9"),
-        ("8.6.1", ["--onnx=m.onnx", "--stronglyTyped"], "[E] Unknown option: --stronglyTyped"),
-        ("8.6.1", ["--fp16"], "[E] Model missing or format not recognized"),
-        ("10.3.0", ["--loadEngine=a", "--saveEngine=b"], "[E] Incompatible load and save"),
-        ("10.3.0", ["--loadEngine=none.plan"], "[E] Error opening engine file: none.plan"),
-    ],
-)
-def test_the_standin_refuses_as_the_real_one(
-    version: str, arguments: list[str], said: str, standin: Any
-) -> None:
-    done = standin(version, *arguments)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "&&&& FAILED TensorRT.trtexec [TensorRT v" in done.stdout
-
-
-def test_the_standin_times_and_summarizes_in_the_documented_forms(
-    standin: Any, exported: Path, tmp_path: Path
-) -> None:
-    done = standin(
-        *("10.3.0", f"--onnx={unet(exported)}", "--stronglyTyped"),
-        *("--iterations=3", "--exportTimes=times.json"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert trtexec.read_version(done.stdout) == (10, 3, 0)
-    assert trtexec.read_device(done.stdout) == ("Orin", "8.7")
-    times = trtexec.read_times((tmp_path / "times.json").read_text())
-    summary = trtexec.read_summary(done.stdout)
-    assert len(times) == 3
-    mean = float(np.mean([t.compute for t in times]))
-    assert summary.latency_ms["GPU Compute Time"]["mean"] == pytest.approx(mean, rel=1e-3)

@@ -45,7 +45,7 @@ class WithWeights(nn.Module):
 
 
 def trace(
-    graph: Graph, component: str, example: Mapping[str, Tensor], dtype: torch.dtype
+    graph: Graph, component: str, example: Mapping[str, Tensor], dtype: torch.dtype, opset: int
 ) -> onnx.ModelProto:
     """The graph in `dtype`, dynamic in batch and picture size; its weights are inputs.
 
@@ -65,7 +65,7 @@ def trace(
             (*inputs, *zeros),
             str(path),
             dynamo=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[*graph.inputs, *function.names],
             output_names=list(graph.outputs),
             dynamic_axes=_dynamic_axes(component, graph),

@@ -39,7 +39,12 @@ class CoremlConfig:
 
 @dataclass(frozen=True)
 class TensorrtConfig:
-    """The table `[export.tensorrt]`."""
+    """The table `[export.tensorrt]`. Engines with static shapes are smaller and faster."""
+
+    batch: tuple[int, ...] = ()  # pictures at once: min, opt, max; (): one, static
+    resolution: tuple[int, ...] = ()  # pixels a side: min, opt, max; (): as sampled, static
+    optimization_level: int | None = None  # of the builder, 0 to 5; None: TensorRT's own, 3
+    workspace_mib: int | None = None  # most scratch memory of a layer; None: what the device has
 
 
 @dataclass(frozen=True)

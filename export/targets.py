@@ -52,8 +52,17 @@ TARGETS = {
         precisions=("fp16", "fp32", "palette8", "palette6", "palette4", "mixed"),
         peak_bytes_per_weight=14,
     ),
+    "tensorrt": Target(
+        module="laptop.export.to_tensorrt",
+        extra="tensorrt",
+        packages=("onnx", "onnxruntime"),
+        components=COMPONENTS,
+        file="{component}/model.onnx",
+        precisions=("fp16", "fp32"),
+        peak_bytes_per_weight=8,
+    ),
 }
-LATER = ("tensorrt", "executorch")  # known, not in this version
+LATER = ("executorch",)  # known, not in this version
 VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
 BYTES = {
     **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0},

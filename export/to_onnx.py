@@ -12,11 +12,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.export import components, onnx_graph, onnx_weights, runtimes
+from laptop.export import components, folding, onnx_graph, onnx_weights, runtimes
 from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
@@ -33,22 +34,29 @@ def export(job: Job) -> None:
     Large weights lie beside the graph, in `model.onnx_data`. In fp16 everything is of that
     precision, inputs and outputs too, but the timestep and SDXL's sizes.
     """
-    dtype = torch.float16 if job.precision == "fp16" else torch.float32
-    graph = (
-        components.empty(job.model)
-        if job.component == "unet"
-        else load_graph(job.model, job.component)
-    )
-    example = job.examples()[0]
-    with onnx_weights.reader(job.model, job.component, graph) as read:
-        model = onnx_graph.trace(graph, job.component, example, dtype)
-        if job.config.onnx.shapes == "static":
-            shapes = {name: tuple(example[name].shape) for name in graph.inputs}
-            onnx_graph.fix_shapes_(model, shapes)
-        is_int8 = job.precision == "int8"
-        onnx_weights.write(model, len(graph.inputs), read, job.path, int8=is_int8)
+    write(job, is_static=job.config.onnx.shapes == "static")
     source = models.folder(job.model) / folder_of(job.component) / "config.json"
     shutil.copy(source, job.path.parent)
+
+
+def write(job: Job, *, is_static: bool, opset: int = onnx_graph.OPSET) -> onnx.ModelProto:
+    """Write the graph of `job` and its weights to its path; returns what was written.
+
+    Static shapes are those of the examples, and nothing is left of the arithmetic on them.
+    """
+    dtype = torch.float16 if job.precision == "fp16" else torch.float32
+    is_unet = job.component == "unet"  # its weights are read from its files, one by one
+    graph = components.empty(job.model) if is_unet else load_graph(job.model, job.component)
+    example = job.examples()[0]
+    with onnx_weights.reader(job.model, job.component, graph) as read:
+        model = onnx_graph.trace(graph, job.component, example, dtype, opset)
+        if is_static:
+            shapes = {name: tuple(example[name].shape) for name in graph.inputs}
+            onnx_graph.fix_shapes_(model, shapes)
+            folding.fold_(model)
+        is_int8 = job.precision == "int8"
+        onnx_weights.write(model, len(graph.inputs), read, job.path, int8=is_int8)
+    return model
 
 
 def complete(model: str, folder: Path) -> None:

@@ -133,3 +133,14 @@ def test_listing_the_models_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_programs_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = {p["name"]: p["path"] for p in doctor.programs()}
+    assert found["ssh"] is None
+    (tmp_path / "ssh").write_text("#!/bin/sh\n")
+    (tmp_path / "ssh").chmod(0o755)
+    found = {p["name"]: p["path"] for p in doctor.programs()}
+    assert found["ssh"] == str(tmp_path / "ssh")
+    assert "TensorRT engines on this machine" in printed(doctor.print_report)

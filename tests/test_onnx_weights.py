@@ -158,7 +158,7 @@ def test_a_large_unet_is_traced_without_its_weights() -> None:
         "timestep": torch.tensor(500.0),
         "encoder_hidden_states": torch.zeros(2, 77, 768),
     }
-    traced = onnx_graph.trace(graph, "unet", example, torch.float16)
+    traced = onnx_graph.trace(graph, "unet", example, torch.float16, onnx_graph.OPSET)
     params = sum(np.prod(list(s.shape)) for s in graph.module.state_dict().values())
     assert params == 859_520_964
     assert traced.ByteSize() < 2_000_000

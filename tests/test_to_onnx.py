@@ -118,8 +118,10 @@ def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": ("onxn",)}, "unknown target 'onxn'; known: onnx, coreml. Did you mean 'onnx'"),
-        ({"targets": ("tensorrt",)}, "'tensorrt' is planned, but not in this version"),
+        (
+            {"targets": ("onxn",)},
+            "unknown target 'onxn'; known: onnx, coreml, tensorrt. Did you mean 'onnx'",
+        ),
         ({"targets": ("executorch",)}, "'executorch' is planned, but not in this version"),
         ({"targets": ()}, "at least one target"),
         ({"components": ("vae",)}, "unknown component 'vae'"),

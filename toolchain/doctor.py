@@ -4,6 +4,7 @@ The lists come from this package's own metadata (what `pyproject.toml` declares)
 fall behind it. Nothing here touches the network; torch is imported for the devices only, last.
 """
 
+import os
 import platform
 import shutil
 import sys
@@ -23,9 +24,14 @@ DISTRIBUTION = "laptop-diff"
 GIVES = {  # extra: what it is for; a test holds that each extra for users stands here
     "onnx": "export to ONNX, its parity and its latency on ONNX Runtime",
     "coreml": "export to Core ML packages, computed by an interpreter where no Mac is",
+    "tensorrt": "graphs for TensorRT, which itself comes from NVIDIA, with JetPack or the SDK",
     "train": "training data in Hugging Face datasets and in tar shards",
     "adam8bit": 'optimizer = "adamw-8bit" in a recipe\'s [train]',
     "optimum": "loading the ONNX folder with optimum's ONNX Runtime pipelines",
+}
+PROGRAMS = {
+    "trtexec": "TensorRT engines on this machine",
+    "ssh": "engines and measurements on a board",
 }
 
 
@@ -37,8 +43,18 @@ def report() -> dict[str, Any]:
         "packages": core_packages(),
         "extras": extras(),
         **models_report(),
+        "programs": programs(),
         "devices": devices(),
     }
+
+
+def programs() -> list[dict[str, Any]]:
+    """Programs that some targets and devices use; `path` is None where one is missing."""
+    places = f"{os.environ.get('PATH', os.defpath)}:/usr/src/tensorrt/bin:/opt/tensorrt/bin"
+    return [
+        {"name": name, "gives": gives, "path": shutil.which(name, path=places)}
+        for name, gives in PROGRAMS.items()
+    ]
 
 
 def models_report() -> dict[str, Any]:
@@ -159,6 +175,8 @@ def print_report(console: "Console | None" = None) -> None:
     _print_packages(core_packages(), out)
     _print_extras(extras(), out)
     print_models(out)
+    rows = [(p["name"], p["gives"], p["path"] or "missing") for p in programs()]
+    _print_table(("program", "gives", "found"), rows, out)
     _print_table(
         ("device", "what", "memory"),
         [

@@ -68,7 +68,8 @@ def _values(codes: Any) -> tuple[Any, Any]:
 
 def is_palettized(weight: Any) -> bool:
     """Whether an fp16 array has few enough values for a palette."""
-    return len(_values(weight.reshape(-1).view(np.uint16))[0]) <= 2 ** max(BITS.values())
+    used, _ = _values(weight.reshape(-1).view(np.uint16))
+    return len(used) <= 1 << max(BITS.values())
 
 
 def encode(weight: Any) -> tuple[Any, Any]:

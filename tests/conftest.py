@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from laptop import models
 from laptop.distill.encoding import DataConfig, make_cache
+from laptop.export.inputs import record
+from laptop.export.job import Job, save_examples
+from laptop.export.settings import CoremlConfig, ExportConfig
 from laptop.tiny import architecture
 from laptop.tiny.architecture import MAX_TOKENS, tokenizer
 from laptop.training_data import Scenes
@@ -136,3 +141,39 @@ def small_sd15() -> StableDiffusionPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.5's wiring, smaller than `tiny-sdxl`."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small_sd15().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def job(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """Jobs for the small U-Net on its recorded inputs."""
+    folder = tmp_path_factory.mktemp("jobs")
+    pipe = models.load_pipeline(str(small_folder))
+    save_examples(
+        record(pipe, ["a large red circle on white"], seed=0, steps=2)["unet"],
+        folder / "unet.safetensors",
+    )
+    first = Job(
+        target="coreml",
+        component="unet",
+        precision="fp16",
+        model=str(small_folder),
+        inputs=folder / "unet.safetensors",
+        path=folder / "unet.mlpackage",
+        config=ExportConfig(targets=("coreml",)),
+    )
+
+    def made(name: str, config: CoremlConfig | None = None, **changes: Any) -> Job:
+        settings = replace(first.config, coreml=config or CoremlConfig())
+        (folder / name).mkdir()
+        path = folder / name / "unet.mlpackage"
+        return replace(first, path=path, config=settings, **changes)
+
+    return made

@@ -11,33 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packages import GIVEN, random, save
 
 from laptop.errors import BadInput, Unsupported
 from laptop.export.mil_interpreter import runner
 from laptop.export.mil_operators import OPERATORS
 from laptop.export.mil_program import read, read_spec, spec_path
-from laptop.export.to_coreml import _quiet, library
+from laptop.export.to_coreml import library
 
 library()
 from coremltools.converters.mil import Builder as mb  # noqa: E402
 
-RNG = np.random.default_rng(0)
-
-
-def random(*shape: int) -> Any:
-    return RNG.normal(size=shape).astype(np.float32)
-
-
-GIVEN = {
-    "x": random(2, 3, 4),
-    "y": random(2, 3, 4),
-    "image": random(2, 4, 5, 6),
-    "positive": np.abs(random(2, 3, 4)) + 0.5,
-    "numbers": RNG.integers(0, 3, (2, 3)).astype(np.int32),
-    "query": random(2, 3, 4, 5),
-    "key": random(2, 3, 6, 5),
-    "value": random(2, 3, 6, 7),
-}
 KERNEL, BIAS, WEIGHT = random(6, 2, 3, 2), random(6), random(5, 4)
 SCALE, SHIFT, MEAN, VARIANCE = random(4), random(4), random(4), np.abs(random(4)) + 0.1
 
@@ -263,37 +247,6 @@ CASES: dict[str, Case] = {
 }
 
 
-def save(build: Callable[[dict[str, Any]], list[Any]], path: Path, target: str) -> None:
-    """A package of the program that `build` makes of the inputs GIVEN, unchanged by any pass."""
-    ct = library()
-    types = {np.dtype(np.float32): mb_type("fp32"), np.dtype(np.int32): mb_type("int32")}
-    specs = [mb.TensorSpec(shape=v.shape, dtype=types[v.dtype]) for v in GIVEN.values()]
-
-    def traced(*values: Any) -> list[Any]:
-        return build(dict(zip(GIVEN, values, strict=True)))
-
-    names = ", ".join(GIVEN)
-    scope: dict[str, Any] = {"traced": traced}
-    exec(f"def program({names}):\n    return traced({names})", scope)  # mb reads parameter names
-    with _quiet():
-        program = mb.program(input_specs=specs, opset_version=ct.target[target])(scope["program"])
-        model = ct.convert(
-            program,
-            convert_to="mlprogram",
-            compute_precision=ct.precision.FLOAT32,
-            minimum_deployment_target=ct.target[target],
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            skip_model_load=True,
-        )
-        model.save(str(path))
-
-
-def mb_type(name: str) -> Any:
-    from coremltools.converters.mil.mil import types
-
-    return getattr(types, name)
-
-
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the interpreter makes of a package with all cases; bool as int32, fp16 as fp32."""
@@ -335,104 +288,7 @@ def test_an_operator_computes_what_coremltools_or_its_documentation_says(
 
 def test_every_operator_is_validated() -> None:
     cases = {name.split(".")[0] for name in CASES}
-    constants = {name for name in OPERATORS if name.startswith("const")}
-    assert cases | constants == set(OPERATORS)
-    assert constants == {"const", *(f"constexpr_{kind}" for kind in CONSTANTS)}
-
-
-def packed(values: Any, bits: int) -> Any:
-    return np.packbits(np.unpackbits(values[:, None], axis=1, bitorder="little")[:, :bits].reshape(-1), bitorder="little")  # noqa: E501  # fmt: skip
-
-
-CONSTANTS: dict[str, list[tuple[str, Callable[[], Any]]]] = {
-    "lut_to_dense": [
-        (
-            "iOS16",
-            lambda bits=bits: mb.constexpr_lut_to_dense(
-                indices=packed(RNG.integers(0, 2**bits, 77).astype(np.uint8), bits),
-                lut=random(2**bits).astype(np.float16),
-                shape=np.array([7, 11], np.uint32),
-            ),
-        )
-        for bits in (4, 6, 8)
-    ]
-    + [
-        (
-            "iOS18",
-            lambda bits=bits: mb.constexpr_lut_to_dense(
-                indices=RNG.integers(0, 2**bits, (6, 10)).astype(library_numpy_type(f"uint{bits}")),
-                lut=random(3, 1, 2**bits, 1).astype(np.float16),
-            ),
-        )
-        for bits in (1, 2, 3, 4, 6, 8)
-    ],
-    "affine_dequantize": [
-        (
-            "iOS16",
-            lambda: mb.constexpr_affine_dequantize(
-                quantized_data=RNG.integers(-128, 128, (5, 9)).astype(np.int8),
-                zero_point=np.array([1, -3, 0, 7, 2], np.int8),
-                scale=np.abs(random(5)).astype(np.float16),
-                axis=0,
-            ),
-        ),
-    ],
-    "blockwise_shift_scale": [
-        (
-            "iOS18",
-            lambda: mb.constexpr_blockwise_shift_scale(
-                data=RNG.integers(-8, 8, (6, 10)).astype(library_numpy_type("int4")),
-                scale=np.abs(random(3, 2)).astype(np.float16),
-                offset=RNG.integers(-8, 8, (3, 2)).astype(library_numpy_type("int4")),
-            ),
-        ),
-        (
-            "iOS18",
-            lambda: mb.constexpr_blockwise_shift_scale(
-                data=RNG.integers(0, 255, (6, 10)).astype(np.uint8),
-                scale=np.abs(random(6, 1)).astype(np.float32),
-            ),
-        ),
-    ],
-    "cast": [
-        (
-            "iOS16",
-            lambda: mb.constexpr_cast(
-                source_val=random(3, 5).astype(np.float16), output_dtype="fp32"
-            ),
-        ),
-    ],
-}
-
-
-def library_numpy_type(name: str) -> Any:
-    from coremltools.converters.mil.mil.types import type_mapping
-
-    return type_mapping.string_to_nptype(name)
-
-
-@pytest.mark.parametrize(
-    ("target", "build"),
-    [
-        pytest.param(*case, id=f"{k}-{i}")
-        for k, cases in CONSTANTS.items()
-        for i, case in enumerate(cases)
-    ],
-)
-def test_a_compressed_constant_unfolds_as_coremltools_unfolds_it(
-    target: str, build: Callable[[], Any], tmp_path: Path
-) -> None:
-    expected: list[Any] = []
-
-    def program(given: dict[str, Any]) -> list[Any]:
-        made = build()
-        expected.append(made.op.materialized_val_inference())
-        return [mb.cast(x=made, dtype="fp32"), mb.add(x=given["x"], y=1.0)]
-
-    save(program, tmp_path / "constant.mlpackage", target)
-    outputs = runner(tmp_path / "constant.mlpackage")(GIVEN)
-    got = outputs[read(tmp_path / "constant.mlpackage").outputs[0]]
-    np.testing.assert_allclose(got, np.asarray(expected[0], np.float32), rtol=1e-3, atol=1e-6)
+    assert cases == {name for name in OPERATORS if not name.startswith("const")}
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Core ML packages, read back and computed by the reference interpreter (on macOS by Core ML)."""
 
-import copy
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packages import exact_output, output_of, weights_of
 
-from conftest import small_sd15
 from laptop import models
-from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export import components, mil_interpreter, palettes, parity, to_coreml
+from laptop.errors import BadInput, LaptopError
+from laptop.export import mil_interpreter, parity, to_coreml
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.inputs import record
-from laptop.export.job import Job, save_examples
-from laptop.export.mil_program import Program, read, read_spec, spec_path
+from laptop.export.job import Job
+from laptop.export.mil_program import read, read_spec, spec_path
 from laptop.export.settings import CoremlConfig
-from laptop.export.split_einsum import use_split_einsum_
 from laptop.export.to_coreml import feeds_angles, library
 
 PROMPTS = ["a large red circle on white"]
@@ -42,44 +39,11 @@ def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stable Diffusion 1.5's wiring, smaller than `tiny-sdxl`."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    small_sd15().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def small(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All components of it, the VAE in fp16."""
     out = tmp_path_factory.mktemp("coreml") / "small"
     config = ExportConfig(targets=("coreml",), vae_precision="fp16")
     return export_model(str(small_folder), out, config, PROMPTS)
-
-
-@pytest.fixture(scope="module")
-def job(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
-    """Jobs for the small U-Net on its recorded inputs."""
-    folder = tmp_path_factory.mktemp("jobs")
-    pipe = models.load_pipeline(str(small_folder))
-    save_examples(record(pipe, PROMPTS, seed=0, steps=2)["unet"], folder / "unet.safetensors")
-    first = Job(
-        target="coreml",
-        component="unet",
-        precision="fp16",
-        model=str(small_folder),
-        inputs=folder / "unet.safetensors",
-        path=folder / "unet.mlpackage",
-        config=ExportConfig(targets=("coreml",)),
-    )
-
-    def made(name: str, config: CoremlConfig | None = None, **changes: Any) -> Job:
-        settings = replace(first.config, coreml=config or CoremlConfig())
-        (folder / name).mkdir()
-        path = folder / name / "unet.mlpackage"
-        return replace(first, path=path, config=settings, **changes)
-
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -117,34 +81,9 @@ def test_the_network_computes_in_fp16_and_only_its_time_embeddings_in_fp32(spec:
     assert all(found == {fp16} for found in types.values())
 
 
-def weights_of(program: Program) -> dict[str, torch.Tensor]:
-    """Values of a program's parameters by their names in PyTorch, dots as underscores."""
-    values: dict[str, Any] = {}
-    for op in program.operations:
-        if op.kind.startswith("const"):
-            mil_interpreter.compute_(op, values)
-    prefixes = ("p_unet_", "p_encoder_", "p_vae_")
-    found = {}
-    for name, value in values.items():
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                short = name.removeprefix(prefix).removesuffix("_palettized")
-                found[short.removesuffix("_to_fp16")] = value
-    return found
-
-
 def reports(artifacts: Path, model: Path, out: Path) -> list[dict[str, Any]]:
     parity.verify(artifacts, str(model), out, parity.VerifyConfig(steps=2), PROMPTS)
     return json.loads((out / "report.json").read_text())["results"]
-
-
-def output_of(path: Path, example: dict[str, torch.Tensor]) -> Any:
-    return to_coreml.load(path)({k: v.numpy() for k, v in example.items()})["out_sample"]
-
-
-def exact_output(job: Job) -> Any:
-    graph = components.load(job.model, "unet")
-    return components.run(graph, job.examples()[0])["out_sample"].numpy()
 
 
 def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> None:
@@ -230,16 +169,6 @@ def drop_operation(package: Path) -> None:
     spec_path(package).write_bytes(spec.SerializeToString())
 
 
-def wrong_palette(package: Path) -> None:
-    """Turn one palette around."""
-    unfolded = [o for o in read(package).operations if o.kind == "constexpr_lut_to_dense"]
-    palette = unfolded[1].inputs["lut"].read().numpy()
-    (weights,) = package.rglob("weight.bin")
-    data = weights.read_bytes()
-    assert data.count(palette.tobytes()) == 1
-    weights.write_bytes(data.replace(palette.tobytes(), palette[::-1].tobytes()))
-
-
 @pytest.mark.parametrize("fault", [permute_weight, drop_operation])
 def test_a_planted_fault_is_found(
     fault: Callable[[Path], None], small: Path, small_folder: Path, tmp_path: Path
@@ -251,129 +180,6 @@ def test_a_planted_fault_is_found(
     assert rows["unet"]["state"] == "failed"
     assert rows["unet"]["psnr_db"] < rows["unet"]["floor_db"]
     assert rows["vae_decoder"]["reason"] is None
-
-
-@pytest.fixture(scope="module")
-def palettized(job: Callable[..., Job]) -> dict[str, Path]:
-    made = {}
-    for precision in ("palette8", "palette4"):
-        one = job(precision, precision=precision)
-        to_coreml.export(one)
-        made[precision] = one.path
-    return made
-
-
-def test_fewer_bits_are_a_smaller_package_and_a_larger_error(
-    palettized: dict[str, Path], job: Callable[..., Job]
-) -> None:
-    one = job("compare")
-    exact = exact_output(one)
-    db = {k: parity.psnr(exact, output_of(p, one.examples()[0])) for k, p in palettized.items()}
-    size = {k: next(p.rglob("weight.bin")).stat().st_size for k, p in palettized.items()}
-    assert db["palette8"] > db["palette4"]
-    for precision, value in db.items():
-        assert value >= parity.FLOORS[precision], (precision, value)
-    assert size["palette8"] > size["palette4"]
-
-
-def test_a_saved_palette_gives_back_the_values_that_were_chosen(
-    palettized: dict[str, Path], small_folder: Path
-) -> None:
-    found = weights_of(read(palettized["palette4"]))
-    layers = palettes.layers(models.load_unet(str(small_folder)))
-    assert len(layers) > 20
-    for name, layer in layers.items():
-        value = found[f"{name}.weight".replace(".", "_")].float()
-        assert len(value.unique()) <= 16
-        torch.testing.assert_close(value, palettes.palettize(layer.weight, 4), rtol=0, atol=0)
-
-
-def test_a_wrong_palette_is_found(
-    palettized: dict[str, Path], job: Callable[..., Job], tmp_path: Path
-) -> None:
-    one = job("palette-fault")
-    damaged = tmp_path / "unet.mlpackage"
-    shutil.copytree(palettized["palette8"], damaged)
-    wrong_palette(damaged)
-    found = parity.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
-    assert found < parity.FLOORS["palette8"]
-
-
-def test_mixed_bits_keep_their_floor_with_less_than_8_bits(job: Callable[..., Job]) -> None:
-    one = job("mixed", CoremlConfig(mixed_floor_db=35), precision="mixed")
-    to_coreml.export(one)
-    exact = exact_output(one)
-    assert parity.psnr(exact, output_of(one.path, one.examples()[0])) >= 34.9
-    words = read_spec(one.path).description.metadata.userDefined
-    bits = json.loads(words["laptop.palette_bits"])
-    layers = palettes.layers(components.load(one.model, "unet").module)
-    assert set(bits) == set(layers)
-    assert len(set(bits.values())) > 1
-    graph = components.load(one.model, "unet")
-    assert palettes.stored_bits(graph.module, bits) < 8.5
-
-
-def test_mixed_bits_leave_the_model_as_it_was_and_refuse_what_cannot_be(
-    job: Callable[..., Job],
-) -> None:
-    one = job("impossible")
-    graph = components.load(one.model, "unet")
-    before = copy.deepcopy(graph.module.state_dict())
-
-    def forward() -> list[torch.Tensor]:
-        return list(components.run(graph, one.examples()[0]).values())
-
-    with pytest.raises(Unsupported, match=r"dB after 12 choices, 150 dB wanted"):
-        palettes.choose(graph.module, forward, 150)
-    after = graph.module.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-
-
-def test_a_palette_is_no_worse_than_a_slow_k_means(small_folder: Path) -> None:
-    """Lloyd's iterations on all weights from many random starts."""
-    weight = models.load_unet(str(small_folder)).conv_in.weight.detach().half().float().reshape(-1)
-    generator = torch.Generator().manual_seed(0)
-    best = float("inf")
-    for _ in range(20):
-        centres = weight[torch.randperm(len(weight), generator=generator)[:16]].clone()
-        for _ in range(50):
-            nearest = (weight[:, None] - centres).abs().argmin(1)
-            for i in range(16):
-                if (nearest == i).any():
-                    centres[i] = weight[nearest == i].mean()
-        best = min(best, float((weight - centres[nearest]).square().sum()))
-    ours = float((weight - palettes.palettize(weight, 4)).square().sum())
-    assert ours <= 1.1 * best
-
-
-def test_split_einsum_is_the_same_attention(job: Callable[..., Job]) -> None:
-    one = job("split-einsum-torch")
-    graph = components.load(one.model, "unet")
-    exact = components.run(graph, one.examples()[0])["out_sample"]
-    use_split_einsum_(graph.module.unet)
-    split = components.run(graph, one.examples()[0])["out_sample"]
-    assert parity.psnr(exact.numpy(), split.numpy()) > 110
-
-
-def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
-    job: Callable[..., Job],
-) -> None:
-    one = job("split-einsum", CoremlConfig(attention="split-einsum"))
-    to_coreml.export(one)
-    kinds = [op.kind for op in read(one.path).operations]
-    unet = models.load_unet(one.model)
-    heads = sum(m.heads for m in unet.modules() if hasattr(m, "heads"))
-    assert kinds.count("einsum") == 2 * heads
-    assert "matmul" not in kinds
-    assert parity.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > 50
-
-
-def test_attention_that_split_einsum_does_not_cover_is_refused(small_folder: Path) -> None:
-    unet = models.load_unet(str(small_folder))
-    attention = next(m for m in unet.modules() if hasattr(m, "set_processor"))
-    attention.group_norm = torch.nn.GroupNorm(1, 16)
-    with pytest.raises(Unsupported, match="has group_norm, which the split-einsum form"):
-        use_split_einsum_(unet)
 
 
 def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(

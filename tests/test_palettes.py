@@ -12,7 +12,7 @@ from packages import exact_output, output_of, weights_of
 
 from laptop import models
 from laptop.errors import Unsupported
-from laptop.export import components, palettes, parity, to_coreml
+from laptop.export import components, metrics, palettes, parity, to_coreml
 from laptop.export.job import Job
 from laptop.export.mil_program import read, read_spec
 from laptop.export.settings import CoremlConfig
@@ -44,7 +44,7 @@ def test_fewer_bits_are_a_smaller_package_and_a_larger_error(
 ) -> None:
     one = job("compare")
     exact = exact_output(one)
-    db = {k: parity.psnr(exact, output_of(p, one.examples()[0])) for k, p in palettized.items()}
+    db = {k: metrics.psnr(exact, output_of(p, one.examples()[0])) for k, p in palettized.items()}
     size = {k: next(p.rglob("weight.bin")).stat().st_size for k, p in palettized.items()}
     assert db["palette8"] > db["palette4"]
     for precision, value in db.items():
@@ -71,7 +71,7 @@ def test_a_wrong_palette_is_found(
     damaged = tmp_path / "unet.mlpackage"
     shutil.copytree(palettized["palette8"], damaged)
     wrong_palette(damaged)
-    found = parity.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
+    found = metrics.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
     assert found < parity.FLOORS["palette8"]
 
 
@@ -79,7 +79,7 @@ def test_mixed_bits_keep_their_floor_with_less_than_8_bits(job: Callable[..., Jo
     one = job("mixed", CoremlConfig(mixed_floor_db=35), precision="mixed")
     to_coreml.export(one)
     exact = exact_output(one)
-    assert parity.psnr(exact, output_of(one.path, one.examples()[0])) >= 34.9
+    assert metrics.psnr(exact, output_of(one.path, one.examples()[0])) >= 34.9
     words = read_spec(one.path).description.metadata.userDefined
     bits = json.loads(words["laptop.palette_bits"])
     layers = palettes.layers(components.load(one.model, "unet").module)
@@ -128,7 +128,7 @@ def test_split_einsum_is_the_same_attention(job: Callable[..., Job]) -> None:
     exact = components.run(graph, one.examples()[0])["out_sample"]
     use_split_einsum_(graph.module.unet)
     split = components.run(graph, one.examples()[0])["out_sample"]
-    assert parity.psnr(exact.numpy(), split.numpy()) > 110
+    assert metrics.psnr(exact.numpy(), split.numpy()) > 110
 
 
 def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
@@ -141,7 +141,7 @@ def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
     heads = sum(m.heads for m in unet.modules() if hasattr(m, "heads"))
     assert kinds.count("einsum") == 2 * heads
     assert "matmul" not in kinds
-    assert parity.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > 50
+    assert metrics.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > 50
 
 
 def test_attention_that_split_einsum_does_not_cover_is_refused(small_folder: Path) -> None:

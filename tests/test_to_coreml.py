@@ -15,7 +15,7 @@ from packages import exact_output, output_of, weights_of
 
 from laptop import models
 from laptop.errors import BadInput, LaptopError
-from laptop.export import mil_interpreter, parity, to_coreml
+from laptop.export import metrics, mil_interpreter, parity, to_coreml
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job
@@ -129,11 +129,12 @@ def test_every_component_is_computed_above_its_floor(
 ) -> None:
     rows = reports(small, small_folder, tmp_path / "small")
     rows += reports(exported, pruned_folder, tmp_path / "pruned")
-    assert len(rows) == 6
+    assert len(rows) == 8, "six components and the pictures of two models"
     for row in rows:
         assert row["reason"] is None, row
         assert row["samples"] > 0
-        assert row["psnr_db"] >= 50 > row["floor_db"] == 40, row
+        assert row["state"] == to_coreml.checked()
+        assert row["psnr_db"] >= 50 > row["floor_db"], row
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS predicts, there is nothing to add")
@@ -225,7 +226,7 @@ def test_the_deployment_target_is_that_of_the_settings(
     one = job(f"{system}-{precision}", config, precision=precision)
     to_coreml.export(one)
     assert read_spec(one.path).specificationVersion == version
-    assert parity.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > floor
+    assert metrics.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > floor
 
 
 def test_settings_that_are_not_known_are_refused_with_the_choices() -> None:

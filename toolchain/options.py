@@ -357,3 +357,10 @@ def need_scores_or_preset(
             f"{', '.join(limits)}: a preset removes what it removes. Leave this out, or plan from "
             "SCORES."
         )
+
+
+def calibration(model: str, recipe: "Recipe", file: Path | None) -> list[str]:
+    """The prompts that are drawn to calibrate and to check parity."""
+    from laptop.prompts import calibration_prompts
+
+    return calibration_prompts(model, recipe.prompts.calibration, file or recipe.prompts.path)

@@ -20,8 +20,8 @@ from laptop.benchmarks.quality import EvalConfig
 from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.errors import BadInput
-from laptop.export.artifacts import ExportConfig
 from laptop.export.parity import VerifyConfig
+from laptop.export.settings import ExportConfig
 from laptop.models import random_name
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.score import ScoreConfig

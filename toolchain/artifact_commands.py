@@ -1,0 +1,87 @@
+"""The commands about artifacts: `export` and `verify`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from laptop import options
+from laptop.options import Common, example
+
+if TYPE_CHECKING:
+    from laptop.recipe import Recipe
+
+
+@click.command(epilog=example("laptop export student --to onnx,coreml -o artifacts"))
+@click.argument("model")
+@click.option("--to", "targets", help="Targets, such as onnx,coreml. [default: the recipe's]")
+@options.prompts
+@click.option("--bundle", is_flag=True, help="Also OUT.zip, with SHA256SUMS: one file for CI.")
+@options.out("The artifacts' folder.")
+@options.common
+@options.dry_run
+def export(
+    model: str,
+    targets: str | None,
+    prompts: Path | None,
+    bundle: bool,
+    out: Path,
+    common: Common,
+) -> "Iterator[Recipe]":
+    """Write the model for other runtimes.
+
+    A target may name its precision, such as onnx:fp16.
+    """
+    options.need_folder(out)
+    recipe = common.recipe(model, export={"targets": options.targets(targets)})
+    yield recipe
+    from laptop.export import artifacts
+    from laptop.export.bundle import bundle as pack
+    from laptop.run import read_json
+
+    texts = options.calibration(model, recipe, prompts)
+    artifacts.export_model(model, out, recipe.export, texts, overwrite=common.overwrite)
+    made = read_json(out / "artifacts.json")
+    if bundle:
+        made["bundle"] = str(pack(out))
+    common.print(made, json.dumps(made, indent=1))
+    artifacts.check_exported(out)
+
+
+@click.command(epilog=example("laptop verify artifacts --against student -o parity"))
+@click.argument("artifacts", type=click.Path(path_type=Path))
+@click.option("--against", required=True, help="The model that the artifacts were made from.")
+@options.prompts
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json and the compared tensors. [default: ARTIFACTS-parity]",
+)
+@options.common
+def verify(
+    artifacts: Path, against: str, prompts: Path | None, out: Path | None, common: Common
+) -> None:
+    """Prove that each artifact computes what PyTorch does; exit 1 when below its floor."""
+    from laptop.export import parity
+    from laptop.run import read_json
+
+    recipe = common.recipe(against)
+    artifacts = artifacts.resolve()
+    out = out or artifacts.with_name(f"{artifacts.name}-parity")
+    options.need_folder(out)
+    texts = options.calibration(against, recipe, prompts)
+    parity.verify(artifacts, against, out, recipe.verify, texts, overwrite=common.overwrite)
+    report = read_json(out / "report.json")
+    lines = [
+        f"{r['target']:<11}{r['component']:<16}{r['precision']:<9}"
+        f"{'' if r['psnr_db'] is None else format(r['psnr_db'], '.1f') + ' dB':>10}  {r['state']}"
+        for r in report["results"]
+    ]
+    common.print(report, "\n".join(lines))
+    parity.check(report)
+
+
+COMMANDS = (export, verify)

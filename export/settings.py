@@ -24,6 +24,8 @@ class TensorrtConfig:
 class ExecutorchConfig:
     """The table `[export.executorch]`."""
 
+    backend: str = "xnnpack"  # that computes on the device: xnnpack (CPU) or coreml (Apple)
+
 
 @dataclass(frozen=True)
 class ExportConfig:

@@ -52,8 +52,17 @@ TARGETS = {
         precisions=("fp16",),
         peak_bytes_per_weight=20,
     ),
+    "executorch": Target(
+        module="laptop.export.to_executorch",
+        extra="executorch",
+        packages=("executorch", "torchao"),
+        components=COMPONENTS,
+        file="{component}.pte",
+        precisions=("fp32", "int8"),
+        peak_bytes_per_weight=24,
+    ),
 }
-LATER = ("tensorrt", "executorch")  # known, not in this version
+LATER = ("tensorrt",)  # known, not in this version
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}  # of a stored weight, by precision
 
 

@@ -23,6 +23,7 @@ DISTRIBUTION = "laptop-diff"
 GIVES = {  # extra: what it is for; a test holds that each extra for users stands here
     "onnx": "export to ONNX, its parity and its latency on ONNX Runtime",
     "coreml": "export of the U-Net to a Core ML .mlpackage (converts on Linux too)",
+    "executorch": "export to ExecuTorch programs for phones, their parity and latency here",
     "train": "training data in Hugging Face datasets and in tar shards",
     "adam8bit": 'optimizer = "adamw-8bit" in a recipe\'s [train]',
     "optimum": "loading the ONNX folder with optimum's ONNX Runtime pipelines",

@@ -111,9 +111,7 @@ def _by_bits(plain: Callable[..., bool]) -> Callable[..., bool]:
 
     def can_merge(self: Any, p1: int, p2: int, partitions: Any) -> bool:
         reach = _reachability(self)
-        (nodes_1, users_1), (nodes_2, users_2) = (
-            reach.bits(partitions[p].nodes) for p in (p1, p2)
-        )
+        (nodes_1, users_1), (nodes_2, users_2) = (reach.bits(partitions[p].nodes) for p in (p1, p2))
         inside = nodes_1 | nodes_2
         outside = (users_1 | users_2) & ~inside
         while outside:

@@ -71,7 +71,8 @@ def load(path: Path) -> Runner:
                 f"{path} takes {shapes}, but was given {found}. Shapes are fixed when a program is "
                 "made; pass the model that it was exported from."
             )
-        tensors = [torch.from_numpy(np.ascontiguousarray(given[name])) for name in inputs]
+        # (np.ascontiguousarray would give a scalar rank 1, which the program refuses)
+        tensors = [torch.from_numpy(np.array(given[name], order="C")) for name in inputs]
         with torch.no_grad():
             return {
                 name: np.array(value)
@@ -106,6 +107,9 @@ def lower(
 
 def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:
     """With linear layers that quantize their inputs; one call tells the observers the shapes."""
+    from executorch.backends.transforms.duplicate_dynamic_quant_chain import (
+        DuplicateDynamicQuantChainPass,
+    )
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -117,7 +121,10 @@ def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:
     quantizer.set_filter_function(lambda node: not _embeds_time(node))
     prepared = prepare_pt2e(module, quantizer)
     prepared(*examples)
-    return convert_pt2e(prepared)
+    converted = convert_pt2e(prepared)
+    # layers that share a quantized input would be grouped into partitions that wait for each other
+    DuplicateDynamicQuantChainPass()(converted)
+    return converted
 
 
 def _embeds_time(node: torch.fx.Node) -> bool:
@@ -178,7 +185,7 @@ def _quiet() -> Iterator[None]:
 def _native_stderr_closed() -> Iterator[None]:
     """What ExecuTorch's C++ writes to file 2 (of a processor's files that are not there)."""
     saved = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
+    with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

@@ -48,11 +48,6 @@ class TensorrtConfig:
 
 
 @dataclass(frozen=True)
-class ExecutorchConfig:
-    """The table `[export.executorch]`."""
-
-
-@dataclass(frozen=True)
 class ExportConfig:
     """What to export, and the sampling that gives the example inputs."""
 
@@ -65,4 +60,3 @@ class ExportConfig:
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     coreml: CoremlConfig = field(default_factory=CoremlConfig)
     tensorrt: TensorrtConfig = field(default_factory=TensorrtConfig)
-    executorch: ExecutorchConfig = field(default_factory=ExecutorchConfig)

@@ -61,8 +61,16 @@ TARGETS = {
         precisions=("fp16", "fp32"),
         peak_bytes_per_weight=8,
     ),
+    "executorch": Target(
+        module="laptop.export.to_executorch",
+        extra="executorch",
+        packages=("executorch", "torchao"),
+        components=COMPONENTS,
+        file="{component}.pte",
+        precisions=("fp32",),
+        peak_bytes_per_weight=24,
+    ),
 }
-LATER = ("executorch",)  # known, not in this version
 VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
 BYTES = {
     **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0},
@@ -125,8 +133,6 @@ def _has_vae(request: Request, components: Sequence[str]) -> bool:
 def _request(text: str) -> Request:
     name, _, precision = text.partition(":")
     known = ", ".join(TARGETS)
-    if name in LATER:
-        raise BadInput(f"target {name!r} is planned, but not in this version. Use {known}.")
     if name not in TARGETS:
         near = get_close_matches(name, TARGETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -24,6 +24,7 @@ DISTRIBUTION = "laptop-diff"
 GIVES = {  # extra: what it is for; a test holds that each extra for users stands here
     "onnx": "export to ONNX, its parity and its latency on ONNX Runtime",
     "coreml": "export to Core ML packages, computed by an interpreter where no Mac is",
+    "executorch": "export to ExecuTorch programs for phones (XNNPACK), and their parity",
     "tensorrt": "graphs for TensorRT, which itself comes from NVIDIA, with JetPack or the SDK",
     "train": "training data in Hugging Face datasets and in tar shards",
     "adam8bit": 'optimizer = "adamw-8bit" in a recipe\'s [train]',

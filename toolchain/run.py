@@ -37,6 +37,7 @@ LOCK = "lock"  # in there: held by the process that works on it
 FULL_DISK_BYTES = 1 << 20
 REPORTED_PACKAGES = (
     "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
+    "executorch",
 )  # fmt: skip
 
 

@@ -1,0 +1,127 @@
+"""ExecuTorch programs, run here; and our quick lowering against the plain one."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from laptop.errors import BadInput
+from laptop.export import parity, to_executorch
+from laptop.export.artifacts import ExportConfig, export_model
+from laptop.export.components import Graph
+from laptop.export.components import run as run_graph
+from laptop.export.lowering import fewer_repeats
+from laptop.export.metrics import psnr
+
+pytest.importorskip("executorch", reason="the extra executorch is not installed")
+PROMPTS = ["a large red circle on white"]
+
+
+class Block(nn.Module):
+    """A residual block and a transformer, as a U-Net joins them: several partitions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resnet = ResnetBlock2D(in_channels=8, out_channels=8, temb_channels=16, groups=4)
+        self.transformer = BasicTransformerBlock(8, 2, 4, cross_attention_dim=12)
+
+    def forward(
+        self, sample: torch.Tensor, time: torch.Tensor, text: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        found = self.resnet(sample, torch.sin(time * torch.arange(16)).expand(len(sample), 16))
+        rows = found.flatten(2).transpose(1, 2)
+        rows = self.transformer(rows, encoder_hidden_states=text)
+        return (rows.transpose(1, 2).reshape(sample.shape),)
+
+
+@pytest.fixture(scope="module")
+def block() -> Graph:
+    torch.manual_seed(0)
+    return Graph(Block().eval(), ("sample", "timestep", "text"), ("out_sample",))
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "sample": torch.randn(2, 8, 4, 4),
+        "timestep": torch.tensor(0.3),
+        "text": torch.randn(2, 5, 12),
+    }
+
+
+def lowered(block: Graph, given: dict[str, torch.Tensor], path: Path) -> Path:
+    with to_executorch._quiet():
+        path.write_bytes(to_executorch.lower(block, tuple(given.values())).buffer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(
+    block: Graph, given: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return lowered(block, given, tmp_path_factory.mktemp("pte") / "block.pte")
+
+
+def outputs(path: Path, given: dict[str, torch.Tensor]) -> np.ndarray:
+    return to_executorch.load(path)({k: v.numpy() for k, v in given.items()})["out_sample"]
+
+
+def test_a_program_computes_what_the_graph_does_with_a_scalar_timestep(
+    block: Graph, given: dict[str, torch.Tensor], program: Path
+) -> None:
+    reference = run_graph(block, given)["out_sample"].numpy()
+    assert psnr(reference, outputs(program, given)) > 100
+
+
+def test_quick_lowering_gives_the_outputs_of_the_plain_one(
+    block: Graph,
+    given: dict[str, torch.Tensor],
+    program: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(to_executorch, "fewer_repeats", contextlib.nullcontext)
+    plain = lowered(block, given, tmp_path / "plain.pte")
+    np.testing.assert_array_equal(outputs(plain, given), outputs(program, given))
+    assert plain.stat().st_size == pytest.approx(program.stat().st_size, rel=0.01)
+
+
+def test_what_quick_lowering_replaces_is_put_back() -> None:
+    plain = torch.fx.GraphModule.recompile
+    with to_executorch._quiet(), fewer_repeats():
+        assert torch.fx.GraphModule.recompile is not plain
+        traced = torch.fx.symbolic_trace(nn.ReLU())
+        assert traced(torch.tensor(-1.0)) == 0
+    assert torch.fx.GraphModule.recompile is plain
+
+
+def test_inputs_of_other_shapes_and_a_cut_off_file_are_refused(
+    given: dict[str, torch.Tensor], program: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="Shapes are fixed"):
+        outputs(program, given | {"sample": torch.zeros(1, 8, 4, 4)})
+    cut = tmp_path / "cut.pte"
+    cut.write_bytes(program.read_bytes()[:100])
+    with pytest.raises(BadInput, match="cut off"):
+        to_executorch.load(cut)
+
+
+def test_a_text_encoder_goes_through_export_and_verify(tiny_folder: Path, tmp_path: Path) -> None:
+    config = ExportConfig(targets=("executorch",), components=("text_encoder",), steps=1)
+    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
+    listed = json.loads((out / "artifacts.json").read_text())
+    assert not listed["failed"]
+    (row,) = listed["artifacts"]
+    assert row["file"] == "executorch/text_encoder.pte"
+    found = parity.verify(
+        out, str(tiny_folder), tmp_path / "parity", parity.VerifyConfig(steps=1), PROMPTS
+    )
+    (result,) = json.loads((found / "report.json").read_text())["results"]
+    assert result["state"] == "verified", result

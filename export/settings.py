@@ -9,6 +9,9 @@ COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 DEPLOYMENT = ("iOS16", "iOS17", "iOS18")  # or macOS 13, 14, 15; older ones have no fp16 inputs
 
 
+SHAPES = ("dynamic", "static")
+
+
 @dataclass(frozen=True)
 class OnnxConfig:
     """The table `[export.onnx]`."""

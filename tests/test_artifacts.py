@@ -15,21 +15,21 @@ from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.job import Job, run_apart
 
 PROMPTS = ["a large red circle on white"]
-UNETS = ExportConfig(targets=("onnx", "coreml"), components=("unet",), steps=1)
+UNETS = ExportConfig(targets=("onnx", "onnx:fp16"), components=("unet",), steps=1)
 
 
 def listed(out: Path) -> dict:
     return json.loads((out / "artifacts.json").read_text())
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, target: str, error: BaseException) -> list[str]:
-    """Let one target's process fail; the targets that are asked for from now on."""
+def fail_at(monkeypatch: pytest.MonkeyPatch, precision: str, error: BaseException) -> list[str]:
+    """Let one target's process fail; the precisions that are asked for from now on."""
     asked: list[str] = []
 
     def run_or_fail(what, work, *given):
         if given and isinstance(given[0], Job):
-            asked.append(given[0].target)
-            if given[0].target == target:
+            asked.append(given[0].precision)
+            if given[0].precision == precision:
                 given[0].path.mkdir(parents=True)
                 raise error
         return run_apart(what, work, *given)
@@ -43,17 +43,17 @@ def test_a_target_that_fails_leaves_nothing_and_does_not_stop_the_others(
 ) -> None:
     out = tmp_path / "artifacts"
     with monkeypatch.context() as patch:
-        fail_at(patch, "onnx", LaptopError("out of luck"))
+        fail_at(patch, "fp32", LaptopError("out of luck"))
         export_model(str(tiny_folder), out, UNETS, PROMPTS)
-    assert [r["target"] for r in listed(out)["artifacts"]] == ["coreml"]
+    assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp16"]
     assert not (out / "onnx").exists()
     with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of unet: out of luck"):
         check_exported(out)
     asked = fail_at(monkeypatch, "none", LaptopError(""))
     export_model(str(tiny_folder), out, UNETS, PROMPTS)
     check_exported(out)
-    assert asked == ["onnx"], "the other one is kept"
-    assert [r["target"] for r in listed(out)["artifacts"]] == ["onnx", "coreml"]
+    assert asked == ["fp32"], "the other one is kept"
+    assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp32", "fp16"]
 
 
 def test_a_target_finished_before_a_kill_is_not_made_again(
@@ -61,13 +61,13 @@ def test_a_target_finished_before_a_kill_is_not_made_again(
 ) -> None:
     out = tmp_path / "artifacts"
     with monkeypatch.context() as patch:
-        fail_at(patch, "coreml", KeyboardInterrupt())
+        fail_at(patch, "fp16", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             export_model(str(tiny_folder), out, UNETS, PROMPTS)
     assert not out.exists(), "a half-written result is never taken for a whole one"
     asked = fail_at(monkeypatch, "none", LaptopError(""))
     export_model(str(tiny_folder), out, UNETS, PROMPTS)
-    assert asked == ["coreml"]
+    assert asked == ["fp16"]
 
 
 def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from laptop.errors import BadInput, MissingExtra, NoSpace
 from laptop.export import artifacts, components, runtimes, to_onnx
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.metrics import psnr
+from laptop.export.settings import OnnxConfig
 
 PROMPTS = ["a large red circle above a small green cross on black"]
 
@@ -123,6 +124,9 @@ def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
             "unknown target 'onxn'; known: onnx, coreml, tensorrt, executorch. Did you",
         ),
         ({"targets": ()}, "at least one target"),
+        ({"onnx": OnnxConfig(shapes="fixed")}, "shapes is 'fixed'; choose"),
+        ({"resolution": 100}, "resolution is 100 pixels; needed is a multiple of 8"),
+        ({"vae_precision": "bf16"}, "vae_precision 'bf16' is none of onnx's"),
         ({"components": ("vae",)}, "unknown component 'vae'"),
         ({"targets": ("onnx:int3",)}, "onnx:int3: onnx has no 'int3'; choose fp32, fp16"),
         ({"targets": ("onnx", "onnx:fp32")}, "a target is named twice"),

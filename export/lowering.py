@@ -59,7 +59,7 @@ def _sorted_once(plain: Callable[..., Any]) -> Callable[..., Any]:
     from torch.fx.passes.tools_common import legalize_graph
 
     def create(gm: Any, *rest: Any) -> dict[str, list[Any]]:
-        calls = plain(gm, *rest)
+        calls: dict[str, list[Any]] = plain(gm, *rest)
         if not any(calls.values()):
             return calls
         legalize_graph(gm)

@@ -26,13 +26,13 @@ import psutil
 from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
-from laptop.export.job import Job, example_shapes, export, run_apart, save_examples
+from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import ExportConfig
-from laptop.export.targets import BYTES, TARGETS, Request, module_of, requests
+from laptop.export.targets import BYTES, TARGETS, Request, requests
 
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
-EXPORTED = "exported.json"  # in a target's folder while it is made: what each process took
+EXPORTED = "exported.json"  # in a target's folder: shapes and what each process took
 
 
 def export_model(
@@ -67,9 +67,8 @@ def export_model(
     if not is_folder:
         identity["model"] = source
     sources = {"model": Path(source)} if is_folder else {}
-    if failures(out):
-        run.reopen(out)
-    return run.run_stage("export", out, identity, sources, work, overwrite=overwrite)
+    go_on = bool(failures(out))
+    return run.run_stage("export", out, identity, sources, work, overwrite=overwrite, go_on=go_on)
 
 
 def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]:
@@ -179,8 +178,10 @@ def _export_target(
             found[component] = {"shapes": example_shapes(given), **took}
         except LaptopError as e:
             raise ComponentFailed(request, component, e) from None
-    if hasattr(module_of(request.target), "complete"):
-        module_of(request.target).complete(model, folder)
+    try:
+        run_apart(f"{request.folder}, what belongs beside", complete, request.target, model, folder)
+    except LaptopError as e:
+        raise ComponentFailed(request, "all", e) from None
     run.write_json(folder / EXPORTED, found)
 
 

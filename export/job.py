@@ -77,6 +77,12 @@ def export(job: Job) -> None:
     module_of(job.target).export(job)
 
 
+def complete(target: str, model: str, folder: Path) -> None:
+    """Write what belongs beside a target's components, if anything does."""
+    if hasattr(module_of(target), "complete"):
+        module_of(target).complete(model, folder)
+
+
 def run_apart(what: str, work: Callable[..., None], *given: object) -> dict[str, Any]:
     """Call `work(*given)` in a new process; returns its seconds and its peak memory.
 

@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from laptop import run
-from laptop.errors import BadInput, CheckFailed, LaptopError
+from laptop.errors import BadInput, CheckFailed, LaptopError, OutputExists
 from laptop.export import artifacts, job
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.job import Job, run_apart
@@ -54,6 +55,36 @@ def test_a_target_that_fails_leaves_nothing_and_does_not_stop_the_others(
     check_exported(out)
     assert asked == ["fp32"], "the other one is kept"
     assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp32", "fp16"]
+
+
+def test_other_settings_do_not_take_away_what_succeeded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "artifacts"
+    fail_at(monkeypatch, "fp32", LaptopError("out of luck"))
+    export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    before = run.sha256(out)
+    with pytest.raises(OutputExists, match="made from something else"):
+        export_model(str(tiny_folder), out, replace(UNETS, targets=("onnx:fp16",)), PROMPTS)
+    (tmp_path / ".artifacts.partial").mkdir()
+    with pytest.raises(OutputExists, match="holds unfinished work"):
+        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    assert run.sha256(out) == before
+
+
+def test_what_cannot_be_laid_beside_the_components_fails_its_target_only(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_or_fail(what, work, *given):
+        if work is job.complete and str(given[2]).endswith("onnx"):
+            raise LaptopError("no room beside")
+        return run_apart(what, work, *given)
+
+    monkeypatch.setattr(artifacts, "run_apart", run_or_fail)
+    out = export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
+    assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp16"]
+    with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of all: no room beside"):
+        check_exported(out)
 
 
 def test_a_target_finished_before_a_kill_is_not_made_again(

@@ -49,8 +49,11 @@ def run_stage(
     work: Callable[[Path], Mapping[str, Any] | None],
     *,
     overwrite: Overwrite = False,
+    go_on: bool = False,
 ) -> Path:
     """Make `out` by `work(folder)` unless it is finished already; returns `out`.
+
+    With `go_on`, `work` gets what is finished, to try again what failed in it.
 
     `work` writes its whole result into the folder it is given (for a file result: a file named
     `out.name`), may find there what an earlier, killed call left, and may return facts for the
@@ -66,10 +69,12 @@ def run_stage(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     manifest_path = manifest_of(out)
-    if _is_finished(out, manifest_path, key, identity, overwrite):
-        say(f"{name}: {out} is up to date")
-        return out
     partial = out.parent / f".{out.name}.partial"
+    if _is_finished(out, manifest_path, key, identity, overwrite):
+        if not go_on:
+            say(f"{name}: {out} is up to date")
+            return out
+        _reopen(out, partial, key)
     with _claimed(partial):
         _prepare(partial, key, overwrite)
         if not (partial / MANIFEST).exists():  # else whole, but killed before it was in its place
@@ -130,12 +135,13 @@ def resume_folder(partial: Path) -> Path:
     return folder
 
 
-def reopen(out: Path) -> None:
-    """Make a finished folder unfinished work again, which the same call goes on with."""
-    key = read_json(manifest_of(out))["key"]
-    partial = out.parent / f".{out.name}.partial"
+def _reopen(out: Path, partial: Path, key: str) -> None:
+    """Make a finished folder unfinished work again; `OutputExists` where other such work lies."""
     if partial.exists():
-        return  # another attempt lies there already
+        raise OutputExists(
+            f"{partial} holds unfinished work, so what failed in {out} cannot be tried again. "
+            "Remove it, or choose another -o."
+        )
     (resume_folder(out) / KEY).write_text(key)
     out.replace(partial)
     manifest_of(partial).unlink()

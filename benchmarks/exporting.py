@@ -92,6 +92,7 @@ def measure(model: str, precision: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Print the measurement as JSON."""
     parser = argparse.ArgumentParser(description="Our ONNX export beside optimum's.")
     parser.add_argument("model")
     parser.add_argument("--precision", default="fp32")

@@ -16,6 +16,7 @@ from laptop.errors import Unsupported
 from laptop.export.settings import COMPONENTS
 
 ALL = COMPONENTS
+FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
 PROCESS_BYTES = 1 << 30  # of a process that has imported torch, diffusers and a target's library
 
 

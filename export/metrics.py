@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from laptop.export.runtimes import Array
+
 BLANK = 1 / 255  # standard deviation of a picture in [0, 1] that shows nothing
 
 

@@ -42,6 +42,7 @@ def _spread(blocks: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """(data - offset) * scale, with one scale a block."""
     shift = 0.0 if offset is None else _spread(offset.float(), data.shape)
     return (data.float() - shift) * _spread(scale, data.shape)
 
@@ -49,6 +50,7 @@ def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = N
 def affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: Tensor
 ) -> Tensor:
+    """(data - zero point) * scale, with one scale along `axis`."""
     shape = [1] * quantized_data.ndim
     shape[int(axis)] = -1
     zero, step = (v.float().reshape(shape if v.ndim else ()) for v in (zero_point, scale))

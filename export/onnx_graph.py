@@ -19,11 +19,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from laptop.export.components import Graph
+from laptop.export import folding
+from laptop.export.components import FP32_INPUTS, Graph
 
 OPSET = 18
 SMALL = 16  # latents a side of the traced picture: two or more at every level of a U-Net
-FINE = ("timestep", "time_ids")  # stay fp32: numbers up to 1000 and more, too fine for fp16
 BATCH = {0: "batch_size"}
 
 
@@ -80,7 +80,7 @@ def _small(value: Tensor, name: str, component: str, dtype: torch.dtype) -> Tens
     if value.ndim == 4:
         side = SMALL * (8 if component == "vae_encoder" else 1)
         value = value[:, :, :side, :side]
-    return value.to(torch.float32 if name in FINE else dtype)
+    return value.to(torch.float32 if name in FP32_INPUTS else dtype)
 
 
 def _dynamic_axes(component: str, graph: Graph) -> dict[str, dict[int, str]]:
@@ -114,10 +114,18 @@ def _dynamic_axes(component: str, graph: Graph) -> dict[str, dict[int, str]]:
 
 
 def fix_shapes_(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give the inputs these shapes for good, and the outputs those that follow."""
+    """Give the inputs these shapes for good, and all else those that follow from them.
+
+    The arithmetic on shapes becomes constants.
+    """
     from onnxruntime.tools import onnx_model_utils
 
     for name, shape in shapes.items():
         if shape:
             onnx_model_utils.make_input_shape_fixed(model.graph, name, list(shape))
-    onnx_model_utils.fix_output_shapes(model)
+    for output in model.graph.output:  # where the names of open axes stand
+        output.type.tensor_type.ClearField("shape")
+    folding.fold_(model)
+    found = {o.name: o for o in onnx.shape_inference.infer_shapes(model).graph.output}
+    for output in model.graph.output:
+        output.CopyFrom(found[output.name])

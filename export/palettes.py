@@ -198,10 +198,3 @@ def _fewest(
         total -= errors[name][chosen[name]] - errors[name][to]
         chosen[name] = to
     return chosen
-
-
-def stored_bits(module: nn.Module, bits: Mapping[str, int]) -> float:
-    """Mean bits of a weight of the layers in `bits`, palettes included."""
-    sizes = {name: weight_of(layer).numel() for name, layer in layers(module).items()}
-    stored = sum(sizes[n] * b + (16 * 2**b if b < 16 else 0) for n, b in bits.items())
-    return stored / sum(sizes[name] for name in bits)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
@@ -32,6 +31,7 @@ from laptop.export import artifacts as listing
 from laptop.export import components, pictures, runtimes
 from laptop.export.inputs import record, sample
 from laptop.export.metrics import Comparison, compare, is_blank, worst
+from laptop.export.runtimes import Array
 from laptop.export.targets import NOT_RUN, module_of, need_packages
 
 SCHEMA = "laptop.parity/1"
@@ -44,7 +44,6 @@ PICTURE = "picture"  # the component that all of them make
 PICTURE_FLOORS = {"fp32": 40.0, "fp16": 25.0}  # after all steps; of coarser ones it is shown only
 FAILED = "failed"
 
-Array = NDArray[Any]
 Row = Mapping[str, Any]
 
 

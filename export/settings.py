@@ -9,14 +9,15 @@ COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 DEPLOYMENT = ("iOS16", "iOS17", "iOS18")  # or macOS 13, 14, 15; older ones have no fp16 inputs
 
 
-SHAPES = ("dynamic", "static")
-
-
 @dataclass(frozen=True)
 class OnnxConfig:
-    """The table `[export.onnx]`."""
+    """The table `[export.onnx]`; `BadInput` for other shapes."""
 
     shapes: str = "dynamic"  # of batch, picture and tokens; "static": those that were sampled
+
+    def __post_init__(self) -> None:
+        if self.shapes not in ("dynamic", "static"):
+            raise BadInput(f"export.onnx.shapes = {self.shapes!r}; choose dynamic, static.")
 
 
 @dataclass(frozen=True)

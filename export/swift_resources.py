@@ -148,14 +148,8 @@ def _keep_outputs_(spec: Any, names: Mapping[str, str]) -> None:
 
 def _in_front_(spec: Any, name: str, shape: tuple[int, ...], steps: Any) -> None:
     """Let the input `name` have `shape`; `steps` make of it what the program takes."""
-    inner = f"{name}_inner"
-    _rename_(spec, {name: inner})
-    function, block = _main(spec)
-    (described,) = [i for i in spec.description.input if i.name == inner]
-    (declared,) = [i for i in function.inputs if i.name == inner]
-    wanted = type(declared.type)()
-    wanted.CopyFrom(declared.type)
-    described.name = declared.name = name
+    inner, described, declared, wanted = _displaced_(spec, name)
+    _, block = _main(spec)
     del described.type.multiArrayType.shape[:]
     described.type.multiArrayType.shape.extend(shape)
     _set_shape_(declared.type, shape)
@@ -168,6 +162,22 @@ def _in_front_(spec: Any, name: str, shape: tuple[int, ...], steps: Any) -> None
     _prepend_(block, made)
 
 
+def _displaced_(spec: Any, name: str) -> tuple[str, Any, Any, Any]:
+    """Let the program read `name` under an inner name, for an input of another form.
+
+    Returns the inner name, the input's description and declaration, and the type it had.
+    """
+    inner = f"{name}_inner"
+    _rename_(spec, {name: inner})
+    function, _ = _main(spec)
+    (described,) = [i for i in spec.description.input if i.name == inner]
+    (declared,) = [i for i in function.inputs if i.name == inner]
+    wanted = type(declared.type)()
+    wanted.CopyFrom(declared.type)
+    described.name = declared.name = name
+    return inner, described, declared, wanted
+
+
 def _after(kind: str, parameters: Mapping[str, list[int]], size: list[int]) -> list[int]:
     """Shape that an operation of `steps` gives."""
     if kind == "squeeze":
@@ -178,14 +188,8 @@ def _after(kind: str, parameters: Mapping[str, list[int]], size: list[int]) -> l
 def _ids_as_floats_(spec: Any) -> None:
     """Let token ids come as float32, as the runner gives them."""
     name = "input_ids"
-    inner = f"{name}_inner"
-    _rename_(spec, {name: inner})
-    function, block = _main(spec)
-    (described,) = [i for i in spec.description.input if i.name == inner]
-    (declared,) = [i for i in function.inputs if i.name == inner]
-    wanted = type(declared.type)()
-    wanted.CopyFrom(declared.type)
-    described.name = declared.name = name
+    inner, described, declared, wanted = _displaced_(spec, name)
+    _, block = _main(spec)
     described.type.multiArrayType.dataType = FLOAT32
     declared.type.tensorType.dataType = FP32
     shape = [int(d.constant.size) for d in wanted.tensorType.dimensions]

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from laptop.errors import BadInput, MissingExtra
-from laptop.export.settings import COMPONENTS, SHAPES, ExportConfig
+from laptop.export.settings import COMPONENTS, ExportConfig
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,6 @@ class Request:
 def requests(config: ExportConfig) -> list[Request]:
     """The targets of `config`; `BadInput` for what is unknown, twice there, or covers nothing."""
     found = [_request(text) for text in config.targets]
-    if config.onnx.shapes not in SHAPES:
-        raise BadInput(f"[export.onnx] shapes is {config.onnx.shapes!r}; choose {SHAPES}.")
     if config.resolution is not None and (config.resolution < 8 or config.resolution % 8):
         raise BadInput(
             f"[export] resolution is {config.resolution} pixels; needed is a multiple of 8, for a "

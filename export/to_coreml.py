@@ -23,14 +23,13 @@ import torch
 
 from laptop.errors import LaptopError
 from laptop.export import components, mil_interpreter, palettes, swift_resources
-from laptop.export.components import Graph
+from laptop.export.components import FP32_INPUTS, Graph
 from laptop.export.job import Job
 from laptop.export.mil_program import Operation, Stored, read, read_spec
 from laptop.export.runtimes import Array, Runner
 from laptop.export.split_einsum import use_split_einsum_
 from laptop.export.targets import VERIFIED
 
-FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
 CHUNK_BYTES = 1 << 30  # of weights; above it a U-Net is cut in two
 INTERPRETED = "computed by the reference interpreter; not run on Apple hardware"
 UNITS = "laptop.compute_units"  # keys of a package's own metadata

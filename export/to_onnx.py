@@ -17,14 +17,14 @@ import torch
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.export import components, folding, onnx_graph, onnx_weights, runtimes
+from laptop.export import components, onnx_graph, onnx_weights, runtimes
 from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
+from laptop.export.onnx_weights import MODEL
 from laptop.export.runtimes import Runner
 from laptop.export.targets import VERIFIED
 
-MODEL = "model.onnx"
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
 
 
@@ -53,7 +53,6 @@ def write(job: Job, *, is_static: bool, opset: int = onnx_graph.OPSET) -> onnx.M
         if is_static:
             shapes = {name: tuple(example[name].shape) for name in graph.inputs}
             onnx_graph.fix_shapes_(model, shapes)
-            folding.fold_(model)
         is_int8 = job.precision == "int8"
         onnx_weights.write(model, len(graph.inputs), read, job.path, int8=is_int8)
     return model

@@ -151,6 +151,22 @@ def test_static_shapes_are_those_that_were_sampled(job: Job) -> None:
         runtimes.onnx_runner(job.path)(example | {"sample": np.zeros((2, 4, 16, 16), np.float32)})
 
 
+@pytest.mark.parametrize("component", ["vae_decoder", "vae_encoder", "text_encoder_2"])
+def test_static_graphs_declare_every_shape_and_compute_none(
+    component: str, job: Job, recorded: Path
+) -> None:
+    given = recorded / f"{component}.safetensors"
+    static = ExportConfig(onnx=OnnxConfig(shapes="static"))
+    job = replace(job, component=component, inputs=given, config=static)
+    to_onnx.export(job)
+    graph = onnx.load(job.path).graph
+    expected = components.run(components.load(job.model, component), job.examples()[0])
+    shapes = {o.name: [d.dim_value for d in o.type.tensor_type.shape.dim] for o in graph.output}
+    assert shapes == {name: list(value.shape) for name, value in expected.items()}
+    assert not [node for node in graph.node if node.op_type == "Shape"]
+    assert lowest_psnr(job) >= 60
+
+
 def test_a_large_unet_is_traced_without_its_weights() -> None:
     graph = components.empty("random:sd15")
     example = {

@@ -86,7 +86,7 @@ def test_mixed_bits_keep_their_floor_with_less_than_8_bits(job: Callable[..., Jo
     assert set(bits) == set(layers)
     assert len(set(bits.values())) > 1
     graph = components.load(one.model, "unet")
-    assert palettes.stored_bits(graph.module, bits) < 8.5
+    assert stored_bits(graph.module, bits) < 8.5
 
 
 def test_mixed_bits_leave_the_model_as_it_was_and_refuse_what_cannot_be(
@@ -150,3 +150,12 @@ def test_attention_that_split_einsum_does_not_cover_is_refused(small_folder: Pat
     attention.group_norm = torch.nn.GroupNorm(1, 16)
     with pytest.raises(Unsupported, match="has group_norm, which the split-einsum form"):
         use_split_einsum_(unet)
+
+
+def stored_bits(module: torch.nn.Module, bits: dict[str, int]) -> float:
+    """Mean bits of a weight of the layers in `bits`, palettes included."""
+    sizes = {
+        name: palettes.weight_of(layer).numel() for name, layer in palettes.layers(module).items()
+    }
+    stored = sum(sizes[n] * b + (16 * 2**b if b < 16 else 0) for n, b in bits.items())
+    return stored / sum(sizes[name] for name in bits)

@@ -124,7 +124,6 @@ def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
             "unknown target 'onxn'; known: onnx, coreml, tensorrt, executorch. Did you",
         ),
         ({"targets": ()}, "at least one target"),
-        ({"onnx": OnnxConfig(shapes="fixed")}, "shapes is 'fixed'; choose"),
         ({"resolution": 100}, "resolution is 100 pixels; needed is a multiple of 8"),
         ({"vae_precision": "bf16"}, "vae_precision 'bf16' is none of onnx's"),
         ({"components": ("vae",)}, "unknown component 'vae'"),
@@ -138,6 +137,11 @@ def test_a_wrong_request_is_refused_before_the_model_is_looked_at(
     with pytest.raises(BadInput, match=message):
         export_model("no/such-model", tmp_path / "a", ExportConfig(**changes), PROMPTS)
     assert not list(tmp_path.iterdir())
+
+
+def test_shapes_of_another_name_are_refused() -> None:
+    with pytest.raises(BadInput, match="shapes = 'fixed'; choose dynamic, static"):
+        OnnxConfig(shapes="fixed")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(

@@ -21,7 +21,8 @@ from laptop import models
 from laptop.benchmarks.runtimes import read_config, unet_shapes
 from laptop.export import job
 from laptop.export.settings import ExportConfig
-from laptop.run import machine, say
+from laptop.machine import machine
+from laptop.run import say
 
 ROUNDS = 3
 

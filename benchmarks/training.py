@@ -38,10 +38,11 @@ from laptop.benchmarks.reuse import random_rows
 from laptop.distill.batches import Batch
 from laptop.distill.forecast import of_unets
 from laptop.distill.session import HALVES, TrainConfig
+from laptop.machine import machine, peak_memory_bytes
 from laptop.pruning.additivity import random_set
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import anatomy
-from laptop.run import machine, peak_memory_bytes, say
+from laptop.run import say
 
 TOKENS = 77
 RATIO = 0.5  # of the teacher's parameters that the student lacks

@@ -20,7 +20,7 @@ from typing import Any
 
 from laptop.benchmarks.runtimes import Loaded, Workload
 from laptop.errors import LaptopError
-from laptop.run import peak_memory_bytes
+from laptop.machine import peak_memory_bytes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ file and of the plan that made the model, and what `verify` found, and where.
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
-from laptop.export.settings import ExportConfig
-from laptop.export.targets import BYTES, TARGETS, Request, requests
+from laptop.export.settings import COMPONENTS, ExportConfig
+from laptop.export.targets import BYTES, CALIBRATED, TARGETS, Request, requests
+from laptop.machine import machine
 
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
@@ -45,11 +46,13 @@ def export_model(
 ) -> Path:
     """Export `model` to every target of `config` into the folder `out`; returns `out`.
 
-    The first of `prompts` is sampled for the example inputs. Targets that an earlier call finished
-    are kept, those that failed are tried again; pass `out` to `check_exported` for an error of
-    what failed now. Raises `BadInput`, `MissingExtra` or `NoSpace` before any weight is read.
+    The first of `prompts` is sampled for the example inputs, more for what is calibrated. Targets
+    that an earlier call finished are kept, those that failed are tried again; pass `out` to
+    `check_exported` for an error of what failed now. Raises `BadInput`, `MissingExtra` or
+    `NoSpace` before any weight is read.
     """
     wanted = check_request(config, prompts)
+    prompts, steps = _sampling(config, wanted, prompts)
     models.need_whole_chain(model, "export")
     source = models.locate(model)
     is_folder = Path(source).is_dir()
@@ -57,13 +60,13 @@ def export_model(
         run.need_space(out.parent, _artifact_bytes(Path(source), wanted))
 
     def work(folder: Path) -> dict[str, Any]:
-        failed = _export_targets(model, folder, config, wanted, prompts)
+        failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
         listed = {"resolution": config.resolution, "artifacts": rows, "failed": failed}
         run.write_json(folder / LIST, {"schema": SCHEMA, **listed})
         return {"plan_sha256": _plan(source), "files": _files(folder)}
 
-    identity = {**asdict(config), "prompts": list(prompts[:1])}
+    identity = {**asdict(config), "prompts": list(prompts)}
     if not is_folder:
         identity["model"] = source
     sources = {"model": Path(source)} if is_folder else {}
@@ -79,6 +82,17 @@ def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]
             f"{config.components}, {len(prompts)} prompts, {config.steps} steps."
         )
     return requests(config)
+
+
+def _sampling(
+    config: ExportConfig, wanted: Sequence[Request], prompts: Sequence[str]
+) -> tuple[Sequence[str], int]:
+    """Which prompts are sampled, and in how many steps: more where ranges are to be seen."""
+    precisions = {r.precision_of(name, config) for r in wanted for name in config.components}
+    if CALIBRATED not in precisions:
+        return prompts[:1], config.steps
+    onnx = config.onnx
+    return prompts[: onnx.calibration_prompts], max(config.steps, onnx.calibration_steps)
 
 
 def failures(out: Path) -> list[dict[str, str]]:
@@ -116,7 +130,8 @@ def _export_targets(
     scratch = run.resume_folder(folder)
     recorded = scratch / "inputs"
     if not recorded.exists():
-        run_apart("sampling for example inputs", _record, model, recorded, config, prompts[0])
+        what = "sampling for example inputs"
+        run_apart(what, _record, model, recorded, config, prompts, temporary=scratch)
     failed = []
     for request in run.track(todo, "export", len(wanted), len(wanted) - len(todo)):
         beside = scratch / request.folder
@@ -145,11 +160,11 @@ class ComponentFailed(Exception):
         super().__init__(f"{request.folder} of {component} failed: {error}")
 
 
-def _record(model: str, folder: Path, config: ExportConfig, prompt: str) -> None:
-    """Sample once, and save what every component got."""
+def _record(model: str, folder: Path, config: ExportConfig, prompts: Sequence[str]) -> None:
+    """Sample, and save what every component got."""
     pipe = models.load_pipeline(model)
     size, steps = config.resolution, config.steps
-    recorded = inputs.record(pipe, [prompt], seed=config.seed, steps=steps, resolution=size)
+    recorded = inputs.record(pipe, prompts, seed=config.seed, steps=steps, resolution=size)
     beside = folder.with_suffix(".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -174,7 +189,8 @@ def _export_target(
         job = Job(request.target, component, precision, model, given, path, config)
         try:
             _need_memory(job)
-            took = run_apart(f"{request.folder} of {component}", export, job)
+            what = f"{request.folder} of {component}"
+            took = run_apart(what, export, job, temporary=folder.parent)
             found[component] = {"shapes": example_shapes(given), **took}
         except LaptopError as e:
             raise ComponentFailed(request, component, e) from None
@@ -188,7 +204,8 @@ def _export_target(
 def _need_memory(job: Job) -> None:
     """Raise `BadInput` where the process would need more memory than is available."""
     weights = _parameters(models.folder(job.model) / components.folder_of(job.component))
-    needed = weights * TARGETS[job.target].peak_bytes_per_weight + components.PROCESS_BYTES
+    each = TARGETS[job.target].precisions[job.precision]
+    needed = weights * each + components.PROCESS_BYTES
     free = psutil.virtual_memory().available
     if needed > free:
         raise BadInput(
@@ -203,7 +220,7 @@ def _parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     weights = 0
-    for path in folder.rglob("*.safetensors"):
+    for path in (p for p in run.files_in(folder) if p.suffix == ".safetensors"):
         with safe_open(path, framework="np") as file:
             weights += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
     return weights
@@ -223,7 +240,7 @@ def _plan(source: str) -> str | None:
 
 def _files(folder: Path) -> dict[str, str]:
     """Every file of the artifacts, by its path in their folder."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and run.RESUME not in p.parts]
+    files = [p for p in run.files_in(folder) if run.RESUME not in p.parts]
     return {p.relative_to(folder).as_posix(): run.sha256(p) for p in files}
 
 
@@ -234,7 +251,7 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
         return  # a bare folder from elsewhere
     kept = ("artifact", "component", "sha256", "state", "psnr_db", "floor_db")
     rows = [{key: row[key] for key in kept} for row in results]
-    run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **run.machine()}})
+    run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **machine()}})
 
 
 def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str, Any]]:
@@ -281,7 +298,12 @@ def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
             "that `laptop export MODEL --to TARGETS -o DIR` wrote."
         )
     content = run.read_json(artifacts / LIST, SCHEMA)
-    rows: list[Mapping[str, Any]] = content["artifacts"]
+    rows, size = content.get("artifacts"), content.get("resolution")
+    if not (isinstance(rows, list) and all(map(_is_row, rows)) and isinstance(size, int | None)):
+        raise BadInput(
+            f"{artifacts / LIST} is not as `laptop export` writes it; it was changed since. Export "
+            "again with --overwrite."
+        )
     for row in rows:
         if not (artifacts / row["file"]).exists():
             raise BadInput(
@@ -289,3 +311,13 @@ def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
                 f"though {LIST} names it. Export again with --overwrite."
             )
     return rows
+
+
+def _is_row(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) for key in ("target", "component", "file"))
+        and isinstance(row.get("precision"), str)
+        and row["target"] in TARGETS
+        and row["component"] in COMPONENTS
+    )

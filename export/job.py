@@ -6,6 +6,7 @@ They are forked from a process that has done the common imports and nothing else
 
 import multiprocessing
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laptop import run
 from laptop.errors import LaptopError
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import module_of
+from laptop.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from laptop.export.runtimes import Array
 
 # Most of the seconds that a small export takes. In forked processes no thread has run before.
 IMPORTS = [
@@ -51,6 +54,10 @@ class Job:
             number, _, name = key.partition(".")
             rows.setdefault(number, {})[name] = value
         return [rows[number] for number in sorted(rows)]
+
+    def feeds(self) -> "list[dict[str, Array]]":
+        """The same as arrays."""
+        return [{name: value.numpy() for name, value in row.items()} for row in self.examples()]
 
 
 def save_examples(examples: "list[dict[str, Tensor]]", path: Path) -> None:
@@ -83,28 +90,33 @@ def complete(target: str, model: str, folder: Path) -> None:
         module_of(target).complete(model, folder)
 
 
-def run_apart(what: str, work: Callable[..., None], *given: object) -> dict[str, Any]:
+def run_apart(
+    what: str, work: Callable[..., None], *given: object, temporary: Path | None = None
+) -> dict[str, Any]:
     """Call `work(*given)` in a new process; returns its seconds and its peak memory.
 
-    A `LaptopError` there is raised here; another end of the process becomes one.
+    Its temporary files lie in the folder `temporary` (the system's when None), and are gone when it
+    ends, however it does. A `LaptopError` there is raised here; another end of the process becomes
+    one.
     """
     context = _context()
     ours, theirs = context.Pipe()
     start = time.perf_counter()
-    process = context.Process(target=_serve, args=(theirs, work, given), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        answer = ours.recv()
-    except EOFError:
-        process.join()
-        raise LaptopError(_died(what, process.exitcode)) from None
-    except BaseException:  # this call is given up
-        process.kill()
-        raise
-    finally:
-        process.join()
-        ours.close()
+    with tempfile.TemporaryDirectory(dir=temporary) as folder:
+        process = context.Process(target=_serve, args=(theirs, folder, work, given), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            answer = ours.recv()
+        except EOFError:
+            process.join()
+            raise LaptopError(_died(what, process.exitcode)) from None
+        except BaseException:  # this call is given up
+            process.kill()
+            raise
+        finally:
+            process.join()
+            ours.close()
     if isinstance(answer, LaptopError):
         raise answer
     return {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": answer}
@@ -124,15 +136,18 @@ def _died(what: str, code: int | None) -> str:
     return f"{what}: the process failed (exit code {code}); the traceback above tells why."
 
 
-def _serve(connection: Connection, work: Callable[..., None], given: tuple[object, ...]) -> None:
-    """The process's side."""
+def _serve(
+    connection: Connection, temporary: str, work: Callable[..., None], given: tuple[object, ...]
+) -> None:
+    """The process's side. It ends without the functions by which libraries clean up at exit."""
+    tempfile.tempdir = temporary
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     try:
         work(*given)
     except LaptopError as e:
         connection.send(e)
     else:
-        connection.send(run.peak_memory_bytes())
+        connection.send(peak_memory_bytes())
 
 
 def _end_with_parent(connection: Connection) -> None:

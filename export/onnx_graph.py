@@ -23,7 +23,9 @@ from laptop.export import folding
 from laptop.export.components import FP32_INPUTS, Graph
 
 OPSET = 18
-SMALL = 16  # latents a side of the traced picture: two or more at every level of a U-Net
+# Latents a side of the traced picture: two or more at every level of a U-Net. And odd, because only
+# then diffusers traces what sizes need that do not halve evenly; the graph takes even ones, too.
+SMALL = 17
 BATCH = {0: "batch_size"}
 
 
@@ -74,12 +76,12 @@ def trace(
 
 
 def _small(value: Tensor, name: str, component: str, dtype: torch.dtype) -> Tensor:
-    """An example input as it is traced: small, in the graph's precision."""
+    """An example input as it is traced: pictures small, in the graph's precision."""
     if not value.is_floating_point():
         return value
     if value.ndim == 4:
         side = SMALL * (8 if component == "vae_encoder" else 1)
-        value = value[:, :, :side, :side]
+        value = value.new_zeros(*value.shape[:2], side, side)
     return value.to(torch.float32 if name in FP32_INPUTS else dtype)
 
 

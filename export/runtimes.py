@@ -60,7 +60,7 @@ def onnx_runner(path: Path) -> Runner:
         feed = {name: np.asarray(given[name], dtype) for name, dtype in types.items()}
         try:
             return dict(zip(names, session.run(names, feed), strict=True))
-        except state.InvalidArgument as e:
+        except (state.InvalidArgument, state.Fail, state.RuntimeException) as e:
             raise BadInput(
                 f"{path} does not fit the model that it is compared with "
                 f"({str(e).splitlines()[0]}). Pass the model that it was exported from."

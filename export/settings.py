@@ -11,13 +11,21 @@ DEPLOYMENT = ("iOS16", "iOS17", "iOS18")  # or macOS 13, 14, 15; older ones have
 
 @dataclass(frozen=True)
 class OnnxConfig:
-    """The table `[export.onnx]`; `BadInput` for other shapes."""
+    """The table `[export.onnx]`, of the target `ort` too; `BadInput` for what cannot be."""
 
     shapes: str = "dynamic"  # of batch, picture and tokens; "static": those that were sampled
+    clean_up: bool = False  # by onnxslim: half of the nodes; kept where outputs stay as they were
+    calibration_prompts: int = 4  # for the ranges of precision "int8-qdq"
+    calibration_steps: int = 8  # of each of them
 
     def __post_init__(self) -> None:
         if self.shapes not in ("dynamic", "static"):
             raise BadInput(f"export.onnx.shapes = {self.shapes!r}; choose dynamic, static.")
+        if self.calibration_prompts < 1 or self.calibration_steps < 1:
+            raise BadInput(
+                f"export.onnx: {self.calibration_prompts} calibration_prompts of "
+                f"{self.calibration_steps} calibration_steps show no range; needed is 1 or more."
+            )
 
 
 @dataclass(frozen=True)

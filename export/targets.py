@@ -11,13 +11,15 @@ The module of a target is imported on demand. It has
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.settings import COMPONENTS, ExportConfig
+
+CALIBRATED = "int8-qdq"  # the precision that needs the ranges of activations
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,26 @@ class Target:
     packages: tuple[str, ...]  # what the extra must have brought
     components: tuple[str, ...]  # what the target covers
     file: str  # of a component, in the target's folder
-    precisions: tuple[str, ...]  # the first one is the default
-    peak_bytes_per_weight: float  # memory of the process that exports; docs/log.md
+    # the first one is the default; with the memory of the process that exports, in bytes a weight
+    precisions: Mapping[str, float]  # (measured: docs/log.md)
 
 
 TARGETS = {
     "onnx": Target(
         module="laptop.export.to_onnx",
         extra="onnx",
-        packages=("onnx", "onnxruntime"),
+        packages=("onnx", "onnxruntime", "onnxslim"),
         components=COMPONENTS,
         file="{component}/model.onnx",
-        precisions=("fp32", "fp16", "int8"),
-        peak_bytes_per_weight=6,
+        precisions={"fp32": 6, "fp16": 6, "int8": 6, CALIBRATED: 14},
+    ),
+    "ort": Target(
+        module="laptop.export.to_ort",
+        extra="onnx",
+        packages=("onnx", "onnxruntime", "onnxslim"),
+        components=COMPONENTS,
+        file="{component}.ort",
+        precisions={"fp32": 14, "int8": 14, CALIBRATED: 14},
     ),
     "coreml": Target(
         module="laptop.export.to_coreml",
@@ -49,8 +58,7 @@ TARGETS = {
         packages=("coremltools",),
         components=COMPONENTS,
         file="{component}.mlpackage",
-        precisions=("fp16", "fp32", "palette8", "palette6", "palette4", "mixed"),
-        peak_bytes_per_weight=14,
+        precisions=dict.fromkeys(("fp16", "fp32", "palette8", "palette6", "palette4", "mixed"), 14),
     ),
     "tensorrt": Target(
         module="laptop.export.to_tensorrt",
@@ -58,8 +66,7 @@ TARGETS = {
         packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
         file="{component}/model.onnx",
-        precisions=("fp16", "fp32"),
-        peak_bytes_per_weight=8,
+        precisions={"fp16": 8, "fp32": 8},
     ),
     "executorch": Target(
         module="laptop.export.to_executorch",
@@ -67,13 +74,12 @@ TARGETS = {
         packages=("executorch", "torchao"),
         components=COMPONENTS,
         file="{component}.pte",
-        precisions=("fp32",),
-        peak_bytes_per_weight=24,
+        precisions={"fp32": 24},
     ),
 }
 VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
 BYTES = {
-    **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0},
+    **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0, CALIBRATED: 1.0},
     **{"palette8": 1.0, "palette6": 0.75, "palette4": 0.5, "mixed": 0.75},
 }  # of a stored weight, by precision
 
@@ -88,7 +94,7 @@ class Request:
     @property
     def folder(self) -> str:
         """Its folder among the artifacts: `onnx`, and `onnx-fp16` where that is not the default."""
-        is_default = self.precision == TARGETS[self.target].precisions[0]
+        is_default = self.precision == next(iter(TARGETS[self.target].precisions))
         return self.target if is_default else f"{self.target}-{self.precision}"
 
     def precision_of(self, component: str, config: ExportConfig) -> str:
@@ -146,7 +152,7 @@ def _request(text: str) -> Request:
     if precision and precision not in choices:
         raise BadInput(f"{text}: {name} has no {precision!r}; choose {', '.join(choices)}.")
     need_packages(name)
-    return Request(name, precision or choices[0])
+    return Request(name, precision or next(iter(choices)))
 
 
 def need_packages(target: str) -> None:

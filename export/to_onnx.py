@@ -8,23 +8,31 @@ resolutions work; or static, for devices, as the pipeline sampled for the exampl
 """
 
 import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxslim
 import torch
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.export import components, onnx_graph, onnx_weights, runtimes
+from laptop.export import components, onnx_graph, onnx_weights, quantization, runtimes
 from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
+from laptop.export.metrics import psnr
 from laptop.export.onnx_weights import MODEL
 from laptop.export.runtimes import Runner
-from laptop.export.targets import VERIFIED
+from laptop.export.targets import CALIBRATED, VERIFIED
+from laptop.run import say
 
+SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
 
 
@@ -34,12 +42,47 @@ def export(job: Job) -> None:
     Large weights lie beside the graph, in `model.onnx_data`. In fp16 everything is of that
     precision, inputs and outputs too, but the timestep and SDXL's sizes.
     """
-    write(job, is_static=job.config.onnx.shapes == "static")
+    make(job)
     source = models.folder(job.model) / folder_of(job.component) / "config.json"
     shutil.copy(source, job.path.parent)
 
 
-def write(job: Job, *, is_static: bool, opset: int = onnx_graph.OPSET) -> onnx.ModelProto:
+def make(job: Job) -> None:
+    """Write the graph of `job` as `[export.onnx]` wants it, and its weights."""
+    if job.precision == CALIBRATED:
+        with beside(job, precision="fp32") as plain:
+            make(plain)
+            quantization.quantize(plain.path, job.path, job.feeds())
+        return
+    config = job.config.onnx
+    write(job, is_static=config.shapes == "static")
+    if config.clean_up:
+        with beside(job) as cleaned:
+            write(cleaned, is_static=config.shapes == "static", clean_up=True)
+            if _agree(job, cleaned):
+                for file in cleaned.path.parent.iterdir():
+                    file.replace(job.path.with_name(file.name))
+            else:
+                say(f"{job.component}: onnxslim changed what it computes; it stays as it was.")
+
+
+@contextmanager
+def beside(job: Job, **changed: Any) -> Iterator[Job]:
+    """The same job with a path in a folder of its own, which goes at the end."""
+    with tempfile.TemporaryDirectory(dir=job.path.parent) as folder:
+        yield replace(job, path=Path(folder) / MODEL, **changed)
+
+
+def _agree(job: Job, other: Job) -> bool:
+    """Whether two artifacts give the same on the first example, as far as fp32 can tell."""
+    feed = next(iter(job.feeds()))
+    first, second = (load(j.path)(feed) for j in (job, other))
+    return all(psnr(first[name], second[name]) >= SAME_DB for name in first)
+
+
+def write(
+    job: Job, *, is_static: bool, clean_up: bool = False, opset: int = onnx_graph.OPSET
+) -> onnx.ModelProto:
     """Write the graph of `job` and its weights to its path; returns what was written.
 
     Static shapes are those of the examples, and nothing is left of the arithmetic on them.
@@ -53,6 +96,8 @@ def write(job: Job, *, is_static: bool, opset: int = onnx_graph.OPSET) -> onnx.M
         if is_static:
             shapes = {name: tuple(example[name].shape) for name in graph.inputs}
             onnx_graph.fix_shapes_(model, shapes)
+        if clean_up:  # while the weights are not in it
+            model = onnxslim.slim(model)
         is_int8 = job.precision == "int8"
         onnx_weights.write(model, len(graph.inputs), read, job.path, int8=is_int8)
     return model

@@ -31,7 +31,15 @@ from laptop.pruning.heal import (
 )
 from laptop.pruning.plan import read_plan, read_scores, scores_file
 from laptop.pruning.score import CALIBRATION
-from laptop.run import Overwrite, manifest_of, need_space, read_json, run_stage, write_json
+from laptop.run import (
+    Overwrite,
+    files_in,
+    manifest_of,
+    need_space,
+    read_json,
+    run_stage,
+    write_json,
+)
 
 SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
 
@@ -188,7 +196,7 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
     source, dtype = models.folder(like), models.stored_dtype(like)
     index = read_json(source / "model_index.json")
     parts = [k for k, v in index.items() if isinstance(v, list) and v[0] and k != "unet"]
-    files = [f for part in parts for f in (source / part).rglob("*") if f.is_file()]
+    files = [f for part in parts for f in files_in(source / part)]
     need_space(
         folder, sum(f.stat().st_size for f in files) + dtype.itemsize * unet.num_parameters()
     )

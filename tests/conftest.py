@@ -77,6 +77,23 @@ def pair(tiny_folder: Path, pruned_folder: Path) -> tuple[str, str]:
     return str(tiny_folder), str(pruned_folder)
 
 
+@pytest.fixture(scope="session")
+def recorded_folder(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every component of the pruned model gets while it samples, a file each."""
+    folder = tmp_path_factory.mktemp("recorded")
+    pipe = models.load_pipeline(str(pruned_folder))
+    for name, rows in record(pipe, ["a large red circle on white"], seed=0, steps=3).items():
+        save_examples(rows, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def onnx_job(pruned_folder: Path, recorded_folder: Path, tmp_path: Path) -> Job:
+    """The pruned U-Net, of the shipped class, in fp32."""
+    path, given = tmp_path / "model.onnx", recorded_folder / "unet.safetensors"
+    return Job("onnx", "unet", "fp32", str(pruned_folder), given, path, ExportConfig())
+
+
 def logged(folder: Path) -> list[dict[str, Any]]:
     """The lines of a distillation's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

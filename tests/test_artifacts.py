@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +28,13 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, precision: str, error: BaseExceptio
     """Let one target's process fail; the precisions that are asked for from now on."""
     asked: list[str] = []
 
-    def run_or_fail(what, work, *given):
+    def run_or_fail(what, work, *given, **place):
         if given and isinstance(given[0], Job):
             asked.append(given[0].precision)
             if given[0].precision == precision:
                 given[0].path.mkdir(parents=True)
                 raise error
-        return run_apart(what, work, *given)
+        return run_apart(what, work, *given, **place)
 
     monkeypatch.setattr(artifacts, "run_apart", run_or_fail)
     return asked
@@ -75,10 +76,10 @@ def test_other_settings_do_not_take_away_what_succeeded(
 def test_what_cannot_be_laid_beside_the_components_fails_its_target_only(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_or_fail(what, work, *given):
+    def run_or_fail(what, work, *given, **place):
         if work is job.complete and str(given[2]).endswith("onnx"):
             raise LaptopError("no room beside")
-        return run_apart(what, work, *given)
+        return run_apart(what, work, *given, **place)
 
     monkeypatch.setattr(artifacts, "run_apart", run_or_fail)
     out = export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
@@ -99,6 +100,37 @@ def test_a_target_finished_before_a_kill_is_not_made_again(
     asked = fail_at(monkeypatch, "none", LaptopError(""))
     export_model(str(tiny_folder), out, UNETS, PROMPTS)
     assert asked == ["fp16"]
+
+
+def test_a_result_from_which_files_are_gone_is_not_taken_for_whole(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = ExportConfig(components=("unet",), steps=1)
+    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
+    (out / "onnx" / "unet" / "model.onnx").unlink()
+    with pytest.raises(OutputExists, match=r"changed since\. Pass --overwrite"):
+        export_model(str(tiny_folder), out, config, PROMPTS)
+    export_model(str(tiny_folder), out, config, PROMPTS, overwrite=True)
+    assert (out / "onnx" / "unet" / "model.onnx").exists()
+
+
+ROW = {"target": "onnx", "component": "unet", "file": "unet.onnx", "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"artifacts": None},
+        {"artifacts": [{**ROW, "file": None}]},
+        {"artifacts": [{**ROW, "target": "foo"}]},
+        {"artifacts": [{**ROW, "component": "foo"}]},
+        {"artifacts": [ROW], "resolution": "x"},
+    ],
+)
+def test_a_list_that_was_changed_by_hand_is_refused(tmp_path: Path, changed: dict) -> None:
+    run.write_json(tmp_path / "artifacts.json", {"schema": "laptop.artifacts/1", **changed})
+    with pytest.raises(BadInput, match="changed since"):
+        artifacts.read_list(tmp_path)
 
 
 def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: Path) -> None:
@@ -146,6 +178,19 @@ def test_a_process_that_dies_is_an_error_that_says_how() -> None:
 def test_an_error_of_ours_crosses_the_process() -> None:
     with pytest.raises(BadInput, match="no such thing"):
         run_apart("the test", refuses)
+
+
+def litters(path: Path) -> None:
+    path.write_text(tempfile.mkdtemp())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_temporary_files_go_with_the_process_that_left_them(tmp_path: Path) -> None:
+    with pytest.raises(LaptopError, match="signal 9"):
+        run_apart("the test", litters, tmp_path / "where", temporary=tmp_path)
+    left = Path((tmp_path / "where").read_text())
+    assert left.parent.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["where"]
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:

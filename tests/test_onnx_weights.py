@@ -6,72 +6,50 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxslim
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx_files import lowest_psnr, weights
 
 from laptop import models
 from laptop.errors import BadInput
-from laptop.export import components, inputs, onnx_graph, onnx_weights, runtimes, to_onnx
-from laptop.export.job import Job, save_examples
+from laptop.export import components, onnx_graph, onnx_weights, runtimes, to_onnx
+from laptop.export.job import Job
 from laptop.export.metrics import psnr
 from laptop.export.settings import ExportConfig, OnnxConfig
 
-PROMPTS = ["a large red circle on white"]
-FLOORS = {"fp32": 60, "fp16": 40, "int8": 30}
-
-
-@pytest.fixture(scope="module")
-def recorded(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every component of the pruned model gets while it samples, in files."""
-    folder = tmp_path_factory.mktemp("recorded")
-    pipe = models.load_pipeline(str(pruned_folder))
-    for name, rows in inputs.record(pipe, PROMPTS, seed=0, steps=3).items():
-        save_examples(rows, folder / f"{name}.safetensors")
-    return folder
-
-
-@pytest.fixture
-def job(pruned_folder: Path, recorded: Path, tmp_path: Path) -> Job:
-    """The pruned U-Net, of the shipped class, in fp32."""
-    path, given = tmp_path / "model.onnx", recorded / "unet.safetensors"
-    return Job("onnx", "unet", "fp32", str(pruned_folder), given, path, ExportConfig())
-
-
-def lowest_psnr(job: Job) -> float:
-    """Of all outputs of all examples against PyTorch in fp32."""
-    graph, run = components.load(job.model, job.component), runtimes.onnx_runner(job.path)
-    found = []
-    for example in job.examples():
-        got = run({name: example[name].numpy() for name in graph.inputs})
-        for name, value in components.run(graph, example).items():
-            found.append(psnr(value.numpy(), got[name]))
-    return min(found)
-
-
-def weights(path: Path) -> dict[str, np.ndarray]:
-    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+FLOORS = {"fp32": 60, "fp16": 40, "int8": 30, "int8-qdq": 30}
 
 
 @pytest.mark.parametrize("precision", list(FLOORS))
 @pytest.mark.parametrize("component", ["unet", "text_encoder_2"])
 def test_every_precision_reaches_its_floor(
-    precision: str, component: str, job: Job, recorded: Path
+    precision: str, component: str, onnx_job: Job, recorded_folder: Path
 ) -> None:
-    given = recorded / f"{component}.safetensors"
-    job = replace(job, component=component, precision=precision, inputs=given)
+    given = recorded_folder / f"{component}.safetensors"
+    job = replace(onnx_job, component=component, precision=precision, inputs=given)
     to_onnx.export(job)
     assert lowest_psnr(job) >= FLOORS[precision]
 
 
-def test_a_stock_unet_is_exported_too(job: Job, tiny_folder: Path) -> None:
-    job = replace(job, model=str(tiny_folder))
+def test_a_stock_unet_is_exported_too(onnx_job: Job, tiny_folder: Path) -> None:
+    job = replace(onnx_job, model=str(tiny_folder))
     to_onnx.export(job)
     assert lowest_psnr(job) >= 60
 
 
-def test_fp16_is_throughout_but_for_time_and_sizes(job: Job) -> None:
-    job = replace(job, precision="fp16")
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 9), (13, 10)])
+def test_every_size_that_pytorch_takes_fits(onnx_job: Job, height: int, width: int) -> None:
+    to_onnx.export(onnx_job)
+    graph, run = components.load(onnx_job.model, "unet"), runtimes.onnx_runner(onnx_job.path)
+    given = onnx_job.examples()[0] | {"sample": torch.randn(2, 4, height, width)}
+    (expected,) = components.run(graph, given).values()
+    (got,) = run({name: given[name].numpy() for name in graph.inputs}).values()
+    assert psnr(expected.numpy(), got) >= 60
+
+
+def test_fp16_is_throughout_but_for_time_and_sizes(onnx_job: Job) -> None:
+    job = replace(onnx_job, precision="fp16")
     to_onnx.export(job)
     graph = onnx.load(job.path).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
@@ -81,25 +59,25 @@ def test_fp16_is_throughout_but_for_time_and_sizes(job: Job) -> None:
 
 
 def test_large_weights_lie_in_one_file_beside_the_graph(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+    onnx_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_onnx.export(job)
-    inside = weights(job.path)
-    assert {p.name for p in job.path.parent.iterdir()} == {"model.onnx", "config.json"}
+    to_onnx.export(onnx_job)
+    inside = weights(onnx_job.path)
+    assert {p.name for p in onnx_job.path.parent.iterdir()} == {"model.onnx", "config.json"}
     monkeypatch.setattr(onnx_weights, "INLINE_BYTES", 0)
-    to_onnx.export(job)
-    assert job.path.stat().st_size < 1_500_000
-    assert job.path.with_name("model.onnx_data").stat().st_size > 5_000_000
-    beside = weights(job.path)
+    to_onnx.export(onnx_job)
+    assert onnx_job.path.stat().st_size < 1_500_000
+    assert onnx_job.path.with_name("model.onnx_data").stat().st_size > 5_000_000
+    beside = weights(onnx_job.path)
     assert set(beside) == set(inside)
     assert all(np.array_equal(beside[name], inside[name]) for name in inside)
-    assert lowest_psnr(job) >= 60
+    assert lowest_psnr(onnx_job) >= 60
 
 
-def test_every_weight_of_the_model_is_in_the_file_once(job: Job) -> None:
-    to_onnx.export(job)
-    unet = models.load_unet(job.model)
-    saved = weights(job.path)
+def test_every_weight_of_the_model_is_in_the_file_once(onnx_job: Job) -> None:
+    to_onnx.export(onnx_job)
+    unet = models.load_unet(onnx_job.model)
+    saved = weights(onnx_job.path)
     for name, value in unet.state_dict().items():
         array = saved.pop(f"unet.{name}")
         same = value if value.shape == array.shape and np.array_equal(value, array) else value.T
@@ -107,8 +85,8 @@ def test_every_weight_of_the_model_is_in_the_file_once(job: Job) -> None:
     assert not saved
 
 
-def test_weights_in_eight_bits_are_the_nearest(job: Job) -> None:
-    job = replace(job, precision="int8")
+def test_weights_in_eight_bits_are_the_nearest(onnx_job: Job) -> None:
+    job = replace(onnx_job, precision="int8")
     to_onnx.export(job)
     saved, unet = weights(job.path), models.load_unet(job.model).state_dict()
     checked = 0
@@ -132,8 +110,8 @@ def close(weight: np.ndarray, codes: np.ndarray, saved: dict[str, Any], name: st
     return len(scale) == len(weight) and bool(np.abs(codes * scale - weight).max() < scale.max())
 
 
-def test_static_shapes_are_those_that_were_sampled(job: Job) -> None:
-    job = replace(job, config=ExportConfig(onnx=OnnxConfig(shapes="static")))
+def test_static_shapes_are_those_that_were_sampled(onnx_job: Job) -> None:
+    job = replace(onnx_job, config=ExportConfig(onnx=OnnxConfig(shapes="static")))
     to_onnx.export(job)
     graph = onnx.load(job.path).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
@@ -153,11 +131,11 @@ def test_static_shapes_are_those_that_were_sampled(job: Job) -> None:
 
 @pytest.mark.parametrize("component", ["vae_decoder", "vae_encoder", "text_encoder_2"])
 def test_static_graphs_declare_every_shape_and_compute_none(
-    component: str, job: Job, recorded: Path
+    component: str, onnx_job: Job, recorded_folder: Path
 ) -> None:
-    given = recorded / f"{component}.safetensors"
+    given = recorded_folder / f"{component}.safetensors"
     static = ExportConfig(onnx=OnnxConfig(shapes="static"))
-    job = replace(job, component=component, inputs=given, config=static)
+    job = replace(onnx_job, component=component, inputs=given, config=static)
     to_onnx.export(job)
     graph = onnx.load(job.path).graph
     expected = components.run(components.load(job.model, component), job.examples()[0])
@@ -178,3 +156,33 @@ def test_a_large_unet_is_traced_without_its_weights() -> None:
     params = sum(np.prod(list(s.shape)) for s in graph.module.state_dict().values())
     assert params == 859_520_964
     assert traced.ByteSize() < 2_000_000
+
+
+def cleaned(onnx_job: Job) -> Job:
+    return replace(onnx_job, config=ExportConfig(onnx=OnnxConfig(clean_up=True)))
+
+
+def test_a_graph_that_was_cleaned_up_is_smaller_and_computes_the_same(onnx_job: Job) -> None:
+    to_onnx.export(onnx_job)
+    nodes = len(onnx.load(onnx_job.path).graph.node)
+    to_onnx.export(cleaned(onnx_job))
+    assert len(onnx.load(onnx_job.path).graph.node) < 0.7 * nodes
+    assert {p.name for p in onnx_job.path.parent.iterdir()} == {"model.onnx", "config.json"}
+    assert lowest_psnr(onnx_job) >= 60
+
+
+def test_a_clean_up_that_changes_outputs_is_not_kept(
+    onnx_job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_onnx.export(onnx_job)
+    plain = onnx_job.path.read_bytes()
+
+    def damaged(model: onnx.ModelProto) -> onnx.ModelProto:
+        sigmoid = next(node for node in model.graph.node if node.op_type == "Sigmoid")
+        sigmoid.op_type = "Tanh"
+        return model
+
+    monkeypatch.setattr(onnxslim, "slim", damaged)
+    to_onnx.export(cleaned(onnx_job))
+    assert onnx_job.path.read_bytes() == plain
+    assert "stays as it was" in capsys.readouterr().err

@@ -246,3 +246,8 @@ def test_an_unknown_precision_is_refused(copied: Path, tmp_path: Path) -> None:
     run.write_json(copied / "artifacts.json", content)
     with pytest.raises(Unsupported, match="int3"):
         verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
+
+
+def test_to_have_verified_nothing_is_no_success() -> None:
+    with pytest.raises(CheckFailed, match="nothing was verified"):
+        parity.check({"results": []})

@@ -16,11 +16,21 @@ from laptop import cli
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
-FLOOR = {"errors", "processes", "run", "teamwork", "models", "architectures", "random_weights"}
+FLOOR = {
+    "errors",
+    "processes",
+    "machine",
+    "run",
+    "teamwork",
+    "models",
+    "architectures",
+    "random_weights",
+}
 FLOOR_MAY = {
     "errors": set(),
     "processes": set(),
-    "run": {"errors", "processes"},
+    "machine": set(),
+    "run": {"errors", "machine", "processes"},
     "teamwork": {"errors", "processes", "run"},
     "models": {"errors", "run", "architectures", "random_weights"},
     "architectures": set(),

@@ -82,10 +82,32 @@ def test_a_changed_input_is_refused_and_named(tmp_path: Path, source: Path) -> N
         run.run_stage("toy", out, Config(), {"source": source}, Work())
 
 
-def test_another_stage_is_refused_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True, "stale"])
+def test_a_result_of_other_work_is_never_touched(tmp_path: Path, overwrite: run.Overwrite) -> None:
     out = run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
-    with pytest.raises(OutputExists, match="stage toy, not game"):
-        run.run_stage("game", out, Config(), {}, Work())
+    with pytest.raises(OutputExists, match="holds a finished `toy`, which is left alone"):
+        run.run_stage("game", out, Config(), {}, Work(), overwrite=overwrite)
+    assert run.read_json(out / "manifest.json")["stage"] == "toy"
+
+
+def test_a_link_to_a_folder_gets_the_result_in_that_folder(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "here").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "here")
+    run.run_stage("toy", link, Config(), {}, Work())
+    assert link.is_symlink()
+    assert (tmp_path / "disk" / "here" / "manifest.json").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}
+
+
+def test_a_mount_point_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(BadInput, match="Name a folder in it"):
+        run.run_stage("toy", tmp_path / "disk", Config(), {}, work)
+    assert work.calls == 0
 
 
 def test_a_missing_input_is_named_before_any_work(tmp_path: Path) -> None:
@@ -325,6 +347,24 @@ def test_the_hash_of_a_folder_depends_on_names_and_bytes_but_not_on_manifests(
     assert changed != first
     (folder / "unet" / "config.json").rename(folder / "unet" / "other.json")
     assert run.sha256(folder) not in (first, changed)
+
+
+def test_what_lies_behind_a_link_counts(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "weights").write_text("old")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "store")
+    before = run.sha256(tmp_path / "model")
+    (tmp_path / "store" / "weights").write_text("new")
+    assert run.sha256(tmp_path / "model") != before
+
+
+@pytest.mark.parametrize("name", ["out", "deep/er/out.json"])
+def test_a_result_inside_its_input_is_refused(tmp_path: Path, name: str) -> None:
+    work = Work()
+    with pytest.raises(BadInput, match="which it is made from"):
+        run.run_stage("toy", tmp_path / name, Config(), {"model": tmp_path}, work)
+    assert work.calls == 0
 
 
 def test_progress_goes_to_stderr_and_stdout_stays_free(capsys: pytest.CaptureFixture[str]) -> None:

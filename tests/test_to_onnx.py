@@ -121,7 +121,7 @@ def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
     [
         (
             {"targets": ("onxn",)},
-            "unknown target 'onxn'; known: onnx, coreml, tensorrt, executorch. Did you",
+            "unknown target 'onxn'; known: onnx, ort, coreml, tensorrt, executorch. Did you",
         ),
         ({"targets": ()}, "at least one target"),
         ({"resolution": 100}, "resolution is 100 pixels; needed is a multiple of 8"),

@@ -23,6 +23,8 @@ from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
 from laptop.export.parity import FAILED, check, verify
+from laptop.export.targets import Request, requests
+from laptop.machine import machine
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
 from laptop.pruning.latency_table import with_latencies
@@ -36,7 +38,6 @@ from laptop.recipe import Recipe
 from laptop.run import (
     MANIFEST,
     Overwrite,
-    machine,
     manifest_of,
     need_space,
     read_json,
@@ -64,8 +65,12 @@ def compress(
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "laptop.json", {"schema": SCHEMA, "stages": {}})
     again: Overwrite = "stale" if overwrite else False
-    # what comes after an export that is tried again has other artifacts to judge
-    after_export: Overwrite = "stale" if failures(out / "artifacts") else again
+    # what comes after an export that is tried again has other artifacts to judge, even if a call
+    # between then and now was killed
+    export_again = out / ".export-again"
+    if failures(out / "artifacts"):
+        export_again.touch()
+    after_export: Overwrite = "stale" if export_again.exists() else again
     model, prompts = recipe.model, _prompts(recipe)
     student = out / "model"
     data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
@@ -107,7 +112,7 @@ def compress(
         "bench": lambda: _bench(recipe, out, after_export),
         "eval": lambda: _evaluate(recipe, out, again),
     }
-    if "onnx" not in recipe.export.targets:
+    if Request("onnx", "fp32") not in requests(recipe.export):  # however it was written
         del work["baseline"]
     if not is_verified:
         del work["verify"]
@@ -117,6 +122,8 @@ def compress(
         _record(out, recipe, name, stage())
         if name == "verify" and is_below_floor(out):
             break  # what differs from PyTorch is neither measured nor judged
+    else:
+        export_again.unlink(missing_ok=True)
     say(f"[{total}/{total}] report")
     report = write_report(out)
     check_exported(out / "artifacts")
@@ -214,7 +221,8 @@ Removed layers:
 
 
 def _bench(recipe: Recipe, out: Path, again: Overwrite) -> Path:
-    with_onnx = (out / "artifacts" / "onnx").exists()  # not where its export failed
+    made = [out / name / "onnx" for name in ("artifacts", "baseline")]
+    with_onnx = all(folder.exists() for folder in made)  # not where an export failed
     subjects: dict[str, list[str | Path]] = {
         "teacher": [recipe.model, *([out / "baseline"] if with_onnx else [])],
         "student": [out / "model", *([out / "artifacts"] if with_onnx else [])],

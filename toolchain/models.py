@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.run import read_json
+from laptop.run import files_in, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -143,8 +143,9 @@ def check_folder(folder: Path) -> None:
         if is_component and not (folder / name).is_dir():
             raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
     _check_unet(read_json(folder / "unet" / "config.json"), str(folder))
-    for weights in sorted(folder.rglob("*.safetensors")):
-        _check_safetensors(weights)
+    for file in files_in(folder):
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
 
 
 def _check_index(index: dict[str, Any], where: str) -> None:

@@ -11,14 +11,11 @@ import contextlib
 import errno
 import hashlib
 import json
-import platform
-import resource
+import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
+from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.processes import is_main
 
 T = TypeVar("T")
@@ -35,10 +33,6 @@ RESUME = ".resume"  # in a partial folder: what is needed to go on, and
 KEY = "key"  # in there: what the folder is going to be
 LOCK = "lock"  # in there: held by the process that works on it
 FULL_DISK_BYTES = 1 << 20
-REPORTED_PACKAGES = (
-    "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
-    "executorch",
-)  # fmt: skip
 
 
 def run_stage(
@@ -60,6 +54,13 @@ def run_stage(
     manifest. `config` is a dataclass or a mapping that JSON can hold; `inputs` are files and
     folders. Raises `OutputExists` where `out` holds something else.
     """
+    for path in inputs.values():
+        if path.resolve() in out.resolve().parents:  # then it would change what it is made from
+            raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
+    if out.is_mount():  # nothing can be renamed to it
+        raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
+    if out.is_symlink():
+        out = out.resolve()
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
     settings = json.loads(json.dumps(settings, default=str))
     identity = {
@@ -93,7 +94,7 @@ def _make(
 ) -> None:
     """Do the work in `partial`, and write its manifest last of all."""
     start = time.perf_counter()
-    _reset_peak_memory()
+    reset_peak_memory()
     facts = _carry_out(work, partial)
     manifest = {
         "schema": "laptop.manifest/1",
@@ -204,19 +205,23 @@ def _is_finished(
     if overwrite is True:
         return False
     old = read_json(manifest_path)
-    is_whole = out.is_dir() or old.get("result_sha256") == sha256(out)
+    is_whole = (
+        all((out / name).exists() for name in old.get("files", {}))
+        if out.is_dir()
+        else old.get("result_sha256") == sha256(out)
+    )
     if old.get("key") == key and is_whole:
         return True
     if overwrite == "stale":
         return False
-    if not is_whole:  # edited by hand, or a kill between the two renames of a file result
+    if not is_whole:  # changed by hand, or a kill between the two renames of a file result
         raise OutputExists(
             f"{out} is not what {manifest_path.name} says was made; it was changed since. "
             "Pass --overwrite to make it anew, or choose another -o."
         )
     changes = "; ".join(_differences(old, identity)) or "another version of the format"
     raise OutputExists(
-        f"{out} holds a finished `{old.get('stage')}` made from something else ({changes}). "
+        f"{out} holds a finished `{identity['stage']}` made from something else ({changes}). "
         "Pass --overwrite to make it anew, or choose another -o."
     )
 
@@ -230,12 +235,18 @@ def need_ours(out: Path, stage: str) -> bool:
             f"{out} exists and is no result of `laptop {stage}` (it has no manifest), so it is "
             "left alone. Choose another -o."
         )
+    try:
+        made_by = read_json(manifest_of(out)).get("stage")
+    except BadInput:  # cut off: to be made anew by all means
+        return True
+    if made_by != stage:  # what was made by other work, or is even an input of this
+        raise OutputExists(
+            f"{out} holds a finished `{made_by}`, which is left alone. Choose another -o."
+        )
     return True
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    if old.get("stage") != new["stage"]:
-        yield f"stage {old.get('stage')}, not {new['stage']}"
     for part in ("config", "inputs"):
         before, after = old.get(part, {}), new[part]
         for k in sorted({*before, *after}):
@@ -272,10 +283,17 @@ def sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file_path in files_in(path):
         if not file_path.name.endswith(MANIFEST) and file_path.name != KEY:
             digest.update(f"{file_path.relative_to(path)} {sha256(file_path)}\n".encode())
     return digest.hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, also behind links."""
+    walk = os.walk(folder, followlinks=True)
+    paths = (Path(place, name) for place, _, names in walk for name in names)
+    return sorted(path for path in paths if path.is_file())
 
 
 def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
@@ -317,30 +335,6 @@ def need_space(folder: Path, size_bytes: int) -> None:
             f"{folder} has {free / 1e9:.2f} GB free; about {size_bytes / 1e9:.2f} GB are needed. "
             "Free some space or choose another -o."
         )
-
-
-def machine() -> dict[str, Any]:
-    """Versions and hardware, for manifests."""
-    versions = {"python": platform.python_version()}
-    for package in REPORTED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {"versions": versions, "device": platform.processor() or platform.machine()}
-
-
-def _reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):  # Linux only: VmHWM starts anew
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process, on Linux since the stage began."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def say(message: str) -> None:

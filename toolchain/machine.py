@@ -1,0 +1,39 @@
+"""What manifests say of the machine: versions, processor, and this process's memory."""
+
+import contextlib
+import platform
+import resource
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPORTED_PACKAGES = (
+    "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
+    "executorch",
+)  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for manifests."""
+    versions = {"python": platform.python_version()}
+    for package in REPORTED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"versions": versions, "device": platform.processor() or platform.machine()}
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` count from now on."""
+    with contextlib.suppress(OSError):  # Linux only: VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process, on Linux since the stage began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -37,6 +37,7 @@ from laptop.export.targets import NOT_RUN, module_of, need_packages
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
 FLOORS = {  # dB by precision
+    **{"coreml-fp32": 60.0, "coreml-fp16": 40.0},
     **{"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int8-qdq": 30.0},
     **{"palette8": 30.0, "palette6": 30.0, "palette4": 20.0, "mixed": 30.0},
 }
@@ -195,7 +196,7 @@ class Verification:
     def _runner(self, row: Row) -> runtimes.Runner | None:
         module = module_of(row["target"])
         runner: runtimes.Runner | None = None
-        if module.checked() is not None:
+        if module.checked(row["precision"]) is not None:
             runner = module.load(self.artifacts / row["file"])
         return runner
 
@@ -262,7 +263,7 @@ def result(
     JSON has no NaN and no Infinity, so they become null.
     """
     reason = _reason(found, floor) or blank
-    state = module_of(row["target"]).checked() if found else NOT_RUN
+    state = module_of(row["target"]).checked(row["precision"]) if found else NOT_RUN
     return {
         "target": row["target"],
         "component": row["component"],

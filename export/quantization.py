@@ -21,13 +21,11 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
+from laptop.export.components import SENSITIVE
 from laptop.export.onnx_weights import DATA
 from laptop.export.runtimes import Array
 
 QUANTIZED = ("Conv", "MatMul", "Gemm")
-# Every layer depends on the embeddings of time and sizes, and the picture on the outermost layers;
-# together they are less than a hundredth of the work. docs/log.md has what they cost in 8 bits.
-KEPT = ("time_embedding", "add_embedding", "time_emb_proj", "conv_in", "conv_out")
 ENDS = {"lowest": "ReduceMin", "highest": "ReduceMax"}
 
 
@@ -43,7 +41,7 @@ def quantize(source: Path, path: Path, examples: Iterable[Mapping[str, Array]]) 
     add_infer_metadata(model)  # which tells it that this was done
     weights = {i.name for i in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in QUANTIZED]
-    nodes = [node for node in nodes if not any(part in node.input[1] for part in KEPT)]
+    nodes = [node for node in nodes if not any(part in node.input[1] for part in SENSITIVE)]
     wanted = dict.fromkeys(name for node in nodes for name in (*node.input[:2], *node.output))
     activations = [name for name in wanted if name not in weights]
     ranges = _ranges(model, activations, source, examples)

@@ -5,7 +5,7 @@ The module of a target is imported on demand. It has
     export(job: Job) -> None             one component to its file, in a process of its own
     complete(model, folder) -> None      what belongs beside all components; left out where nothing
     load(path) -> Runner                 the artifact as a function on arrays
-    checked() -> str | None              what a parity report says of an artifact that `load` ran
+    checked(precision) -> str | None     what a parity report says of an artifact that `load` ran
                                          here well: VERIFIED; None where it cannot run here
 """
 
@@ -74,12 +74,13 @@ TARGETS = {
         packages=("executorch", "torchao"),
         components=COMPONENTS,
         file="{component}.pte",
-        precisions={"fp32": 24},
+        precisions=dict.fromkeys(("fp32", "int8", "coreml-fp16", "coreml-fp32"), 24),
     ),
 }
 VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
 BYTES = {
     **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0, CALIBRATED: 1.0},
+    **{"coreml-fp32": 4.0, "coreml-fp16": 2.0},
     **{"palette8": 1.0, "palette6": 0.75, "palette4": 0.5, "mixed": 0.75},
 }  # of a stored weight, by precision
 

@@ -72,7 +72,7 @@ def load(path: Path) -> Runner:
     return call
 
 
-def checked() -> str:
+def checked(_precision: str) -> str:
     """What a report says of a package that reaches its floor: who computed it."""
     return VERIFIED if sys.platform == "darwin" else INTERPRETED
 

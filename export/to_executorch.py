@@ -1,14 +1,18 @@
 """ExecuTorch program of each component for Android, iOS and this machine: `<component>.pte`.
 
 XNNPACK computes what it knows (convolutions, linear layers, matrix products, sums), ExecuTorch's
-portable operators the rest. Shapes are those of a sampling with guidance (batch 2). A program's
-inputs have no names, so it carries them: the method `names` returns "sample,timestep,…;out_sample".
+portable operators the rest. With `int8`, linear layers have weights in 8 bits with a scale a row,
+and quantize what they are given as it comes. `coreml-fp16` and `coreml-fp32` hand everything to
+Core ML instead, for Apple's devices only. Shapes are those of a sampling with guidance (batch 2). A
+program's inputs have no names, so it carries them: the method `names` returns
+"sample,timestep,…;out_sample".
 """
 
 import contextlib
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +22,12 @@ import numpy as np
 import torch
 
 from laptop.errors import BadInput
-from laptop.export.components import Graph
+from laptop.export.components import SENSITIVE, Graph
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
 from laptop.export.lowering import fewer_repeats
 from laptop.export.runtimes import Array, Runner
+from laptop.export.settings import CoremlConfig
 from laptop.export.targets import VERIFIED
 
 NAMES = "names"  # the method that tells inputs and outputs
@@ -34,7 +39,7 @@ def export(job: Job) -> None:
     with _quiet():
         traced = load_graph(job.model, job.component)
         examples = tuple(job.examples()[0][name] for name in traced.inputs)
-        program = lower(traced, examples)
+        program = lower(traced, examples, job.precision, job.config.coreml)
         with job.path.open("wb") as file:
             program.write_to_file(file)
 
@@ -77,24 +82,80 @@ def load(path: Path) -> Runner:
     return call
 
 
-def checked() -> str | None:
-    """The wheel runs XNNPACK programs on every system that it exists for."""
-    return VERIFIED
+def checked(precision: str) -> str | None:
+    """The wheel runs XNNPACK programs on every system that it exists for, Core ML's on macOS."""
+    return None if _is_coreml(precision) and sys.platform != "darwin" else VERIFIED
 
 
-def lower(traced: Graph, examples: tuple[torch.Tensor, ...]) -> Any:
+def _is_coreml(precision: str) -> bool:
+    return precision.startswith("coreml-")
+
+
+def lower(
+    traced: Graph, examples: tuple[torch.Tensor, ...], precision: str, coreml: CoremlConfig
+) -> Any:
     """The ExecuTorch program of a graph, with fixed shapes."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     with torch.no_grad():
         exported = torch.export.export(traced.module, examples)
+        if precision == "int8":
+            exported = torch.export.export(_quantized(exported.module(), examples), examples)
     with fewer_repeats():
         return to_edge_transform_and_lower(
             exported,
-            partitioner=[XnnpackPartitioner()],
+            partitioner=[_partitioner(precision, coreml)],
             constant_methods={NAMES: f"{','.join(traced.inputs)};{','.join(traced.outputs)}"},
         ).to_executorch()
+
+
+def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:
+    """Linear layers with weights in 8 bits, and activations that are quantized as they come."""
+    from executorch.backends.transforms.duplicate_dynamic_quant_chain import (
+        DuplicateDynamicQuantChainPass,
+    )
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(_may_be_coarse)
+    prepared = prepare_pt2e(module, quantizer)
+    prepared(*examples)
+    converted = convert_pt2e(prepared)
+    # Layers that share an input would share what quantizes it, and be one partition that needs its
+    # own results.
+    DuplicateDynamicQuantChainPass()(converted)
+    return converted
+
+
+def _may_be_coarse(node: torch.fx.Node) -> bool:
+    """Of linear layers only: of convolutions XNNPACK refuses the shapes, when the program runs."""
+    if node.target is not torch.ops.aten.linear.default:
+        return False
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return not any(part in path for path in paths for part in SENSITIVE)
+
+
+def _partitioner(precision: str, config: CoremlConfig) -> Any:
+    """What hands the graph, or parts of it, to another library."""
+    if not _is_coreml(precision):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        return XnnpackPartitioner()
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    is_half = precision == "coreml-fp16"
+    specs = CoreMLBackend.generate_compile_specs(
+        compute_precision=getattr(coremltools.precision, "FLOAT16" if is_half else "FLOAT32"),
+        compute_unit=coremltools.ComputeUnit[config.compute_units.upper()],
+        minimum_deployment_target=coremltools.target[config.minimum_deployment_target],
+    )
+    return CoreMLPartitioner(compile_specs=specs)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def load(path: Path) -> Runner:
     return engine.runner(engine.HERE, path) if engine.is_here() else runtimes.onnx_runner(path)
 
 
-def checked() -> str | None:
+def checked(_precision: str) -> str | None:
     """Verified by an engine only; otherwise what was computed instead."""
     from laptop.export import engine
 

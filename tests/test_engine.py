@@ -328,7 +328,7 @@ def test_a_machine_without_trtexec_says_where_it_was_looked_for(
     with pytest.raises(LaptopError, match="has no trtexec on its PATH, in /usr/src/tensorrt/bin"):
         engine.probe(here)
     assert not engine.is_here()
-    assert to_tensorrt.checked() == to_tensorrt.NO_ENGINE
+    assert to_tensorrt.checked("fp16") == to_tensorrt.NO_ENGINE
 
 
 def test_an_old_tensorrt_is_refused(board: Board, here: Place) -> None:

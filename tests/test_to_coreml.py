@@ -133,14 +133,14 @@ def test_every_component_is_computed_above_its_floor(
     for row in rows:
         assert row["reason"] is None, row
         assert row["samples"] > 0
-        assert row["state"] == to_coreml.checked()
+        assert row["state"] == to_coreml.checked("fp16")
         assert row["psnr_db"] >= 50 > row["floor_db"], row
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS predicts, there is nothing to add")
 def test_where_nothing_predicts_it_is_said_who_computes() -> None:
     words = "computed by the reference interpreter; not run on Apple hardware"
-    assert to_coreml.checked() == words
+    assert to_coreml.checked("fp16") == words
 
 
 def permute_weight(package: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from laptop.export.components import Graph
 from laptop.export.components import run as run_graph
 from laptop.export.lowering import fewer_repeats
 from laptop.export.metrics import psnr
+from laptop.export.settings import CoremlConfig
 
 pytest.importorskip("executorch", reason="the extra executorch is not installed")
 PROMPTS = ["a large red circle on white"]
@@ -56,9 +58,12 @@ def given() -> dict[str, torch.Tensor]:
     }
 
 
-def lowered(block: Graph, given: dict[str, torch.Tensor], path: Path) -> Path:
+def lowered(
+    block: Graph, given: dict[str, torch.Tensor], path: Path, precision: str = "fp32"
+) -> Path:
     with to_executorch._quiet():
-        path.write_bytes(to_executorch.lower(block, tuple(given.values())).buffer)
+        program = to_executorch.lower(block, tuple(given.values()), precision, CoremlConfig())
+        path.write_bytes(program.buffer)
     return path
 
 
@@ -78,6 +83,27 @@ def test_a_program_computes_what_the_graph_does_with_a_scalar_timestep(
 ) -> None:
     reference = run_graph(block, given)["out_sample"].numpy()
     assert psnr(reference, outputs(program, given)) > 100
+
+
+def test_linear_layers_in_eight_bits_are_near_and_smaller(
+    block: Graph, given: dict[str, torch.Tensor], program: Path, tmp_path: Path
+) -> None:
+    coarse = lowered(block, given, tmp_path / "int8.pte", "int8")
+    reference = run_graph(block, given)["out_sample"].numpy()
+    assert 35 < psnr(reference, outputs(coarse, given)) < 100
+    assert psnr(reference, outputs(program, given)) > 100
+
+
+def test_a_program_for_core_ml_hands_all_to_it_and_is_not_run_here(
+    block: Graph, given: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = lowered(block, given, tmp_path / "coreml.pte", "coreml-fp16")
+    assert b"CoreMLBackend" in path.read_bytes()
+    assert b"XnnpackBackend" not in path.read_bytes()
+    if sys.platform != "darwin":
+        assert to_executorch.checked("coreml-fp16") is None
+        with pytest.raises(BadInput, match="a backend that is not among"):
+            to_executorch.load(path)
 
 
 def test_quick_lowering_gives_the_outputs_of_the_plain_one(

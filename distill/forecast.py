@@ -7,7 +7,6 @@ autograd would keep for the backward pass is added up.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from laptop import models
 from laptop.distill.optimizer import BYTES
 from laptop.distill.session import HALVES, DistillConfig, TrainConfig
+from laptop.machine import available_memory_bytes
 from laptop.processes import count
 from laptop.pruning.units import example_inputs
 
@@ -101,7 +101,7 @@ def available_bytes() -> int:
     """Free memory of this process's device."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return available_memory_bytes()
 
 
 def activation_bytes(unet: Any, tokens: int, checkpointing: bool) -> int:

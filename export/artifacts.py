@@ -16,12 +16,10 @@ file and of the plan that made the model, and what `verify` found, and where.
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
@@ -29,10 +27,11 @@ from laptop.export import components, inputs
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import COMPONENTS, ExportConfig
 from laptop.export.targets import BYTES, CALIBRATED, TARGETS, Request, requests
-from laptop.machine import machine
+from laptop.machine import available_memory_bytes, machine
 
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")  # with weights, of a pipeline
 EXPORTED = "exported.json"  # in a target's folder: shapes and what each process took
 
 
@@ -54,32 +53,27 @@ def export_model(
     wanted = check_request(config, prompts)
     prompts, steps = _sampling(config, wanted, prompts)
     models.need_whole_chain(model, "export")
-    source = models.locate(model)
-    is_folder = Path(source).is_dir()
-    if is_folder:  # of a Hub id nothing may be here yet to be measured
-        run.need_space(out.parent, _artifact_bytes(Path(source), wanted))
+    sources, identity = models.identity("model", model)
 
     def work(folder: Path) -> dict[str, Any]:
+        run.need_space(folder, _artifact_bytes(model, wanted, config))
         failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
         listed = {"resolution": config.resolution, "artifacts": rows, "failed": failed}
         run.write_json(folder / LIST, {"schema": SCHEMA, **listed})
-        return {"plan_sha256": _plan(source), "files": _files(folder)}
+        return {"plan_sha256": _plan(models.locate(model)), "files": _files(folder)}
 
-    identity = {**asdict(config), "prompts": list(prompts)}
-    if not is_folder:
-        identity["model"] = source
-    sources = {"model": Path(source)} if is_folder else {}
+    settings = {**asdict(config), "prompts": list(prompts), **identity}
     go_on = bool(failures(out))
-    return run.run_stage("export", out, identity, sources, work, overwrite=overwrite, go_on=go_on)
+    return run.run_stage("export", out, settings, sources, work, overwrite=overwrite, go_on=go_on)
 
 
 def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]:
     """The targets; raises for unknown ones or missing packages, or an empty request."""
-    if not config.targets or not config.components or not prompts or config.steps < 1:
+    if not prompts or config.steps < 1:
         raise BadInput(
-            f"export needs at least one target, component, prompt and step; got {config.targets}, "
-            f"{config.components}, {len(prompts)} prompts, {config.steps} steps."
+            f"export samples at least one prompt in one step; got {len(prompts)} prompts, "
+            f"{config.steps} steps."
         )
     return requests(config)
 
@@ -130,6 +124,7 @@ def _export_targets(
     scratch = run.resume_folder(folder)
     recorded = scratch / "inputs"
     if not recorded.exists():
+        _need_memory("sampling for example inputs", 4 * _parameters(model, PARTS))
         what = "sampling for example inputs"
         run_apart(what, _record, model, recorded, config, prompts, temporary=scratch)
     failed = []
@@ -188,12 +183,18 @@ def _export_target(
         precision = request.precision_of(component, config)
         job = Job(request.target, component, precision, model, given, path, config)
         try:
-            _need_memory(job)
+            weights = _parameters(model, [components.folder_of(component)])
+            each = TARGETS[request.target].precisions[precision]
+            doing = f"exporting {component} ({weights / 1e6:.0f} M weights) to {request.target}"
+            _need_memory(doing, weights * each)
             what = f"{request.folder} of {component}"
             took = run_apart(what, export, job, temporary=folder.parent)
             found[component] = {"shapes": example_shapes(given), **took}
         except LaptopError as e:
             raise ComponentFailed(request, component, e) from None
+    if not found:
+        nothing = BadInput(f"the model has none of {', '.join(config.components)}.")
+        raise ComponentFailed(request, "all", nothing)
     try:
         run_apart(f"{request.folder}, what belongs beside", complete, request.target, model, folder)
     except LaptopError as e:
@@ -201,35 +202,32 @@ def _export_target(
     run.write_json(folder / EXPORTED, found)
 
 
-def _need_memory(job: Job) -> None:
+def _need_memory(doing: str, weights_bytes: float) -> None:
     """Raise `BadInput` where the process would need more memory than is available."""
-    weights = _parameters(models.folder(job.model) / components.folder_of(job.component))
-    each = TARGETS[job.target].precisions[job.precision]
-    needed = weights * each + components.PROCESS_BYTES
-    free = psutil.virtual_memory().available
+    needed, free = weights_bytes + components.PROCESS_BYTES, available_memory_bytes()
     if needed > free:
         raise BadInput(
-            f"exporting {job.component} ({weights / 1e6:.0f} M weights) to {job.target} takes "
-            f"about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are available. Close "
-            "other programs or use a larger machine."
+            f"{doing} takes about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are "
+            "available. Close other programs or use a larger machine."
         )
 
 
-def _parameters(folder: Path) -> int:
-    """Number of weights in a folder, from the headers of its files."""
+def _parameters(model: str, parts: Iterable[str]) -> int:
+    """Number of weights in these folders of a model, from the headers of its files."""
     from safetensors import safe_open
 
     weights = 0
-    for path in (p for p in run.files_in(folder) if p.suffix == ".safetensors"):
+    for path in (file for part in parts for file in models.weight_files(model, part)):
         with safe_open(path, framework="np") as file:
             weights += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
     return weights
 
 
-def _artifact_bytes(source: Path, wanted: Sequence[Request]) -> int:
+def _artifact_bytes(model: str, wanted: Sequence[Request], config: ExportConfig) -> int:
     """What the artifacts will take on the disk; the graphs add about a tenth."""
-    each = sum(BYTES.get(request.precision, 1) for request in wanted)
-    return int(1.1 * each * _parameters(source))
+    each = sum(BYTES[request.precision] for request in wanted)
+    parts = {components.folder_of(name) for name in config.components}
+    return int(1.1 * each * _parameters(model, parts))
 
 
 def _plan(source: str) -> str | None:
@@ -251,7 +249,10 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
         return  # a bare folder from elsewhere
     kept = ("artifact", "component", "sha256", "state", "psnr_db", "floor_db")
     rows = [{key: row[key] for key in kept} for row in results]
-    run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **machine()}})
+    try:
+        run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **machine()}})
+    except PermissionError:  # artifacts that are kept from changes; the report has it all
+        run.say(f"verify: {path} cannot be written, so it does not say what was verified.")
 
 
 def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def trace(
     weights = dict(graph.module.named_parameters())
     zeros = [torch.zeros((), dtype=dtype).expand(weights[name].shape) for name in function.names]
     inputs = [_small(example[name], name, component, dtype) for name in graph.inputs]
+    axes = _dynamic_axes(component, graph)
     # the tracer's warnings are about the values of shapes: the dynamic-shape test is the proof
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,9 +71,33 @@ def trace(
             opset_version=opset,
             input_names=[*graph.inputs, *function.names],
             output_names=list(graph.outputs),
-            dynamic_axes=_dynamic_axes(component, graph),
+            dynamic_axes=axes,
         )
-        return onnx.load(path)
+        model = onnx.load(path)
+    _declare_unused_(model, dict(zip(graph.inputs, inputs, strict=True)), axes)
+    return model
+
+
+def _declare_unused_(
+    model: onnx.ModelProto, inputs: Mapping[str, Tensor], axes: Mapping[str, dict[int, str]]
+) -> None:
+    """Let every one of `inputs` come first, also those that the tracer dropped as unused.
+
+    Such as the text, where no cross-attention is left: all models of a kind are fed alike.
+    """
+    traced = {value.name: value for value in model.graph.input}
+    weights = [value for name, value in traced.items() if name not in inputs]
+    first = [
+        traced.get(name)
+        or onnx.helper.make_tensor_value_info(
+            name,
+            onnx.helper.np_dtype_to_tensor_dtype(value.numpy().dtype),
+            [axes[name].get(i, size) for i, size in enumerate(value.shape)],
+        )
+        for name, value in inputs.items()
+    ]
+    del model.graph.input[:]
+    model.graph.input.extend([*first, *weights])
 
 
 def _small(value: Tensor, name: str, component: str, dtype: torch.dtype) -> Tensor:

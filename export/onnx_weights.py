@@ -37,7 +37,7 @@ def reader(model: str, component: str, graph: Graph) -> Iterator[Reader]:
         return
     from safetensors import safe_open
 
-    files: list[Any] = [safe_open(path, framework="pt") for path in models.unet_files(model)]
+    files: list[Any] = [safe_open(path, framework="pt") for path in models.weight_files(model)]
     place = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     yield lambda name: place[name.removeprefix("unet.")].get_tensor(name.removeprefix("unet."))
 

@@ -80,21 +80,16 @@ def verify(
     for row in rows:
         _check_artifact(artifacts / row["file"], row)
     models.need_whole_chain(against, "verify")
-    source = models.locate(against)
-    is_folder = Path(source).is_dir()
+    sources, identity = models.identity("against", against)
 
     def work(folder: Path) -> dict[str, Any]:
         results = Verification(artifacts, against, folder, config, prompts).results(rows)
         run.write_json(folder / REPORT, {"schema": SCHEMA, "results": results})
         return {"verified": sum(r["state"] != FAILED for r in results)}
 
-    identity = {**asdict(config), "prompts": list(prompts)}
-    sources = {"artifacts": artifacts}
-    if is_folder:
-        sources["against"] = Path(source)
-    else:
-        identity["against"] = source
-    run.run_stage("verify", out, identity, sources, work, overwrite=overwrite)
+    settings = {**asdict(config), "prompts": list(prompts), **identity}
+    given = {"artifacts": artifacts, **sources}
+    run.run_stage("verify", out, settings, given, work, overwrite=overwrite)
     listing.note_verified(artifacts, run.read_json(out / REPORT)["results"])
     return out
 
@@ -290,7 +285,8 @@ def _reason(found: Comparison | None, floor: float | None) -> str | None:
         return f"{found.nonfinite} values are NaN or Inf"
     if floor is None or found.psnr_db >= floor:
         return None
-    return f"PSNR {found.psnr_db:.1f} dB, at least {floor:g} needed"
+    shown = math.floor(100 * found.psnr_db) / 100  # so that it is never shown as reached
+    return f"PSNR {shown:.2f} dB, at least {floor:g} needed"
 
 
 def _finite(value: float) -> float | None:

@@ -51,12 +51,31 @@ class CoremlConfig:
 
 @dataclass(frozen=True)
 class TensorrtConfig:
-    """The table `[export.tensorrt]`. Engines with static shapes are smaller and faster."""
+    """The table `[export.tensorrt]`; `BadInput` for what cannot be.
+
+    Engines with static shapes are smaller and faster.
+    """
 
     batch: tuple[int, ...] = ()  # pictures at once: min, opt, max; (): one, static
     resolution: tuple[int, ...] = ()  # pixels a side: min, opt, max; (): as sampled, static
     optimization_level: int | None = None  # of the builder, 0 to 5; None: TensorRT's own, 3
     workspace_mib: int | None = None  # most scratch memory of a layer; None: what the device has
+
+    def __post_init__(self) -> None:
+        for name, given in (("batch", self.batch), ("resolution", self.resolution)):
+            if given and (len(given) != 3 or list(given) != sorted(given) or given[0] < 1):
+                raise BadInput(
+                    f"export.tensorrt.{name} = {list(given)}: needed are three ascending numbers, "
+                    "the smallest, the usual and the largest, or none for static shapes."
+                )
+        if self.optimization_level not in (None, *range(6)):
+            raise BadInput(
+                f"export.tensorrt.optimization_level = {self.optimization_level}; choose 0 to 5."
+            )
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise BadInput(
+                f"export.tensorrt.workspace_mib = {self.workspace_mib}; needed is 1 or more."
+            )
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ class Request:
 
 def requests(config: ExportConfig) -> list[Request]:
     """The targets of `config`; `BadInput` for what is unknown, twice there, or covers nothing."""
+    if not config.targets or not config.components:
+        raise BadInput(
+            f"export needs at least one target and component; got {config.targets}, "
+            f"{config.components}."
+        )
     found = [_request(text) for text in config.targets]
     if config.resolution is not None and (config.resolution < 8 or config.resolution % 8):
         raise BadInput(

@@ -10,7 +10,7 @@ resolutions work; or static, for devices, as the pipeline sampled for the exampl
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -97,10 +97,20 @@ def write(
             shapes = {name: tuple(example[name].shape) for name in graph.inputs}
             onnx_graph.fix_shapes_(model, shapes)
         if clean_up:  # while the weights are not in it
-            model = onnxslim.slim(model)
+            model = _slimmed(model, graph.inputs)
         is_int8 = job.precision == "int8"
         onnx_weights.write(model, len(graph.inputs), read, job.path, int8=is_int8)
     return model
+
+
+def _slimmed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """By onnxslim, which drops inputs that nothing reads; they come back."""
+    first = [value for value in model.graph.input if value.name in names]
+    slim: onnx.ModelProto = onnxslim.slim(model)
+    weights = [value for value in slim.graph.input if value.name not in names]
+    del slim.graph.input[:]
+    slim.graph.input.extend([*first, *weights])
+    return slim
 
 
 def complete(model: str, folder: Path) -> None:

@@ -101,23 +101,14 @@ def _ranges(config: TensorrtConfig, job: Job, example: Example) -> Ranges:
     """Min, opt and max shape of each input that is dynamic; none with static shapes."""
     if not config.batch and not config.resolution:
         return {}
-    pictures = _three("batch", config.batch or (1, 1, 1))
+    pictures = config.batch or (1, 1, 1)
     sampled = _sampled_pixels(job)
-    pixels = _three("resolution", config.resolution or (sampled,) * 3)
+    pixels = config.resolution or (sampled,) * 3
 
     def bound(value: torch.Tensor, i: int) -> Shape:
         return _scaled(tuple(value.shape), pictures[i], pixels[i], sampled)
 
     return {k: (bound(v, 0), bound(v, 1), bound(v, 2)) for k, v in example.items() if v.ndim}
-
-
-def _three(name: str, given: tuple[int, ...]) -> tuple[int, ...]:
-    if len(given) != 3 or list(given) != sorted(given) or given[0] < 1:
-        raise BadInput(
-            f"[export.tensorrt] {name} = {list(given)}: needed are three ascending numbers, the "
-            "smallest, the usual and the largest, or none for static shapes."
-        )
-    return given
 
 
 def _sampled_pixels(job: Job) -> int:

@@ -61,12 +61,28 @@ def tiny_folder(
 @pytest.fixture(scope="session")
 def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with three layers removed, in the shipped class; do not change it."""
-    pipe = models.load_pipeline(str(tiny_folder))
-    unet = models.shipped_class(pipe.unet).from_config(pipe.unet.config, removed=REMOVED)
+    return without(REMOVED, tiny_folder, tmp_path_factory.mktemp("models") / "pruned")
+
+
+@pytest.fixture(scope="session")
+def textless_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a cross-attention and without one feed-forward network."""
+    blocks = {
+        name.rpartition(".")[0]
+        for name, _ in architecture.pipeline(0).unet.named_modules()
+        if name.endswith(".attn2")
+    }
+    removed = [*(f"{block}.attn2" for block in blocks), f"{min(blocks)}.ff"]
+    return without(sorted(removed), tiny_folder, tmp_path_factory.mktemp("models") / "textless")
+
+
+def without(removed: list[str], model: Path, folder: Path) -> Path:
+    """A model without some of its layers, in the shipped class."""
+    pipe = models.load_pipeline(str(model))
+    unet = models.shipped_class(pipe.unet).from_config(pipe.unet.config, removed=removed)
     weights = pipe.unet.state_dict()
     unet.load_state_dict({name: weights[name] for name in unet.state_dict()})
     pipe.register_modules(unet=unet)
-    folder = tmp_path_factory.mktemp("models") / "pruned"
     pipe.save_pretrained(folder)
     return folder
 

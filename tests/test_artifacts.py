@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 from dataclasses import replace
@@ -150,10 +151,35 @@ def test_an_export_that_does_not_fit_is_refused_with_the_figure(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ExportConfig(components=("unet",), steps=1)
-    little = type("Memory", (), {"available": 10**6})
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
+    free = iter([10**12, 10**6])  # enough to sample
+    monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: next(free))
     out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
     with pytest.raises(CheckFailed, match=r"unet \(3 M weights\) to onnx takes about .* GB"):
+        check_exported(out)
+
+
+def test_a_sampling_that_does_not_fit_is_refused_with_the_figure(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: 10**6)
+    with pytest.raises(BadInput, match=r"sampling for example inputs takes about .* GB"):
+        export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_counted_in_one_variant(tiny_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    once = artifacts._parameters(str(model), artifacts.PARTS)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        weights = model / part / f"{name}.safetensors"
+        shutil.copy(weights, weights.with_name(f"{name}.fp16.safetensors"))
+    assert artifacts._parameters(str(model), artifacts.PARTS) == once > 3_000_000
+
+
+def test_a_component_that_the_model_lacks_fails(small_folder: Path, tmp_path: Path) -> None:
+    config = ExportConfig(components=("text_encoder_2",), steps=1)
+    out = export_model(str(small_folder), tmp_path / "artifacts", config, PROMPTS)
+    with pytest.raises(CheckFailed, match="the model has none of text_encoder_2"):
         check_exported(out)
 
 

@@ -38,6 +38,19 @@ def test_a_stock_unet_is_exported_too(onnx_job: Job, tiny_folder: Path) -> None:
     assert lowest_psnr(job) >= 60
 
 
+@pytest.mark.parametrize("clean_up", [False, True])
+@pytest.mark.parametrize("shapes", ["dynamic", "static"])
+def test_text_that_nothing_reads_is_still_an_input(
+    shapes: str, clean_up: bool, onnx_job: Job, textless_folder: Path
+) -> None:
+    config = ExportConfig(onnx=OnnxConfig(shapes=shapes, clean_up=clean_up))
+    job = replace(onnx_job, model=str(textless_folder), config=config)
+    to_onnx.export(job)
+    names = [value.name for value in onnx.load(job.path).graph.input]
+    assert names == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
+    assert lowest_psnr(job) >= 60
+
+
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 9), (13, 10)])
 def test_every_size_that_pytorch_takes_fits(onnx_job: Job, height: int, width: int) -> None:
     to_onnx.export(onnx_job)

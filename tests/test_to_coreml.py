@@ -16,7 +16,7 @@ from packages import exact_output, output_of, weights_of
 from laptop import models
 from laptop.errors import BadInput, LaptopError
 from laptop.export import metrics, mil_interpreter, parity, to_coreml
-from laptop.export.artifacts import ExportConfig, export_model
+from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job
 from laptop.export.mil_program import read, read_spec, spec_path
@@ -138,6 +138,17 @@ def test_every_component_is_computed_above_its_floor(
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS predicts, there is nothing to add")
+def test_a_unet_that_lost_sublayers_and_all_text_is_computed_above_its_floor(
+    textless_folder: Path, tmp_path: Path
+) -> None:
+    config = ExportConfig(targets=("coreml",), components=("unet",), steps=1)
+    out = export_model(str(textless_folder), tmp_path / "artifacts", config, PROMPTS)
+    check_exported(out)
+    (row,) = reports(out, textless_folder, tmp_path / "parity")[:1]
+    assert row["component"] == "unet"
+    assert row["psnr_db"] >= 40
+
+
 def test_where_nothing_predicts_it_is_said_who_computes() -> None:
     words = "computed by the reference interpreter; not run on Apple hardware"
     assert to_coreml.checked("fp16") == words

@@ -138,19 +138,24 @@ def test_a_profile_makes_batch_and_picture_size_dynamic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("given", "message"),
     [
-        (TensorrtConfig(batch=(2, 1, 4)), r"batch = \[2, 1, 4\]: needed are three ascending"),
-        (TensorrtConfig(resolution=(64, 64)), r"resolution = \[64, 64\]: needed are three"),
-        (TensorrtConfig(resolution=(60, 64, 64)), "resolution 60 makes no whole number of latents"),
+        ({"batch": (2, 1, 4)}, r"batch = \[2, 1, 4\]: needed are three ascending"),
+        ({"resolution": (64, 64)}, r"resolution = \[64, 64\]: needed are three"),
+        ({"optimization_level": 6}, "optimization_level = 6; choose 0 to 5"),
+        ({"workspace_mib": 0}, "workspace_mib = 0; needed is 1"),
     ],
 )
-def test_a_profile_that_cannot_be_is_refused(
-    config: TensorrtConfig, message: str, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        TensorrtConfig(**given)
+
+
+def test_a_resolution_without_whole_latents_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    config = TensorrtConfig(resolution=(60, 64, 64))
     wanted = ExportConfig(targets=("tensorrt",), components=("unet",), steps=1, tensorrt=config)
     out = export_model(str(tiny_folder), tmp_path / "out", wanted, PROMPTS)
-    with pytest.raises(CheckFailed, match=message):
+    with pytest.raises(CheckFailed, match="resolution 60 makes no whole number of latents"):
         check_exported(out)
 
 

@@ -35,7 +35,10 @@ def export(
     A target may name its precision, such as onnx:fp16.
     """
     options.need_folder(out)
+    from laptop.export.targets import requests
+
     recipe = common.recipe(model, export={"targets": options.targets(targets)})
+    requests(recipe.export)
     yield recipe
     from laptop.export import artifacts
     from laptop.export.bundle import bundle as pack

@@ -47,9 +47,9 @@ class StandIn(nn.Module):
         return x if self.scale is None else x + self.added(x)
 
     def added(self, x: torch.Tensor) -> torch.Tensor:
-        """What healing adds to `x`; zero, without dimensions, where there is none."""
+        """What healing adds to `x`; a single zero where there is none."""
         if self.scale is None or self.shift is None:
-            return x.new_zeros(())
+            return x.new_zeros(1)  # Core ML's converter takes no tensor without dimensions here
         shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
         return x * self.scale.view(shape) + self.shift.view(shape)
 

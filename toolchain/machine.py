@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPORTED_PACKAGES = (
     "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
     "executorch",
@@ -21,6 +23,16 @@ def machine() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {"versions": versions, "device": platform.processor() or platform.machine()}
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process may still take, within the limits of its container too."""
+    free = psutil.virtual_memory().available
+    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+        limit, taken = (int(path.read_text()) for path in limits)
+        free = min(free, limit - taken)
+    return int(free)
 
 
 def reset_peak_memory() -> None:

@@ -28,7 +28,7 @@ STOCK_UNETS = ("UNet2DConditionModel", "UNet2DModel")
 SHIPPED_UNETS = tuple(f"Laptop{name}" for name in STOCK_UNETS)
 CLIP_TOKENS = 77
 WEIGHTS = re.compile(  # shards are numbered before the variant or after it
-    r"unet/diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
+    r"(?P<part>\w+)/(diffusion_pytorch_)?model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
     r"\.(safetensors|bin)"
 )
 TASKS = {  # of the pipelines that can be scored and pruned
@@ -292,7 +292,8 @@ def variant(model: str) -> str | None:
     """The variant, such as "fp16", where the U-Net's weights have names of variants only."""
     if random_name(model):
         return None
-    found = {m["variant"] for name in _files(locate(model)) if (m := WEIGHTS.fullmatch(name))}
+    names = [m for name in _files(locate(model)) if (m := WEIGHTS.fullmatch(name))]
+    found = {m["variant"] for m in names if m["part"] == "unet"}
     return None if None in found else min(found, default=None)
 
 
@@ -319,12 +320,12 @@ def folder(model: str) -> Path:
     return Path(DiffusionPipeline.download(source, variant=variant(model)))
 
 
-def unet_files(model: str) -> list[Path]:
-    """The safetensors files that hold the U-Net's weights, in its variant."""
-    wanted = variant(model)
-    found = sorted((folder(model) / "unet").glob("*.safetensors"))
-    names = [(p, WEIGHTS.fullmatch(f"unet/{p.name}")) for p in found]
-    return [p for p, m in names if m and m["variant"] == wanted]
+def weight_files(model: str, part: str = "unet") -> list[Path]:
+    """The safetensors files of a component, in the U-Net's variant where it has that one."""
+    paths = sorted((folder(model) / part).glob("*.safetensors"))
+    found = [(p, m["variant"]) for p in paths if (m := WEIGHTS.fullmatch(f"{part}/{p.name}"))]
+    wanted = variant(model) if variant(model) in {name for _, name in found} else None
+    return [p for p, name in found if name == wanted]
 
 
 def stored_dtype(model: str) -> "torch.dtype":
@@ -332,7 +333,7 @@ def stored_dtype(model: str) -> "torch.dtype":
     import torch
     from safetensors import safe_open
 
-    if not (files := unet_files(model)):
+    if not (files := weight_files(model)):
         return torch.float32
     with safe_open(files[0], framework="pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype

@@ -248,8 +248,8 @@ def example(*lines: str) -> str:
 
 
 def targets(text: str | None) -> tuple[str, ...] | None:
-    """`onnx,coreml` as a tuple."""
-    return tuple(t.strip() for t in text.split(",") if t.strip()) if text else None
+    """`onnx,coreml` as a tuple; None where the recipe shall say."""
+    return None if text is None else tuple(t.strip() for t in text.split(",") if t.strip())
 
 
 def need_folder(path: Path) -> None:

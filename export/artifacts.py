@@ -4,14 +4,15 @@
                           target's default (`onnx-fp16`)
     OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null,
                           "artifacts": [{"target", "component", "file", "bytes", "sha256",
-                          "precision", "shapes", "seconds", "peak_memory_bytes"}],
+                          "precision", "chunks", "shapes", "seconds", "peak_memory_bytes"}],
                           "failed": [{"target", "precision", "component", "error"}]}
 
-`file` is relative to OUT. A Core ML package is a folder, whose sha256 is that of its names and
-bytes (`run.sha256`); so is that of an ONNX graph with weights beside it. `shapes` are those of the
-inputs that were recorded. A target that fails leaves no file and does not stop the others; the same
-call tries it again. OUT/manifest.json holds, beside what every stage writes, the sha256 of each
-file and of the plan that made the model, and what `verify` found, and where.
+`file` is relative to OUT; `chunks` are packages that hold the same in parts, for Core ML. Such a
+package is a folder, whose sha256 is that of its names and bytes (`run.sha256`); so is that of an
+ONNX graph with weights beside it. `shapes` are those of the inputs that were recorded. A target
+that fails leaves no file and does not stop the others; the same call tries it again.
+OUT/manifest.json holds, beside what every stage writes, the sha256 of each file and of the plan
+that made the model, and what `verify` found, and where.
 """
 
 import math
@@ -262,7 +263,9 @@ def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str
     took = run.read_json(folder / request.folder / EXPORTED)
     rows = []
     for component, facts in took.items():
-        size, digest = measure(folder / request.file(component))
+        file = folder / request.file(component)
+        size, digest = measure(file)
+        chunks = sorted(file.parent.glob(f"{component}_chunk*"))
         rows.append(
             {
                 "target": request.target,
@@ -271,6 +274,7 @@ def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str
                 "bytes": size,
                 "sha256": digest,
                 "precision": request.precision_of(component, config),
+                "chunks": [chunk.relative_to(folder).as_posix() for chunk in chunks],
                 **facts,
             }
         )

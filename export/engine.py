@@ -123,11 +123,11 @@ def build(where: Place, artifact: Path, board: Board | None = None) -> Engine:
     board = board or probe(where)
     plan, _ = to_tensorrt.read_plan(artifact)
     to_tensorrt.check_graph(artifact, board.version)
-    size, sha256 = _graph(artifact)
+    size, sha256 = graph_digest(artifact)
     flags = trtexec.build_flags(board.version, plan)
     key = EngineKey(sha256, str(board.version), *board.device, tuple(flags))
     engine = f"{board.home}/{CACHE}/engines/{key.digest}.plan"
-    if _is_there(where, engine, key):
+    if is_there(where, engine, key):
         return Engine(key, engine, False, plan)
     _need_flags(where, board, trtexec.build_arguments(board.version, plan, "", "", ""))
     _need_memory(where, board, size)
@@ -136,7 +136,7 @@ def build(where: Place, artifact: Path, board: Board | None = None) -> Engine:
     return Engine(key, engine, True, plan)
 
 
-def _graph(artifact: Path) -> tuple[int, str]:
+def graph_digest(artifact: Path) -> tuple[int, str]:
     """Bytes and sha256 of the graph with its weights, without the plan beside it."""
     files = [artifact, artifact.with_name(onnx_weights.DATA)]
     found = [path for path in files if path.exists()]
@@ -145,7 +145,7 @@ def _graph(artifact: Path) -> tuple[int, str]:
     return sum(path.stat().st_size for path in found), digests[0] if len(found) == 1 else joined
 
 
-def _is_there(where: Place, engine: str, key: EngineKey) -> bool:
+def is_there(where: Place, engine: str, key: EngineKey) -> bool:
     """Whether an engine of exactly this key, whole, lies there."""
     beside = shlex.quote(f"{engine.removesuffix('.plan')}.json")
     at = shlex.quote(engine)
@@ -157,10 +157,11 @@ def _is_there(where: Place, engine: str, key: EngineKey) -> bool:
         said = json.loads(text)
     except ValueError:
         return False
-    return bool(said["key"] == _as_json(key) and line.split()[0] == said["sha256"])
+    return bool(said["key"] == as_json(key) and line.split()[0] == said["sha256"])
 
 
-def _as_json(key: EngineKey) -> dict[str, Any]:
+def as_json(key: EngineKey) -> dict[str, Any]:
+    """A key as it stands beside its engine."""
     return {**asdict(key), "flags": list(key.flags)}
 
 
@@ -216,7 +217,7 @@ def _build(
             raise trtexec.failure(done.out, done.code, what)
         _check_log(done.out, board, what)
         sha256 = places.checked(where, f"sha256sum {shlex.quote(made)}", 600).split()[0]
-        content = json.dumps({"key": _as_json(key), "sha256": sha256})
+        content = json.dumps({"key": as_json(key), "sha256": sha256})
         beside = f"{engine.removesuffix('.plan')}.json"
         # the JSON goes last; a second call finds the engine moved
         places.checked(
@@ -243,7 +244,7 @@ def fetch(where: Place, engine: Engine, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{engine.key.digest}.plan"
     where.get(engine.path, target)
-    run.write_json(target.with_suffix(".json"), {"key": _as_json(engine.key)})
+    run.write_json(target.with_suffix(".json"), {"key": as_json(engine.key)})
     return target
 
 
@@ -254,7 +255,7 @@ def compute(
 
     Raises `BadInput` for inputs that do not fit, `LaptopError` for what trtexec reports.
     """
-    arrays = _raw(engine.plan, board.version, given)
+    arrays = raw(engine.plan, board.version, given)
     with places.scratch(where) as scratch, tempfile.TemporaryDirectory() as here:
         names = {name: f"{scratch}/{i}.bin" for i, name in enumerate(arrays)}
         for name, array in arrays.items():
@@ -274,7 +275,7 @@ def compute(
         return trtexec.read_output((Path(here) / "output.json").read_text())
 
 
-def _raw(plan: BuildPlan, version: Version, given: Mapping[str, Array]) -> dict[str, Array]:
+def raw(plan: BuildPlan, version: Version, given: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs in the order and types of the bindings."""
     if set(given) != set(plan.inputs):
         raise BadInput(
@@ -315,7 +316,7 @@ def build_all(folder: Path, where: Place, out: Path | None = None) -> list[dict[
             {
                 "component": row["component"],
                 "device": where.name,
-                "key": _as_json(engine.key),
+                "key": as_json(engine.key),
                 "path": engine.path,
                 "is_new": engine.is_new,
                 "fetched": str(local) if local else None,

@@ -60,16 +60,18 @@ def export(job: Job) -> None:
 
 def load(path: Path) -> Runner:
     """The graph as an engine where this machine can build one, else in ONNX Runtime."""
-    from laptop.export import engine
+    from laptop.export import engine, engine_package
 
-    return engine.runner(engine.HERE, path) if engine.is_here() else runtimes.onnx_runner(path)
+    if engine.is_here():
+        return engine.runner(engine.HERE, path)
+    return engine_package.runner(path) if engine_package.is_here() else runtimes.onnx_runner(path)
 
 
 def checked(_precision: str) -> str | None:
     """Verified by an engine only; otherwise what was computed instead."""
-    from laptop.export import engine
+    from laptop.export import engine, engine_package
 
-    return VERIFIED if engine.is_here() else NO_ENGINE
+    return VERIFIED if engine.is_here() or engine_package.is_here() else NO_ENGINE
 
 
 def read_plan(artifact: Path) -> tuple[BuildPlan, dict[str, list[str]]]:

@@ -202,6 +202,10 @@ def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(
         next(p.rglob("weight.bin")).stat().st_size for p in (whole, *to_coreml.chunks_of(whole))
     ]
     assert sum(sizes[1:]) == pytest.approx(sizes[0], rel=0.02)
+    rows = json.loads((exported / "artifacts.json").read_text())["artifacts"]
+    assert [row["chunks"] for row in rows if row["component"] == "unet"] == [
+        ["coreml/unet_chunk1.mlpackage", "coreml/unet_chunk2.mlpackage"]
+    ]
     assert max(sizes[1:]) < 0.6 * sizes[0]
     pipe = models.load_pipeline(str(pruned_folder))
     example = record(pipe, PROMPTS, seed=3, steps=1)["unet"][0]

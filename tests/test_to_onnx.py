@@ -29,7 +29,8 @@ def pruned(pruned_folder: Path) -> DiffusionPipeline:
 def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All components of a pruned model of the shipped class."""
     out = tmp_path_factory.mktemp("export") / "artifacts"
-    return export_model(str(pruned_folder), out, ExportConfig(), PROMPTS)
+    targets = ExportConfig(targets=("onnx", "onnx:fp16"))
+    return export_model(str(pruned_folder), out, targets, PROMPTS)
 
 
 def picture(pipe: Any, count: int = 1, **kwargs: Any) -> np.ndarray:
@@ -64,11 +65,12 @@ def test_names_of_inputs_and_outputs_are_optimums(exported: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("folder", ["onnx", "onnx-fp16"])
 def test_optimum_draws_pytorchs_picture_from_the_same_noise(
-    exported: Path, pruned: DiffusionPipeline
+    folder: str, exported: Path, pruned: DiffusionPipeline
 ) -> None:
     reference = picture(pruned, 2)
-    drawn = picture(to_onnx.load_pipeline(exported), 2)
+    drawn = picture(to_onnx.load_pipeline(exported / folder), 2)
     assert reference.std() > 0.01, "an empty picture would prove nothing"
     assert psnr(reference, drawn) >= 40
 
@@ -109,9 +111,11 @@ def test_an_sd15_pipeline_exports_and_optimum_draws_its_picture(tmp_path: Path) 
 
 def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
     rows = artifacts.read_list(exported)
-    assert [r["component"] for r in rows] == list(components.ALL)
+    assert [r["component"] for r in rows] == list(components.ALL) * 2
+    half = [r["component"] for r in rows if r["precision"] == "fp16"]
+    assert half == ["text_encoder", "text_encoder_2", "unet"], "the VAE stays in fp32"
     for row in rows:
-        assert (row["target"], row["precision"]) == ("onnx", "fp32")
+        assert row["target"] == "onnx"
         assert row["bytes"] == (exported / row["file"]).stat().st_size
         assert len(row["sha256"]) == 64
 

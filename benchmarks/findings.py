@@ -15,7 +15,7 @@ from laptop.run import read_json
 
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
 FOLDERS = {"pruned": "pruned", "student": "model"}
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
 Json = dict[str, Any]
 
 

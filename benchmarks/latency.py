@@ -22,10 +22,9 @@ from laptop.benchmarks.runtimes import (
     check_same_shapes,
     device_name,
     locate,
-    read_config,
     read_tokens,
     runtime_version,
-    unet_shapes,
+    shapes_of,
     usable_threads,
 )
 from laptop.benchmarks.worker import Worker, share
@@ -62,9 +61,9 @@ def bench(
     """Time `subjects` on this machine and write the report to `out` (a .json path).
 
     `subjects` maps a label to a PyTorch model (name or folder), to an artifacts folder with
-    `[onnx/]unet/model.onnx`, or to several of these that are the same model. Subjects are compared
-    within a component and runtime. Raises `BadInput` when they cannot be, `LaptopError` when the
-    process of one dies.
+    `[onnx/]unet/model.onnx`, `executorch/unet.pte` or both, or to several of these that are the
+    same model. Subjects are compared within a component and runtime. Raises `BadInput` when they
+    cannot be, `LaptopError` when the process of one dies.
     """
     workloads = find_workloads(subjects, config)
     settings = asdict(config) | {
@@ -86,9 +85,11 @@ def find_workloads(subjects: Mapping[str, Places], config: BenchConfig) -> list[
     found: dict[tuple[str, str], str] = {}
     for label, places in subjects.items():
         for place in [places] if isinstance(places, str | Path) else places:
-            runtime, source = locate(place)
-            if (other := found.setdefault((label, runtime), source)) != source:
-                raise BadInput(f"{label!r} names two models for {runtime}: {other} and {source}.")
+            for runtime, source in locate(place).items():
+                if (other := found.setdefault((label, runtime), source)) != source:
+                    raise BadInput(
+                        f"{label!r} names two models for {runtime}: {other} and {source}."
+                    )
     shapes = _shapes(found, config.batch)
     return [
         Workload(
@@ -112,9 +113,7 @@ def _shapes(found: Mapping[tuple[str, str], str], batch: int) -> Shapes:
     tokens = {name: read_tokens(source) for name, source in found.items()}
     known = next((t for t in tokens.values() if t), CLIP_TOKENS)
     by_subject = {
-        f"{label} ({runtime})": unet_shapes(
-            read_config(source), batch, tokens[label, runtime] or known
-        )
+        f"{label} ({runtime})": shapes_of(source, batch, tokens[label, runtime] or known)
         for (label, runtime), source in found.items()
     }
     check_same_shapes(by_subject)
@@ -192,9 +191,11 @@ def conditions(workload: Workload, config: BenchConfig) -> dict[str, Any]:
     }
 
 
-def size_bytes(folder: Path) -> int:
+def size_bytes(artifact: Path) -> int:
     """The size of a component's float weights on disk (of an ONNX component with its graph)."""
-    files = [p for p in folder.iterdir() if p.is_file() and ".fp16." not in p.name]
+    if artifact.is_file():
+        return artifact.stat().st_size
+    files = [p for p in artifact.iterdir() if p.is_file() and ".fp16." not in p.name]
     for kinds in ((".onnx", ".onnx_data", ".data"), (".safetensors",), (".bin",)):
         if found := [p.stat().st_size for p in files if p.suffix in kinds]:
             return sum(found)

@@ -73,7 +73,7 @@ def bench_layers(
 
 
 def _workload(model: str, config: BenchConfig, resolution: int | None) -> Workload:
-    (workload,) = find_workloads({"model": model}, replace(config, components=("unet",)))
+    workload = find_workloads({"model": model}, replace(config, components=("unet",)))[0]
     if workload.runtime != "pytorch":
         raise BadInput(
             f"{model} holds artifacts, whose layers cannot be timed one by one. Pass the model "

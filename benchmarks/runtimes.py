@@ -40,7 +40,7 @@ class Workload:
     label: str
     component: str
     runtime: str
-    source: str  # what `load` opens: a model's name or folder, or an .onnx file
+    source: str  # what `load` opens: a model's name or folder, an .onnx or a .pte file
     load: Callable[["Workload"], Loaded]
     shapes: Shapes
     threads: int = 1
@@ -49,10 +49,12 @@ class Workload:
 
     @property
     def artifact(self) -> Path | None:
-        """The folder with the component's files; None when they lie in the Hub's cache."""
+        """The component's file or folder; None when it lies in the Hub's cache."""
         source = Path(self.source)
         if source.suffix == ".onnx":
             return source.parent
+        if source.suffix == ".pte":
+            return source
         return source / self.component if source.is_dir() else None
 
 
@@ -101,6 +103,18 @@ def load_onnxruntime(workload: Workload) -> Loaded:
     return Loaded(lambda: session.run(None, feed), "fp16" if is_half else "fp32", None)
 
 
+def load_executorch(workload: Workload) -> Loaded:
+    """An ExecuTorch program on the CPU; sets the number of its threads."""
+    from executorch.extension.pybindings import portable_lib
+
+    from laptop.export import to_executorch
+
+    portable_lib._unsafe_reset_threadpool(workload.threads)
+    run = to_executorch.load(Path(workload.source))
+    feed = {**noise(workload.shapes, workload.seed), "timestep": np.array(500, np.float32)}
+    return Loaded(lambda: run(feed), "fp32", None)
+
+
 def _numpy_type(onnx_type: str) -> str:
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
@@ -121,6 +135,11 @@ RUNTIMES = {
         load_pytorch, "torch", ("torch", "diffusers.models.unets.unet_2d_condition"), None
     ),
     "onnxruntime": Runtime(load_onnxruntime, "onnxruntime", ("onnxruntime",), "onnx"),
+    "executorch": Runtime(load_executorch, "executorch", ("executorch.runtime",), "executorch"),
+}
+ARTIFACTS = {  # of a U-Net, by the target that makes it: the runtime, and files, first come first
+    "onnx": ("onnxruntime", ("onnx/unet/model.onnx", "unet/model.onnx")),
+    "executorch": ("executorch", ("executorch/unet.pte",)),
 }
 
 
@@ -155,22 +174,38 @@ def unet_shapes(config: Mapping[str, Any], batch: int, tokens: int) -> Shapes:
     return shapes
 
 
-def locate(place: str | Path) -> tuple[str, str]:
-    """Runtime and source of a subject: an artifacts folder's ONNX U-Net, or a PyTorch model.
+def locate(place: str | Path) -> dict[str, str]:
+    """Sources of a subject by runtime: the U-Nets of an artifacts folder, or a PyTorch model.
 
-    Raises `UnknownModel` or `Unsupported` for anything else, `MissingExtra` without the runtime.
+    Raises `UnknownModel` or `Unsupported` for anything else, `MissingExtra` without a runtime.
     """
-    files = [Path(place) / sub / "unet" / "model.onnx" for sub in ("onnx", ".")]
-    onnx_file = next((f for f in files if f.is_file()), None)
-    runtime = "onnxruntime" if onnx_file else "pytorch"
-    source = str(onnx_file) if onnx_file else models.locate(str(place))
-    needed = RUNTIMES[runtime]
-    if util.find_spec(needed.package) is None:
-        raise MissingExtra(
-            f"{place} needs {needed.package}, which is not installed: "
-            f"pip install 'laptop-diff[{needed.extra}]'"
-        )
-    return runtime, source
+    found = artifacts_in(Path(place)) or {"pytorch": models.locate(str(place))}
+    for needed in (RUNTIMES[runtime] for runtime in found):
+        if util.find_spec(needed.package) is None:
+            raise MissingExtra(
+                f"{place} needs {needed.package}, which is not installed: "
+                f"pip install 'laptop-diff[{needed.extra}]'"
+            )
+    return found
+
+
+def artifacts_in(folder: Path) -> dict[str, str]:
+    """The U-Nets in an artifacts folder that can be timed, by runtime."""
+    found = {}
+    for runtime, names in ARTIFACTS.values():
+        if files := [folder / name for name in names if (folder / name).is_file()]:
+            found[runtime] = str(files[0])
+    return found
+
+
+def shapes_of(source: str, batch: int, tokens: int) -> Shapes:
+    """Shapes of a U-Net's inputs but the timestep; those of a program are fixed."""
+    path = Path(source)
+    if path.suffix != ".pte":
+        return unet_shapes(read_config(source), batch, tokens)
+    rows = read_json(path.parent.parent / "artifacts.json")["artifacts"]
+    row = next(row for row in rows if row["file"] == f"{path.parent.name}/{path.name}")
+    return {name: tuple(shape) for name, shape in row["shapes"].items() if name != "timestep"}
 
 
 def read_config(source: str) -> dict[str, Any]:

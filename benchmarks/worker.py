@@ -71,11 +71,11 @@ def run_round(run: Callable[[], object], iterations: int, seconds: float) -> lis
     return samples
 
 
-def drop_page_cache(folder: Path | None) -> None:
+def drop_page_cache(artifact: Path | None) -> None:
     """Ask the system to forget the files' cached pages, so that a cold load reads the disk."""
-    if folder is None or not hasattr(os, "posix_fadvise"):
+    if artifact is None or not hasattr(os, "posix_fadvise"):
         return
-    for path in folder.iterdir():
+    for path in [artifact] if artifact.is_file() else artifact.iterdir():
         if path.is_file():
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from laptop.benchmarks.latency import BenchConfig, bench
 from laptop.errors import BadInput
 from laptop.export import parity, to_executorch
 from laptop.export.artifacts import ExportConfig, export_model
@@ -20,6 +22,7 @@ from laptop.export.components import run as run_graph
 from laptop.export.lowering import fewer_repeats
 from laptop.export.metrics import psnr
 from laptop.export.settings import CoremlConfig
+from laptop.run import write_json
 
 pytest.importorskip("executorch", reason="the extra executorch is not installed")
 PROMPTS = ["a large red circle on white"]
@@ -126,6 +129,24 @@ def test_what_quick_lowering_replaces_is_put_back() -> None:
         traced = torch.fx.symbolic_trace(nn.ReLU())
         assert traced(torch.tensor(-1.0)) == 0
     assert torch.fx.GraphModule.recompile is plain
+
+
+def test_a_program_is_timed_with_the_inputs_that_it_takes(
+    given: dict[str, torch.Tensor], program: Path, tmp_path: Path
+) -> None:
+    row = {"file": "executorch/unet.pte", "shapes": {k: v.shape for k, v in given.items()}}
+    for name in ("a", "b"):
+        (tmp_path / name / "executorch").mkdir(parents=True)
+        shutil.copy(program, tmp_path / name / "executorch" / "unet.pte")
+        write_json(tmp_path / name / "artifacts.json", {"artifacts": [row]})
+    config = BenchConfig(threads=1, rounds=2, iterations=4, seconds=0, warmup_s=0)
+    out = bench({name: tmp_path / name for name in ("a", "b")}, tmp_path / "bench.json", config)
+    found = json.loads(out.read_text())
+    assert [row["runtime"] for row in found["results"]] == ["executorch"] * 2
+    assert found["results"][0]["size_bytes"] == program.stat().st_size
+    assert found["results"][0]["latency_ms"]["p50"] > 0
+    assert found["results"][0]["conditions"]["threads"] == 1
+    assert [pair["runtime"] for pair in found["ratios"]] == ["executorch"]
 
 
 def test_inputs_of_other_shapes_and_a_cut_off_file_are_refused(

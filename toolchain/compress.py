@@ -17,6 +17,7 @@ from laptop import models
 from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
+from laptop.benchmarks.runtimes import ARTIFACTS, artifacts_in
 from laptop.distill.cache import is_cache
 from laptop.distill.checks import check_config as check_training
 from laptop.distill.trainer import distill
@@ -72,6 +73,7 @@ def compress(
         export_again.touch()
     after_export: Overwrite = "stale" if export_again.exists() else again
     model, prompts = recipe.model, _prompts(recipe)
+    measured = tuple(t for t in ARTIFACTS if Request(t, "fp32") in requests(recipe.export))
     student = out / "model"
     data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
     work: dict[str, Callable[[], Path]] = {
@@ -97,7 +99,7 @@ def compress(
         "baseline": lambda: export_model(
             model,
             out / "baseline",
-            replace(recipe.export, targets=("onnx",), components=("unet",)),
+            replace(recipe.export, targets=measured, components=("unet",)),
             prompts,
             overwrite=again,
         ),
@@ -112,7 +114,7 @@ def compress(
         "bench": lambda: _bench(recipe, out, after_export),
         "eval": lambda: _evaluate(recipe, out, again),
     }
-    if Request("onnx", "fp32") not in requests(recipe.export):  # however it was written
+    if not measured:
         del work["baseline"]
     if not is_verified:
         del work["verify"]
@@ -221,11 +223,11 @@ Removed layers:
 
 
 def _bench(recipe: Recipe, out: Path, again: Overwrite) -> Path:
-    made = [out / name / "onnx" for name in ("artifacts", "baseline")]
-    with_onnx = all(folder.exists() for folder in made)  # not where an export failed
+    exported = [out / "baseline", out / "artifacts"]
+    has_both = all(artifacts_in(folder) for folder in exported)  # not where an export failed
     subjects: dict[str, list[str | Path]] = {
-        "teacher": [recipe.model, *([out / "baseline"] if with_onnx else [])],
-        "student": [out / "model", *([out / "artifacts"] if with_onnx else [])],
+        "teacher": [recipe.model, *([exported[0]] if has_both else [])],
+        "student": [out / "model", *([exported[1]] if has_both else [])],
     }
     return bench(subjects, out / "bench" / "local.json", recipe.bench, overwrite=again)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxslim
 import torch
 
 from laptop import models
@@ -105,6 +104,8 @@ def write(
 
 def _slimmed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """By onnxslim, which drops inputs that nothing reads; they come back."""
+    import onnxslim  # not with TensorRT's extra, which needs the rest of this module
+
     first = [value for value in model.graph.input if value.name in names]
     slim: onnx.ModelProto = onnxslim.slim(model)
     weights = [value for value in slim.graph.input if value.name not in names]

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -36,18 +36,40 @@ def generate(
     click.echo(document if as_json else f"{out}: {width} x {height} pixels")
 
 
+TEXT = click.File("w", encoding="utf-8", lazy=True)
+
+
 @click.command(
     epilog=example('laptop compare base.json new.json --fail-on "latency_ms.p50>+10%,params>+0%"')
 )
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--fail-on", default="", help="Gates; exit 1 when one is breached.")
+@click.option("--junit", type=TEXT, help="Also a JUnit XML file.")
+@click.option("--markdown", type=TEXT, help="Also a table for a pull request.")
+@click.option("--benchmark", type=TEXT, help="Also a file for github-action-benchmark.")
 @options.as_json
-def compare(base: Path, new: Path, fail_on: str, as_json: bool) -> None:
+def compare(
+    base: Path,
+    new: Path,
+    fail_on: str,
+    junit: TextIO | None,
+    markdown: TextIO | None,
+    benchmark: TextIO | None,
+    as_json: bool,
+) -> None:
     """Compare two reports of the same kind and gate on the difference."""
+    from laptop.benchmarks import gate_files
     from laptop.benchmarks.compare import compare as run
 
     changes, breaches = run(base, new, fail_on)
+    for file, content in (
+        (junit, gate_files.junit),
+        (markdown, gate_files.markdown),
+        (benchmark, gate_files.benchmark),
+    ):
+        if file is not None:
+            file.write(content(changes))
     document = json.dumps({"changes": [asdict(change) for change in changes]}, indent=1)
     click.echo(document if as_json else "\n".join(map(_change_line, changes)))
     if breaches:

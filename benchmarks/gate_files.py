@@ -1,0 +1,80 @@
+"""What a comparison found, as files that CI systems read."""
+
+import json
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+from laptop.benchmarks.compare import Change, change_percent
+
+UNITS = {  # of numbers that should be small, by the last parts of their path
+    **{f"latency_ms.{name}": "ms" for name in ("p50", "p90", "p95", "p99", "mean", "first")},
+    **dict.fromkeys(("load_s.cold", "load_s.warm", "seconds"), "s"),
+    **dict.fromkeys(("size_bytes", "peak_memory_bytes", "bytes"), "bytes"),
+    **dict.fromkeys(("params", "params.after"), "parameters"),
+    **dict.fromkeys(("macs", "macs.after"), "MACs"),
+}
+
+
+def junit(changes: Sequence[Change]) -> str:
+    """One test case a number; those that breach a gate fail with its text."""
+    breaches = sum(bool(change.breached) for change in changes)
+    counts = {"tests": str(len(changes)), "failures": str(breaches)}
+    suite = ET.Element("testsuite", {"name": "laptop compare", **counts})
+    for change in changes:
+        where = {"classname": change.row or "document", "name": change.path}
+        case = ET.SubElement(suite, "testcase", where)
+        if change.breached:
+            message = f"{_shown(change.base)} -> {_shown(change.new)} ({_percent(change)})"
+            failure = ET.SubElement(case, "failure", {"message": message})
+            failure.text = f"breach of {', '.join(change.breached)}"
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def markdown(changes: Sequence[Change]) -> str:
+    """A table for a pull request, breaches first."""
+    breaches = sum(bool(change.breached) for change in changes)
+    verdict = (
+        f"**{breaches} of {len(changes)} numbers breach a gate.**" if breaches else "No breach."
+    )
+    lines = [
+        verdict,
+        "",
+        "| row | number | base | new | change | gate |",
+        "|---|---|---|---|---|---|",
+    ]
+    for change in sorted(changes, key=lambda change: not change.breached):
+        cells = (
+            change.row or "document",
+            change.path,
+            _shown(change.base),
+            _shown(change.new),
+            _percent(change),
+            f"❌ {', '.join(change.breached)}" if change.breached else "",
+        )
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def benchmark(changes: Sequence[Change]) -> str:
+    """The new numbers for github-action-benchmark's tool `customSmallerIsBetter`."""
+    found = [
+        {
+            "name": f"{change.row} {change.path}".strip(),
+            "unit": UNITS[change.path],
+            "value": change.new,
+        }
+        for change in changes
+        if change.path in UNITS and change.new is not None
+    ]
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _shown(value: float | None) -> str:
+    return "gone" if value is None else f"{value:,.6g}"
+
+
+def _percent(change: Change) -> str:
+    if change.base is None or change.new is None:
+        return ""
+    return f"{change_percent(change.base, change.new):+.1f} %"

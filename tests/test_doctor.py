@@ -43,7 +43,12 @@ def test_what_is_installed_is_told_with_its_version() -> None:
     assert core["torch"]["ok"]
     assert "onnx" not in core, "an extra's package is no core package"
     onnx = next(e for e in doctor.extras() if e["name"] == "onnx")
-    assert {p["name"] for p in onnx["packages"]} == {"onnx", "onnxruntime", "onnxscript"}
+    assert {p["name"] for p in onnx["packages"]} == {
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "onnxslim",
+    }
     assert onnx["ok"]
 
 

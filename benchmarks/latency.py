@@ -16,6 +16,7 @@ import numpy as np
 
 from laptop.benchmarks.runtimes import (
     CLIP_TOKENS,
+    FIXED,
     RUNTIMES,
     Shapes,
     Workload,
@@ -90,7 +91,10 @@ def find_workloads(subjects: Mapping[str, Places], config: BenchConfig) -> list[
                     raise BadInput(
                         f"{label!r} names two models for {runtime}: {other} and {source}."
                     )
-    shapes = _shapes(found, config.batch)
+    shapes = {  # of programs they are fixed, and may be others
+        is_fixed: _shapes({k: v for k, v in found.items() if (k[1] in FIXED) is is_fixed}, config)
+        for is_fixed in (True, False)
+    }
     return [
         Workload(
             label,
@@ -98,7 +102,7 @@ def find_workloads(subjects: Mapping[str, Places], config: BenchConfig) -> list[
             runtime,
             source,
             RUNTIMES[runtime].load,
-            shapes,
+            shapes[runtime in FIXED],
             config.threads or usable_threads(),
             config.seed,
             RUNTIMES[runtime].imports,
@@ -108,12 +112,14 @@ def find_workloads(subjects: Mapping[str, Places], config: BenchConfig) -> list[
     ]
 
 
-def _shapes(found: Mapping[tuple[str, str], str], batch: int) -> Shapes:
-    """The input shapes that all subjects share."""
+def _shapes(found: Mapping[tuple[str, str], str], config: BenchConfig) -> Shapes:
+    """The input shapes that all of these subjects share."""
+    if not found:
+        return {}
     tokens = {name: read_tokens(source) for name, source in found.items()}
     known = next((t for t in tokens.values() if t), CLIP_TOKENS)
     by_subject = {
-        f"{label} ({runtime})": shapes_of(source, batch, tokens[label, runtime] or known)
+        f"{label} ({runtime})": shapes_of(source, config.batch, tokens[label, runtime] or known)
         for (label, runtime), source in found.items()
     }
     check_same_shapes(by_subject)
@@ -183,7 +189,7 @@ def _row(worker: Worker, peak: int, config: BenchConfig) -> dict[str, Any]:
 def conditions(workload: Workload, config: BenchConfig) -> dict[str, Any]:
     """All that must be equal for two rows to be compared, but for device and precision."""
     return {
-        "batch": config.batch,
+        "batch": workload.shapes["sample"][0] if "sample" in workload.shapes else config.batch,
         "shapes": {k: list(v) for k, v in workload.shapes.items()},
         "threads": workload.threads,
         "runtime_version": runtime_version(workload.runtime),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.run import read_json
+from laptop.run import read_json, say
 
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
 Shapes = Mapping[str, tuple[int, ...]]
@@ -137,6 +137,7 @@ RUNTIMES = {
     "onnxruntime": Runtime(load_onnxruntime, "onnxruntime", ("onnxruntime",), "onnx"),
     "executorch": Runtime(load_executorch, "executorch", ("executorch.runtime",), "executorch"),
 }
+FIXED = ("executorch",)  # runtimes whose programs have the shapes that they were exported with
 ARTIFACTS = {  # of a U-Net, by the target that makes it: the runtime, and files, first come first
     "onnx": ("onnxruntime", ("onnx/unet/model.onnx", "unet/model.onnx")),
     "executorch": ("executorch", ("executorch/unet.pte",)),
@@ -180,13 +181,16 @@ def locate(place: str | Path) -> dict[str, str]:
     Raises `UnknownModel` or `Unsupported` for anything else, `MissingExtra` without a runtime.
     """
     found = artifacts_in(Path(place)) or {"pytorch": models.locate(str(place))}
-    for needed in (RUNTIMES[runtime] for runtime in found):
-        if util.find_spec(needed.package) is None:
-            raise MissingExtra(
-                f"{place} needs {needed.package}, which is not installed: "
-                f"pip install 'laptop-diff[{needed.extra}]'"
-            )
-    return found
+    missing = [name for name in found if util.find_spec(RUNTIMES[name].package) is None]
+    for name in missing:
+        needed = (
+            f"{place} needs {RUNTIMES[name].package}, which is not installed: "
+            f"pip install 'laptop-diff[{RUNTIMES[name].extra}]'"
+        )
+        if len(missing) == len(found):
+            raise MissingExtra(needed)
+        say(f"bench: {needed}. It is left out.")
+    return {name: source for name, source in found.items() if name not in missing}
 
 
 def artifacts_in(folder: Path) -> dict[str, str]:

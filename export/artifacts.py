@@ -15,6 +15,7 @@ OUT/manifest.json holds, beside what every stage writes, the sha256 of each file
 that made the model, and what `verify` found, and where.
 """
 
+import errno
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,9 +56,12 @@ def export_model(
     prompts, steps = _sampling(config, wanted, prompts)
     models.need_whole_chain(model, "export")
     sources, identity = models.identity("model", model)
+    todo = [request for request in wanted if not (out / request.folder).exists()]
+    if sources and todo:  # of a Hub id nothing may be here yet to be measured
+        run.need_space(out.parent, _artifact_bytes(model, todo, config))
+        _need_memory("sampling for example inputs", 4 * _parameters(model, PARTS))
 
     def work(folder: Path) -> dict[str, Any]:
-        run.need_space(folder, _artifact_bytes(model, wanted, config))
         failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
         listed = {"resolution": config.resolution, "artifacts": rows, "failed": failed}
@@ -125,7 +129,6 @@ def _export_targets(
     scratch = run.resume_folder(folder)
     recorded = scratch / "inputs"
     if not recorded.exists():
-        _need_memory("sampling for example inputs", 4 * _parameters(model, PARTS))
         what = "sampling for example inputs"
         run_apart(what, _record, model, recorded, config, prompts, temporary=scratch)
     failed = []
@@ -252,7 +255,9 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
     rows = [{key: row[key] for key in kept} for row in results]
     try:
         run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **machine()}})
-    except PermissionError:  # artifacts that are kept from changes; the report has it all
+    except OSError as e:  # artifacts that are kept from changes; the report has it all
+        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         run.say(f"verify: {path} cannot be written, so it does not say what was verified.")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from laptop import run
-from laptop.errors import LaptopError, Unsupported
+from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export import engine, to_tensorrt, trtexec
 from laptop.export.runtimes import Array, Runner
 from laptop.export.trtexec import BuildPlan, Device, EngineKey, Version
@@ -54,7 +54,11 @@ def runner(artifact: Path) -> Runner:
         tensors = {}
         for name, array in engine.raw(plan, version, given).items():
             tensors[name] = torch.from_numpy(array).to(DEVICE)
-            context.set_input_shape(name, tuple(array.shape))
+            if not context.set_input_shape(name, tuple(array.shape)):
+                raise BadInput(
+                    f"{name} has shape {array.shape}, outside of the engine's profile "
+                    f"{plan.profile.get(name)}. Export with a wider one ([export.tensorrt])."
+                )
         for name, dtype in dtypes.items():
             empty = np.empty(tuple(context.get_tensor_shape(name)), dtype)
             tensors[name] = torch.from_numpy(empty).to(DEVICE)

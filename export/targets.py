@@ -39,7 +39,7 @@ TARGETS = {
     "onnx": Target(
         module="laptop.export.to_onnx",
         extra="onnx",
-        packages=("onnx", "onnxruntime", "onnxslim"),
+        packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
         file="{component}/model.onnx",
         precisions={"fp32": 6, "fp16": 6, "int8": 6, CALIBRATED: 14},
@@ -47,7 +47,7 @@ TARGETS = {
     "ort": Target(
         module="laptop.export.to_ort",
         extra="onnx",
-        packages=("onnx", "onnxruntime", "onnxslim"),
+        packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
         file="{component}.ort",
         precisions={"fp32": 14, "int8": 14, CALIBRATED: 14},
@@ -99,8 +99,11 @@ class Request:
         return self.target if is_default else f"{self.target}-{self.precision}"
 
     def precision_of(self, component: str, config: ExportConfig) -> str:
-        """The VAE has a precision of its own."""
-        return config.vae_precision if component.startswith("vae_") else self.precision
+        """The VAE has a precision of its own, in the library that computes the rest."""
+        if not component.startswith("vae_"):
+            return self.precision
+        library = "coreml-" if self.precision.startswith("coreml-") else ""
+        return f"{library}{config.vae_precision}"
 
     def file(self, component: str) -> str:
         """Of a component, relative to the artifacts' folder."""
@@ -120,6 +123,8 @@ def requests(config: ExportConfig) -> list[Request]:
             f"[export] resolution is {config.resolution} pixels; needed is a multiple of 8, for a "
             "latent stands for 8 x 8 of them."
         )
+    if config.onnx.clean_up and importlib.util.find_spec("onnxslim") is None:
+        raise MissingExtra("clean_up needs onnxslim: pip install 'laptop-diff[onnx]'")
     if len(set(found)) < len(found):
         raise BadInput(f"a target is named twice in {', '.join(config.targets)}.")
     for name in config.components:
@@ -132,9 +137,8 @@ def requests(config: ExportConfig) -> list[Request]:
                 f"target {request.target} covers {', '.join(covered)}, none of which is "
                 f"among the components asked for ({', '.join(config.components)})."
             )
-        if config.vae_precision not in TARGETS[request.target].precisions and _has_vae(
-            request, config.components
-        ):
+        is_known = request.precision_of("vae_decoder", config) in TARGETS[request.target].precisions
+        if not is_known and _has_vae(request, config.components):
             raise BadInput(
                 f"vae_precision {config.vae_precision!r} is none of {request.target}'s "
                 f"({', '.join(TARGETS[request.target].precisions)})."

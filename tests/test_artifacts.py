@@ -16,6 +16,7 @@ from laptop.errors import BadInput, CheckFailed, LaptopError, OutputExists
 from laptop.export import artifacts, job
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.job import Job, run_apart
+from laptop.export.targets import Request
 
 PROMPTS = ["a large red circle on white"]
 UNETS = ExportConfig(targets=("onnx", "onnx:fp16"), components=("unet",), steps=1)
@@ -235,3 +236,26 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
 
 def _starter(path: Path) -> None:
     job.run_apart("a pause", starts, path)
+
+
+def test_the_vae_stays_in_the_library_of_the_rest() -> None:
+    config = ExportConfig(targets=("executorch",), vae_precision="fp32")
+    half = Request("executorch", "coreml-fp16")
+    assert half.precision_of("vae_decoder", config) == "coreml-fp32"
+    assert half.precision_of("unet", config) == "coreml-fp16"
+    assert Request("executorch", "int8").precision_of("vae_decoder", config) == "fp32"
+
+
+def test_a_retry_that_is_refused_leaves_what_there_is(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "artifacts"
+    with monkeypatch.context() as patch:
+        fail_at(patch, "fp32", LaptopError("out of luck"))
+        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    before = run.sha256(out)
+    monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: 10**6)
+    with pytest.raises(BadInput, match="sampling for example inputs takes"):
+        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    assert run.sha256(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]

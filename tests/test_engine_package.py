@@ -106,6 +106,9 @@ def test_what_cannot_be_built_or_fed_is_an_error(
     with pytest.raises(LaptopError, match="could not build"):
         engine_package.build(graph, replace(plan, profile={}))
     given = {k: v.numpy() for k, v in onnx_job.examples()[0].items()}
+    five = {k: np.repeat(v[:1], 5, 0) if v.ndim else v for k, v in given.items()}
+    with pytest.raises(BadInput, match="outside of the engine's profile"):
+        engine_package.runner(graph)(five)
     with pytest.raises(BadInput, match="the engine takes"):
         engine_package.runner(graph)(given | {"other": np.zeros(1)})
 

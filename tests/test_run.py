@@ -94,7 +94,7 @@ def test_a_link_to_a_folder_gets_the_result_in_that_folder(tmp_path: Path) -> No
     (tmp_path / "disk" / "here").mkdir(parents=True)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "disk" / "here")
-    run.run_stage("toy", link, Config(), {}, Work())
+    assert run.run_stage("toy", link, Config(), {}, Work()) == link
     assert link.is_symlink()
     assert (tmp_path / "disk" / "here" / "manifest.json").exists()
     assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}

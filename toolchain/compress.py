@@ -69,7 +69,7 @@ def compress(
     # what comes after an export that is tried again has other artifacts to judge, even if a call
     # between then and now was killed
     export_again = out / ".export-again"
-    if failures(out / "artifacts"):
+    if failures(out / "artifacts") or failures(out / "baseline"):
         export_again.touch()
     after_export: Overwrite = "stale" if export_again.exists() else again
     model, prompts = recipe.model, _prompts(recipe)
@@ -129,6 +129,7 @@ def compress(
     say(f"[{total}/{total}] report")
     report = write_report(out)
     check_exported(out / "artifacts")
+    check_exported(out / "baseline")
     if is_verified:
         check(read_json(out / "parity" / "report.json"))
     return report

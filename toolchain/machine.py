@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+CGROUP = Path("/sys/fs/cgroup")  # of a container, on Linux
 REPORTED_PACKAGES = (
     "laptop-diff", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools",
     "executorch",
@@ -28,10 +29,12 @@ def machine() -> dict[str, Any]:
 def available_memory_bytes() -> int:
     """Memory that this process may still take, within the limits of its container too."""
     free = psutil.virtual_memory().available
-    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
-        limit, taken = (int(path.read_text()) for path in limits)
-        free = min(free, limit - taken)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no such files, or "max"
+        limit, taken = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        stat = dict(line.split() for line in lines)
+        cached = int(stat["active_file"]) + int(stat["inactive_file"])  # given up when needed
+        free = min(free, limit - taken + cached)
     return int(free)
 
 

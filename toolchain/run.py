@@ -59,8 +59,7 @@ def run_stage(
             raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
     if out.is_mount():  # nothing can be renamed to it
         raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
-    if out.is_symlink():
-        out = out.resolve()
+    place, out = out, out.resolve() if out.is_symlink() else out
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
     settings = json.loads(json.dumps(settings, default=str))
     identity = {
@@ -74,14 +73,14 @@ def run_stage(
     if _is_finished(out, manifest_path, key, identity, overwrite):
         if not go_on:
             say(f"{name}: {out} is up to date")
-            return out
+            return place
         _reopen(out, partial, key)
     with _claimed(partial):
         _prepare(partial, key, overwrite)
         if not (partial / MANIFEST).exists():  # else whole, but killed before it was in its place
             _make(name, partial, out, settings, identity | {"key": key}, work)
         _replace(partial, out)
-    return out
+    return place
 
 
 def _make(

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from laptop.benchmarks.compare import Change, change_percent
+from laptop.benchmarks.text import code, table, words
 
-UNITS = {  # of numbers that should be small, by the last parts of their path
+UNITS = {  # of numbers that should be small, by their path
     **{f"latency_ms.{name}": "ms" for name in ("p50", "p90", "p95", "p99", "mean", "first")},
     **dict.fromkeys(("load_s.cold", "load_s.warm", "seconds"), "s"),
     **dict.fromkeys(("size_bytes", "peak_memory_bytes", "bytes"), "bytes"),
@@ -37,23 +38,19 @@ def markdown(changes: Sequence[Change]) -> str:
     verdict = (
         f"**{breaches} of {len(changes)} numbers breach a gate.**" if breaches else "No breach."
     )
-    lines = [
-        verdict,
-        "",
-        "| row | number | base | new | change | gate |",
-        "|---|---|---|---|---|---|",
-    ]
-    for change in sorted(changes, key=lambda change: not change.breached):
-        cells = (
-            change.row or "document",
-            change.path,
+    rows = [
+        [
+            words(change.row or "document"),
+            code(change.path),
             _shown(change.base),
             _shown(change.new),
             _percent(change),
-            f"❌ {', '.join(change.breached)}" if change.breached else "",
-        )
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+            f"❌ {code(', '.join(change.breached))}" if change.breached else "",
+        ]
+        for change in sorted(changes, key=lambda change: not change.breached)
+    ]
+    header = ["row", "number", "base", "new", "change", "gate"]
+    return f"{verdict}\n\n{table(header, rows)}\n"
 
 
 def benchmark(changes: Sequence[Change]) -> str:

@@ -34,6 +34,7 @@ from laptop.machine import available_memory_bytes, machine
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")  # with weights, of a pipeline
+SAMPLING = "sampling for example inputs"
 EXPORTED = "exported.json"  # in a target's folder: shapes and what each process took
 
 
@@ -56,10 +57,10 @@ def export_model(
     prompts, steps = _sampling(config, wanted, prompts)
     models.need_whole_chain(model, "export")
     sources, identity = models.identity("model", model)
-    todo = [request for request in wanted if not (out / request.folder).exists()]
+    todo = [r for r in wanted if overwrite or not (out / r.folder).exists()]
     if sources and todo:  # of a Hub id nothing may be here yet to be measured
         run.need_space(out.parent, _artifact_bytes(model, todo, config))
-        _need_memory("sampling for example inputs", 4 * _parameters(model, PARTS))
+        _need_memory(SAMPLING, 4 * _parameters(model, PARTS))
 
     def work(folder: Path) -> dict[str, Any]:
         failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
@@ -129,8 +130,7 @@ def _export_targets(
     scratch = run.resume_folder(folder)
     recorded = scratch / "inputs"
     if not recorded.exists():
-        what = "sampling for example inputs"
-        run_apart(what, _record, model, recorded, config, prompts, temporary=scratch)
+        run_apart(SAMPLING, _record, model, recorded, config, prompts, temporary=scratch)
     failed = []
     for request in run.track(todo, "export", len(wanted), len(wanted) - len(todo)):
         beside = scratch / request.folder

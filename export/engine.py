@@ -204,8 +204,7 @@ def _build(
     where: Place, board: Board, plan: BuildPlan, graph: str, engine: str, key: EngineKey
 ) -> None:
     folder = f"{board.home}/{CACHE}"
-    gpu = "".join(c if c.isalnum() else "-" for c in f"{board.device.name}-{board.version}")
-    timing = f"{folder}/timing/{gpu}.cache"
+    timing = f"{folder}/timing/{timing_file(board.device.name, board.version)}"
     places.checked(where, f"mkdir -p {shlex.quote(folder)}/timing {shlex.quote(folder)}/engines")
     with places.scratch(where) as scratch:
         made = f"{scratch}/engine.plan"
@@ -225,6 +224,11 @@ def _build(
             f"[ ! -f {shlex.quote(made)} ] || mv {shlex.quote(made)} {shlex.quote(engine)}\n"
             f"printf %s {shlex.quote(content)} > {shlex.quote(beside)}",
         )
+
+
+def timing_file(*parts: object) -> str:
+    """The name of a timing cache, of what it depends on: a GPU, a TensorRT."""
+    return "-".join("".join(c if c.isalnum() else "-" for c in str(p)) for p in parts) + ".cache"
 
 
 def _check_log(log: str, board: Board, what: str) -> None:

@@ -45,7 +45,10 @@ def runner(artifact: Path) -> Runner:
     import tensorrt as trt
 
     plan, _ = to_tensorrt.read_plan(artifact)
-    built = trt.Runtime(_logger()).deserialize_cuda_engine(build(artifact, plan).read_bytes())
+    made = build(artifact, plan)
+    built = trt.Runtime(_logger()).deserialize_cuda_engine(made.read_bytes())
+    if built is None:
+        raise LaptopError(f"TensorRT cannot load {made}; remove it, and it is built anew.")
     context = built.create_execution_context()
     dtypes = {name: np.dtype(trt.nptype(built.get_tensor_dtype(name))) for name in plan.outputs}
     version = trtexec.read_version(trt.__version__)
@@ -92,7 +95,7 @@ def build(artifact: Path, plan: BuildPlan) -> Path:
     if not engine.is_there(engine.HERE, str(made), key):
         for name in ("engines", "timing"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        timing = folder / "timing" / f"{key.gpu}-{version}-package.cache".replace(" ", "-")
+        timing = folder / "timing" / engine.timing_file(key.gpu, version, "package")
         beside = made.with_suffix(".tmp")
         beside.write_bytes(_built(artifact, plan, version, timing))
         beside.replace(made)

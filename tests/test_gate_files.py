@@ -30,9 +30,11 @@ def test_junit_has_a_case_for_each_number_and_a_failure_for_each_breach() -> Non
 def test_the_table_begins_with_the_verdict_and_the_breaches() -> None:
     lines = gate_files.markdown([FINE, SLOW, GONE]).splitlines()
     assert lines[0] == "**2 of 3 numbers breach a gate.**"
-    assert lines[4].startswith("| results: student unet | latency_ms.p50 | 10 | 12 | +20.0 % | ❌")
-    assert "| document | a\\|b | 5 | gone |" in lines[5]
-    assert lines[6] == "| results: student unet | params | 100 | 90 | -10.0 % |  |"
+    assert lines[4].startswith(
+        "| results: student unet | `latency_ms.p50` | 10 | 12 | +20.0 % | ❌"
+    )
+    assert "| document | `a\\|b` | 5 | gone |" in lines[5]
+    assert lines[6] == "| results: student unet | `params` | 100 | 90 | -10.0 % |  |"
     assert gate_files.markdown([FINE]).startswith("No breach.")
 
 

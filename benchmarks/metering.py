@@ -1,0 +1,113 @@
+"""What times a component, wherever it runs: the interface that every device offers.
+
+A `Device` is probed, tells how hot it is, and makes a `Meter` of each thing to be timed; the
+protocol (`latency.py`) says which meter runs when, and knows no more of devices than this.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to time."""
+
+    label: str
+    component: str
+    runtime: str  # onnxruntime, executorch, tensorrt, pytorch; with a provider: onnxruntime:cuda
+    target: str  # the folder of the artifact, with its precision: onnx, onnx-fp16; pytorch
+    source: str  # what is opened: a model's name or folder, an artifact's file
+    shapes: Shapes  # of its inputs
+    precision: str = "fp32"  # of the artifact
+    threads: int = 1
+    seed: int = 0  # of the inputs' values
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what else the loader needs
+
+    @property
+    def artifact(self) -> Path | None:
+        """The component's file or folder; None when it lies in the Hub's cache."""
+        source = Path(self.source)
+        if source.is_dir():
+            return source / ("vae" if self.component.startswith("vae_") else self.component)
+        if not source.is_file():
+            return None
+        return source.parent if source.name == "model.onnx" else source
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a meter found before its first round; None: the runtime does not tell."""
+
+    cold_s: float | None  # the first load, the files not in the page cache where that can be had
+    warm_s: float | None  # the second one
+    first_ms: float | None  # the first inference
+    params: int | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn of a meter, and how the device was meanwhile; None: it does not tell."""
+
+    samples_ms: tuple[float, ...]
+    temperature_c: float | None = None  # the hottest sensor, at the end
+    throttled: str | None = None  # how the system says that it has slowed itself down
+    others: float | None = None  # share of the processors' time that went to other processes
+    power_w: float | None = None  # mean
+
+
+class Meter(Protocol):
+    """One loaded, warmed-up workload; a context manager that leaves nothing running."""
+
+    ready: Ready
+
+    def run_round(self, iterations: int, seconds: float) -> Round:
+        """At least so many inferences, which take at least so long together."""
+
+    def stop(self) -> int | None:
+        """End it; its peak memory in bytes."""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """How hot a device is: `why` it is too hot to begin, None when it is cool."""
+
+    why: str | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a probe found; None: not told."""
+
+    name: str  # the board's or processor's
+    os: str
+    runtimes: Mapping[str, str]  # versions of what can run artifacts there, by runtime
+    power_mode: str | None = None
+    free_memory_bytes: int | None = None
+    free_disk_bytes: int | None = None
+    state: str | None = None  # further words, such as a battery's
+    cores: int | None = None
+
+
+class Device(Protocol):
+    """Where latency is measured."""
+
+    @property
+    def address(self) -> str:
+        """`local`, `ssh://…`, `adb://…`, `ios://…`."""
+
+    def probe(self) -> Facts:
+        """What is there; `LaptopError` where it cannot be reached."""
+
+    def heat(self) -> Heat:
+        """How hot it is now."""
+
+    def meter(
+        self, workload: Workload, warmup_iterations: int, warmup_s: float
+    ) -> AbstractContextManager[Meter]:
+        """Send what is needed, load twice, run once, warm up. `LaptopError` where it fails."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from laptop import models
-from laptop.benchmarks.runtimes import read_config, unet_shapes
+from laptop.benchmarks.subjects import unet_shapes
 from laptop.export import job
 from laptop.export.settings import ExportConfig
 from laptop.machine import machine
@@ -51,7 +51,7 @@ WAYS = {"ours": ours, "optimum": optimums}
 
 def examples(model: str, path: Path) -> None:
     """Inputs of the model's own size, for the tracer: their values do not matter."""
-    shapes = unet_shapes(read_config(models.locate(model)), 2, models.CLIP_TOKENS)
+    shapes = unet_shapes(models.unet_config(model), 2, models.CLIP_TOKENS)
     inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
     job.save_examples([inputs | {"timestep": torch.tensor(500.0)}], path)
 

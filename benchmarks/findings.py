@@ -9,14 +9,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laptop.benchmarks.latency import size_bytes
+from laptop.benchmarks.metering import size_bytes
 from laptop.errors import BadInput
-from laptop.run import read_json
+from laptop.run import MANIFEST, read_json
 
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
 FOLDERS = {"pruned": "pruned", "student": "model"}
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
+RUNTIMES = {
+    "pytorch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "executorch": "ExecuTorch",
+    "tensorrt": "TensorRT",
+}
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how a U-Net was timed."""
+
+    device: str  # its address
+    runtime: str
+    target: str  # its folder among the artifacts, with a precision that is not the default
+
+    @property
+    def title(self) -> str:
+        """`ONNX Runtime`, `PyTorch on cuda`, `ONNX Runtime int8 on ssh://orin`."""
+        name, _, provider = self.runtime.partition(":")
+        words = [RUNTIMES.get(name, name), self.target.partition("-")[2]]
+        if self.target.partition("-")[0] == "ort":
+            words.append("(.ort)")
+        words += [f"on {where}" for where in (provider, self.device) if where not in ("", "local")]
+        return " ".join(word for word in words if word)
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,7 @@ class Findings:
     scores: Json
     losses: list[Json]  # rows of metrics.jsonl, by step
     parity: Json
-    bench: Json
+    benches: list[Json]  # one report a device, this machine's first
     evaluation: Json
 
     @property
@@ -46,9 +70,9 @@ class Measures:
     params: float | None  # of the U-Net
     macs: float | None  # of a U-Net call, batch 1
     size_bytes: float | None  # of the U-Net's weights on disk
-    p50_ms: Mapping[str, float | None]  # by runtime
-    ratio: Mapping[str, float | None]  # latency over the teacher's, by runtime
-    is_valid: Mapping[str, bool]  # by runtime: neither this nor the teacher's row is invalid
+    p50_ms: Mapping[Setup, float | None]
+    ratio: Mapping[Setup, float | None]  # latency over the teacher's
+    is_valid: Mapping[Setup, bool]  # neither this nor the teacher's row is invalid
     prompt_accuracy: float | None
     frechet: float | None
     psnr_to_teacher_db: float | None
@@ -68,9 +92,14 @@ def read_run(folder: Path) -> Findings:
         _optional(folder / "score" / "scores.json", "laptop.scores/1"),
         _read_losses(folder / "distill" / "metrics.jsonl"),
         _optional(folder / "parity" / "report.json", "laptop.parity/1"),
-        _optional(folder / "bench" / "local.json", "laptop.bench/1"),
+        _read_benches(folder / "bench"),
         _optional(folder / "eval" / "eval.json", "laptop.eval/1"),
     )
+
+
+def _read_benches(folder: Path) -> list[Json]:
+    paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "local.json", path.name))
+    return [read_json(path, "laptop.bench/1") for path in paths if not path.name.endswith(MANIFEST)]
 
 
 def _optional(path: Path, schema: str) -> Json:
@@ -94,16 +123,16 @@ def _read_losses(path: Path) -> list[Json]:
 def measures(findings: Findings, label: str) -> Measures:
     """The numbers of "teacher", "pruned" or "student"."""
     when = "before" if label == "teacher" else "after"
-    quality = evaluated(findings, label)
+    quality, timed = evaluated(findings, label), setups(findings)
     return Measures(
         findings.plan.get("params", {}).get(when),
         findings.plan.get("macs", {}).get(when),
         _size(findings, label),
-        {r: benched(findings, label, r).get("latency_ms", {}).get("p50") for r in RUNTIMES},
-        {r: ratio(findings, label, r).get("median") for r in RUNTIMES},
+        {at: benched(findings, label, at).get("latency_ms", {}).get("p50") for at in timed},
+        {at: ratio(findings, label, at).get("median") for at in timed},
         {
-            r: all(benched(findings, who, r).get("valid", True) for who in ("teacher", label))
-            for r in RUNTIMES
+            at: all(benched(findings, who, at).get("valid", True) for who in ("teacher", label))
+            for at in timed
         },
         quality.get("prompt_accuracy"),
         quality.get("frechet"),
@@ -117,24 +146,49 @@ def evaluated(findings: Findings, label: str) -> Json:
     return next((row for row in rows if row["label"] == label), {})
 
 
-def benched(findings: Findings, label: str, runtime: str) -> Json:
-    """The U-Net's row of the bench for `label` and `runtime`, or nothing."""
-    wanted = (label, "unet", runtime)
-    rows = findings.bench.get("results", [])
-    return next((r for r in rows if (r.get("label"), r["component"], r["runtime"]) == wanted), {})
+def setups(findings: Findings) -> list[Setup]:
+    """Where U-Nets were timed, each once, in the order of the reports."""
+    return list(
+        dict.fromkeys(
+            setup_of(report, row)
+            for report in findings.benches
+            for row in report["results"]
+            if row["component"] == "unet"
+        )
+    )
 
 
-def ratio(findings: Findings, label: str, runtime: str) -> Json:
-    """The interleaved ratio of `label` to the teacher, or nothing."""
-    wanted = ("teacher", label, "unet", runtime)
-    rows = findings.bench.get("ratios", [])
-    return next((r for r in rows if (r["a"], r["b"], r["component"], r["runtime"]) == wanted), {})
+def setup_of(report: Mapping[str, Any], row: Mapping[str, Any]) -> Setup:
+    """Of a row (a result, an image or a ratio) in a device's report."""
+    address = str(report.get("device", {}).get("address", "local"))
+    return Setup(address, row["runtime"], str(row.get("target", row["runtime"])))
+
+
+def benched(findings: Findings, label: str, at: Setup, component: str = "unet") -> Json:
+    """The row of the bench for `label` and `component`, or nothing."""
+    for report in findings.benches:
+        for row in report["results"]:
+            wanted = (row.get("label"), row["component"], setup_of(report, row))
+            if wanted == (label, component, at):
+                return dict(row)
+    return {}
+
+
+def ratio(findings: Findings, label: str, at: Setup) -> Json:
+    """The interleaved ratio of `label`'s U-Net to the teacher's, or nothing."""
+    for report in findings.benches:
+        for row in report["ratios"]:
+            wanted = (row["a"], row["b"], row["component"], setup_of(report, row))
+            if wanted == ("teacher", label, "unet", at):
+                return dict(row)
+    return {}
 
 
 def _size(findings: Findings, label: str) -> int | None:
     """The teacher lies outside the run: its size is in the bench, or where eval found it."""
     if label == "teacher":
-        known = benched(findings, label, "pytorch").get("size_bytes")
+        at = Setup("local", "pytorch", "pytorch")
+        known = benched(findings, label, at).get("size_bytes")
         unet = Path(evaluated(findings, label).get("path", "")) / "unet"
         if known:
             return int(known)

@@ -6,38 +6,28 @@ ratio of two is taken round by round. A row that does not meet the protocol says
 
 import contextlib
 import itertools
-import platform
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from laptop.benchmarks.runtimes import (
-    CLIP_TOKENS,
-    FIXED,
-    RUNTIMES,
-    Shapes,
-    Workload,
-    check_same_shapes,
-    device_name,
-    locate,
-    read_tokens,
-    runtime_version,
-    shapes_of,
-    usable_threads,
-)
-from laptop.benchmarks.worker import Worker, share
-from laptop.errors import BadInput
-from laptop.run import Overwrite, run_stage, say, sha256, track, write_json
+from laptop.benchmarks import sustained, whole_image
+from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workload, size_bytes
+from laptop.benchmarks.subjects import Places, workloads
+from laptop.errors import CheckFailed, LaptopError
+from laptop.run import Overwrite, read_json, run_stage, say, sha256, track, write_json
 
 SCHEMA = "laptop.bench/1"
-COMPONENTS = ("unet",)
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
 NEEDED_S = 10.0
+SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
+OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbers
 BOOTSTRAPS = 2000
-Places = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,9 @@ class BenchConfig:
     """How latency is measured."""
 
     components: tuple[str, ...] = COMPONENTS
-    batch: int = 2  # guidance runs a conditional and an unconditional half
+    runtimes: tuple[str, ...] = ()  # such as "onnxruntime:cuda"; (): all there are, on processors
+    guidance: bool = True  # the U-Net runs on a conditional and an unconditional half
+    steps: int = 20  # U-Net calls of a whole image
     threads: int | None = None  # None: as many as there are cores
     rounds: int = 10  # turns of each model
     iterations: int = NEEDED_SAMPLES  # at least, a component, over all rounds
@@ -53,159 +45,217 @@ class BenchConfig:
     warmup_iterations: int = 3  # at least
     warmup_s: float = 2.0  # at least
     cv_bound: float = 0.10  # largest stdev / mean of a valid row
+    sustained_s: float = 0  # more than 0: one model after the other, so long, by the minute
+    cool_down_s: float = 300  # at most, to wait for a device that is hot
+    python: str = "python3"  # on a board: one that can import the runtime
+    devices: tuple[str, ...] = ("local",)  # of `laptop compress`
     seed: int = 0  # of the inputs and of the bootstrap
 
 
-def bench(
-    subjects: Mapping[str, Places], out: Path, config: BenchConfig, *, overwrite: Overwrite = False
-) -> Path:
-    """Time `subjects` on this machine and write the report to `out` (a .json path).
+@dataclass(frozen=True)
+class Timed:
+    """A workload and what its meter found."""
 
-    `subjects` maps a label to a PyTorch model (name or folder), to an artifacts folder with
-    `[onnx/]unet/model.onnx`, `executorch/unet.pte` or both, or to several of these that are the
-    same model. Subjects are compared within a component and runtime. Raises `BadInput` when they
-    cannot be, `LaptopError` when the process of one dies.
+    workload: Workload
+    ready: Ready
+    rounds: list[Round]
+    peak_memory_bytes: int | None
+
+    @property
+    def samples_ms(self) -> list[float]:
+        return [sample for turn in self.rounds for sample in turn.samples_ms]
+
+
+def bench(
+    subjects: Mapping[str, Places],
+    out: Path,
+    config: BenchConfig,
+    device: Device,
+    *,
+    unet_only: Collection[str] = (),
+    overwrite: Overwrite = False,
+) -> Path:
+    """Time `subjects` on a device and write the report to `out` (a .json path).
+
+    `subjects` maps a label to a PyTorch model (name or folder), to an artifacts folder, or to
+    several of these that are the same model. Subjects are compared within a component, runtime and
+    target; of labels in `unet_only` only the U-Net is timed. Raises `BadInput` when they cannot be,
+    `LaptopError` when the process of one dies or the device is gone.
     """
-    workloads = find_workloads(subjects, config)
-    settings = asdict(config) | {
-        "subjects": [f"{w.label}: {w.source}" for w in workloads],
-        "device": device_name(),
+
+    def find(facts: Facts) -> list[Workload]:
+        return workloads(
+            subjects,
+            config.components,
+            facts,
+            unet_only=unet_only,
+            runtimes=config.runtimes,
+            guidance=config.guidance,
+            threads=config.threads,
+            seed=config.seed,
+        )
+
+    facts = known_facts(out, device) or device.probe()
+    found = find(facts)
+    need_fitting(found, facts, device)
+    identity = asdict(config) | {
+        "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
+        "device": f"{device.address}: {facts.name}",
     }
-    inputs = {f"{w.label}.{w.runtime}": w.artifact for w in workloads if w.artifact}
+    inputs = {
+        f"{w.label}.{w.target}.{w.runtime}.{w.component}": w.artifact for w in found if w.artifact
+    }
 
     def work(folder: Path) -> None:
-        write_json(folder / out.name, {"schema": SCHEMA, **measure(workloads, config)})
+        facts = device.probe()
+        wait_until_cool(device, config.cool_down_s)
+        document = {"schema": SCHEMA, "device": {"address": device.address, **asdict(facts)}}
+        write_json(folder / out.name, document | measure(find(facts), config, device, facts))
 
-    return run_stage("bench", out, settings, inputs, work, overwrite=overwrite)
+    return run_stage("bench", out, identity, inputs, work, overwrite=overwrite)
 
 
-def find_workloads(subjects: Mapping[str, Places], config: BenchConfig) -> list[Workload]:
-    """What is to be timed, checked before anything runs."""
-    if unknown := set(config.components) - set(COMPONENTS):
-        raise BadInput(f"cannot bench {sorted(unknown)}; known components: {COMPONENTS}.")
-    found: dict[tuple[str, str], str] = {}
-    for label, places in subjects.items():
-        for place in [places] if isinstance(places, str | Path) else places:
-            for runtime, source in locate(place).items():
-                if (other := found.setdefault((label, runtime), source)) != source:
-                    raise BadInput(
-                        f"{label!r} names two models for {runtime}: {other} and {source}."
-                    )
-    shapes = {  # of programs they are fixed, and may be others
-        is_fixed: _shapes({k: v for k, v in found.items() if (k[1] in FIXED) is is_fixed}, config)
-        for is_fixed in (True, False)
-    }
-    return [
-        Workload(
-            label,
-            component,
-            runtime,
-            source,
-            RUNTIMES[runtime].load,
-            shapes[runtime in FIXED],
-            config.threads or usable_threads(),
-            config.seed,
-            RUNTIMES[runtime].imports,
+def known_facts(out: Path, device: Device) -> Facts | None:
+    """What an earlier report says of a board: a finished one needs no board to be kept."""
+    if device.address == "local" or not out.is_file():
+        return None
+    found = read_json(out, SCHEMA).get("device", {})
+    if found.pop("address", None) != device.address:
+        return None
+    return Facts(**found)
+
+
+def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> None:
+    """Raise `LaptopError` for a device on whose disk the artifacts have no place."""
+    if device.address == "local" or facts.free_disk_bytes is None:
+        return
+    size = sum(size_bytes(w.artifact) for w in found if w.artifact)
+    if size > facts.free_disk_bytes:
+        raise LaptopError(
+            f"{device.address} has {facts.free_disk_bytes / 1e9:.2f} GB free; the artifacts take "
+            f"{size / 1e9:.2f} GB. Free some space there, or bench fewer components."
         )
-        for component in config.components
-        for (label, runtime), source in found.items()
-    ]
 
 
-def _shapes(found: Mapping[tuple[str, str], str], config: BenchConfig) -> Shapes:
-    """The input shapes that all of these subjects share."""
-    if not found:
-        return {}
-    tokens = {name: read_tokens(source) for name, source in found.items()}
-    known = next((t for t in tokens.values() if t), CLIP_TOKENS)
-    by_subject = {
-        f"{label} ({runtime})": shapes_of(source, config.batch, tokens[label, runtime] or known)
-        for (label, runtime), source in found.items()
-    }
-    check_same_shapes(by_subject)
-    return next(iter(by_subject.values()))
+def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> None:
+    """Wait for a device that is hot, a bounded time; measuring says what it is then."""
+    end = time.monotonic() + most_s
+    while (heat := device.heat()).why and time.monotonic() < end:
+        say(f"bench: {device.address} is hot ({heat.why}); waiting until it is cool")
+        time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
 
 
-def measure(workloads: Sequence[Workload], config: BenchConfig) -> dict[str, Any]:
-    """`{"results": [...], "ratios": [...]}`; the models of a component and runtime interleaved."""
-    groups: dict[tuple[str, str], list[Workload]] = {}
-    for workload in workloads:
-        groups.setdefault((workload.component, workload.runtime), []).append(workload)
+def measure(
+    found: Sequence[Workload], config: BenchConfig, device: Device, facts: Facts
+) -> dict[str, Any]:
+    """`{"results": [...], "ratios": [...]}`; what is compared is interleaved."""
+    groups: dict[tuple[str, str, str], list[Workload]] = {}
+    for workload in found:
+        key = (workload.component, workload.runtime, workload.target)
+        groups.setdefault(key, []).append(workload)
     results: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
-    for (component, runtime), group in groups.items():
-        samples = []
-        for worker, peak in _interleave(group, config):
-            results.append(_row(worker, peak, config))
-            samples.append((worker.workload.label, worker.samples))
-        for (a, of_a), (b, of_b) in itertools.combinations(samples, 2):
-            pair = {"component": component, "runtime": runtime, "a": a, "b": b}
-            ratios.append(pair | ratio(of_a, of_b, config.seed))
-    return {"results": results, "ratios": ratios}
+    for (component, runtime, target), group in groups.items():
+        if config.sustained_s:
+            results += [_sustained(w, config, device, facts) for w in group]
+            continue
+        timed = _interleave(group, config, device)
+        results += [_row(one, config, facts) for one in timed]
+        for a, b in itertools.combinations(timed, 2):
+            names = {"component": component, "runtime": runtime, "target": target}
+            pair = {"a": a.workload.label, "b": b.workload.label}
+            of_a, of_b = ([turn.samples_ms for turn in one.rounds] for one in (a, b))
+            ratios.append(names | pair | ratio(of_a, of_b, config.seed))
+    images = whole_image.rows(results, config.steps)
+    return {"results": results, "images": images, "ratios": ratios}
 
 
-def _interleave(group: Sequence[Workload], config: BenchConfig) -> list[tuple[Worker, int]]:
-    """Each worker after its rounds, and its peak memory in bytes; one runs at a time."""
-    workers: list[Worker] = []
+def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) -> list[Timed]:
+    """Each workload after its rounds; one runs at a time."""
+    meters: list[Meter] = []
     with contextlib.ExitStack() as stack:
         for workload in group:
-            say(f"bench: loading {workload.label} ({workload.component}, {workload.runtime})")
-            worker = Worker(workload, config.warmup_iterations, config.warmup_s)
-            workers.append(stack.enter_context(worker))
-        turns = [worker for _ in range(config.rounds) for worker in workers]
-        for worker in track(turns, f"bench {group[0].runtime}", len(turns)):
-            worker.run_round(
-                share(config.iterations, config.rounds), config.seconds / config.rounds
-            )
-        return [(worker, worker.stop()) for worker in workers]
+            meters.append(stack.enter_context(_loaded(workload, config, device)))
+        rounds: list[list[Round]] = [[] for _ in group]
+        turns = [i for _ in range(config.rounds) for i in range(len(group))]
+        what = f"{group[0].component} {group[0].target}"
+        for i in track(turns, f"bench {what}", len(turns)):
+            least = share(config.iterations, config.rounds)
+            rounds[i].append(meters[i].run_round(least, config.seconds / config.rounds))
+        return [
+            Timed(workload, meter.ready, of, meter.stop())
+            for workload, meter, of in zip(group, meters, rounds, strict=True)
+        ]
 
 
-def _row(worker: Worker, peak: int, config: BenchConfig) -> dict[str, Any]:
+def _loaded(
+    workload: Workload, config: BenchConfig, device: Device
+) -> contextlib.AbstractContextManager[Meter]:
+    say(f"bench: loading {workload.label} ({workload.component}, {workload.target})")
+    return device.meter(workload, config.warmup_iterations, config.warmup_s)
+
+
+def _sustained(
+    workload: Workload, config: BenchConfig, device: Device, facts: Facts
+) -> dict[str, Any]:
+    """A row of one workload that runs for long, with its medians by the minute."""
+    wait_until_cool(device, config.cool_down_s)
+    with _loaded(workload, config, device) as meter:
+        rounds = sustained.run(meter, config.sustained_s, workload.label)
+        timed = Timed(workload, meter.ready, rounds, meter.stop())
+    return _row(timed, config, facts) | {"sustained": sustained.summary(rounds)}
+
+
+def _row(timed: Timed, config: BenchConfig, facts: Facts) -> dict[str, Any]:
     """One entry of `results`."""
-    workload, ready, artifact = worker.workload, worker.ready, worker.workload.artifact
-    samples = [sample for samples in worker.samples for sample in samples]
-    reasons = invalid_reasons(samples, config.cv_bound)
+    workload, ready, artifact = timed.workload, timed.ready, timed.workload.artifact
+    samples = timed.samples_ms
+    reasons = invalid_reasons(timed.rounds, config.cv_bound)
+    found = summary(samples)
+    watts = [turn.power_w for turn in timed.rounds if turn.power_w is not None]
+    power_w = float(np.mean(watts)) if watts else None
     return {
         "label": workload.label,
         "component": workload.component,
+        "target": workload.target,
         "artifact": str(artifact or workload.source),
         "sha256": sha256(artifact) if artifact else None,
         "size_bytes": size_bytes(artifact) if artifact else None,
         "params": ready.params,
         "runtime": workload.runtime,
-        "precision": ready.precision,
-        "device": device_name(),
-        "conditions": conditions(workload, config),
+        "precision": ready.precision or workload.precision,
+        "device": facts.name,
+        "conditions": conditions(workload, config, facts),
         "n": len(samples),
-        "latency_ms": summary(samples) | {"first": ready.first_ms},
+        "latency_ms": found | {"first": ready.first_ms},
         "load_s": {"cold": ready.cold_s, "warm": ready.warm_s},
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": timed.peak_memory_bytes,
+        "power_w": power_w,
+        "energy_j": power_w * found["mean"] / 1000 if power_w else None,
         "valid": not reasons,
         "invalid_reasons": reasons,
         "samples_ms": [round(s, 4) for s in samples],
+        "rounds": [{"n": len(t.samples_ms), **_how(t)} for t in timed.rounds],
     }
 
 
-def conditions(workload: Workload, config: BenchConfig) -> dict[str, Any]:
+def _how(turn: Round) -> dict[str, Any]:
+    """How the device was in a round."""
+    return {k: v for k, v in vars(turn).items() if k != "samples_ms"}
+
+
+def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[str, Any]:
     """All that must be equal for two rows to be compared, but for device and precision."""
     return {
-        "batch": workload.shapes["sample"][0] if "sample" in workload.shapes else config.batch,
+        "batch": next(iter(workload.shapes.values()), (None,))[0],
+        "guidance": config.guidance,
+        "steps": config.steps,
         "shapes": {k: list(v) for k, v in workload.shapes.items()},
         "threads": workload.threads,
-        "runtime_version": runtime_version(workload.runtime),
-        "os": f"{platform.system()} {platform.machine()}",
+        "runtime_version": facts.runtimes.get(workload.runtime),
+        "os": facts.os,
+        "power_mode": facts.power_mode,
     }
-
-
-def size_bytes(artifact: Path) -> int:
-    """The size of a component's float weights on disk (of an ONNX component with its graph)."""
-    if artifact.is_file():
-        return artifact.stat().st_size
-    files = [p for p in artifact.iterdir() if p.is_file() and ".fp16." not in p.name]
-    for kinds in ((".onnx", ".onnx_data", ".data"), (".safetensors",), (".bin",)):
-        if found := [p.stat().st_size for p in files if p.suffix in kinds]:
-            return sum(found)
-    return 0
 
 
 def summary(samples_ms: Sequence[float]) -> dict[str, float]:
@@ -217,8 +267,9 @@ def summary(samples_ms: Sequence[float]) -> dict[str, float]:
     return {"p50": p50, "p90": p90, "p95": p95, "p99": p99, **spread}
 
 
-def invalid_reasons(samples_ms: Sequence[float], cv_bound: float) -> list[str]:
+def invalid_reasons(rounds: Sequence[Round], cv_bound: float) -> list[str]:
     """Why a row cannot be trusted; empty when it can."""
+    samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
     reasons = []
     if len(samples_ms) < NEEDED_SAMPLES:
         reasons.append(f"{len(samples_ms)} samples; {NEEDED_SAMPLES} are needed")
@@ -226,7 +277,41 @@ def invalid_reasons(samples_ms: Sequence[float], cv_bound: float) -> list[str]:
         reasons.append(f"{total_s:.1f} s measured; {NEEDED_S:.0f} s are needed")
     if (cv := summary(samples_ms)["cv"]) > cv_bound:
         reasons.append(f"cv {cv:.2f} is above {cv_bound:.2f}: the machine was busy or hot")
+    if (times := slowing(rounds)) > SLOWER:
+        reasons.append(f"throttled: the last rounds took {times:.2f} × the first ones' time")
+    if said := [turn.throttled for turn in rounds if turn.throttled]:
+        reasons.append(f"throttled in {len(said)} of {len(rounds)} rounds: {said[0]}")
+    taken = [turn.others for turn in rounds if turn.others is not None]
+    if taken and (others := float(np.median(taken))) > OTHERS:
+        reasons.append(f"device busy: {others:.0%} of its processors' time went to other work")
     return reasons
+
+
+def slowing(rounds: Sequence[Round]) -> float:
+    """The median of the last third of the rounds over that of the first; 1 for few rounds."""
+    medians = [float(np.median(turn.samples_ms)) for turn in rounds]
+    third = len(medians) // 3
+    return float(np.median(medians[-third:]) / np.median(medians[:third])) if third >= 2 else 1.0
+
+
+def check_valid(report: Mapping[str, Any]) -> None:
+    """Raise `CheckFailed` where a row of a report, or a table of layers, cannot be trusted."""
+    rows = report.get("results", [report])
+    if bad := [r for r in rows if not r["valid"]]:
+        lines = "; ".join(f"{_which(r)}: {', '.join(r['invalid_reasons'])}" for r in bad)
+        raise CheckFailed(
+            f"{len(bad)} of {len(rows)} measurements are not valid ({lines}). They are written "
+            "down as such. Measure again on a quiet, cool device, or pass --allow-invalid."
+        )
+
+
+def _which(row: Mapping[str, Any]) -> str:
+    return " ".join(str(row[k]) for k in ("label", "component", "target") if k in row) or "layers"
+
+
+def share(total: float, rounds: int) -> int:
+    """How many of `total` iterations one of `rounds` must do."""
+    return max(1, math.ceil(total / rounds))
 
 
 def ratio(

@@ -17,15 +17,12 @@ import torch
 from torch import nn
 
 from laptop import models
-from laptop.benchmarks.latency import (
-    BenchConfig,
-    conditions,
-    find_workloads,
-    invalid_reasons,
-    summary,
-)
-from laptop.benchmarks.runtimes import Workload, device_name, pytorch_unet
-from laptop.benchmarks.worker import run_round, share
+from laptop.benchmarks import eager, sensors
+from laptop.benchmarks.computers import facts_here
+from laptop.benchmarks.latency import BenchConfig, conditions, invalid_reasons, share, summary
+from laptop.benchmarks.metering import Facts, Round, Workload
+from laptop.benchmarks.subjects import workloads
+from laptop.benchmarks.worker import repeat
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.sampling import latent_side
@@ -48,7 +45,8 @@ def bench_layers(
 
     `resolution` in pixels; None for the model's own.
     """
-    workload = _workload(model, config, resolution)
+    facts = facts_here()
+    workload = _workload(model, config, facts, resolution)
     known = anatomy(models.empty_unet(model), granularity=granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
@@ -63,17 +61,24 @@ def bench_layers(
             "params": known.params,
             "runtime": workload.runtime,
             "precision": "fp32",
-            "device": device_name(),
-            "conditions": conditions(workload, config),
+            "device": facts.name,
+            "conditions": conditions(workload, config, facts),
         }
         write_json(folder / out.name, table | measure(workload, known.units, config))
 
-    settings = asdict(config) | asked | which | {"device": device_name()}
+    settings = asdict(config) | asked | which | {"device": facts.name}
     return run_stage("bench", out, settings, inputs, work, overwrite=overwrite)
 
 
-def _workload(model: str, config: BenchConfig, resolution: int | None) -> Workload:
-    workload = find_workloads({"model": model}, replace(config, components=("unet",)))[0]
+def _workload(model: str, config: BenchConfig, facts: Facts, resolution: int | None) -> Workload:
+    (workload, *_) = workloads(
+        {"model": model},
+        ("unet",),
+        facts,
+        guidance=config.guidance,
+        threads=config.threads,
+        seed=config.seed,
+    )
     if workload.runtime != "pytorch":
         raise BadInput(
             f"{model} holds artifacts, whose layers cannot be timed one by one. Pass the model "
@@ -90,36 +95,39 @@ def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> d
     """The measured part of the table, by the protocol of `latency`, in this process."""
     threads = torch.get_num_threads()
     try:
-        unet, run = pytorch_unet(workload)
+        torch.set_num_threads(workload.threads)
+        unet, run = eager.unet(workload.source, workload.shapes, workload.seed)
         signs = {u.name: timed_modules(unet, u.name, u.needs) for u in units}
         clocks: Clocks = {module: [] for of_unit in signs.values() for module in of_unit}
         plain, clocked = _rounds(unet, run, clocks, config)
     finally:
         torch.set_num_threads(threads)
-    whole, shares = summary(plain), shares_of(signs, clocks, clocked)
+    samples = [sample for turn in plain for sample in turn.samples_ms]
+    whole, shares = summary(samples), shares_of(signs, clocks, clocked)
     reasons = invalid_reasons(plain, config.cv_bound)
     return {
-        "n": len(plain),
+        "n": len(samples),
         "unet_ms": whole,
         "units": [{"name": u, "latency_ms": round(whole["p50"] * x, 6)} for u, x in shares.items()],
         "valid": not reasons,
         "invalid_reasons": reasons,
-        "samples_ms": [round(s, 4) for s in plain],
+        "samples_ms": [round(s, 4) for s in samples],
     }
 
 
 def _rounds(
     unet: nn.Module, run: Callable[[], object], clocks: Clocks, config: BenchConfig
-) -> tuple[list[float], list[float]]:
-    """Times in ms of the plain forwards, and of those that filled `clocks`."""
-    plain: list[float] = []
+) -> tuple[list[Round], list[float]]:
+    """The rounds of plain forwards, and times in ms of those that filled `clocks`."""
+    plain: list[Round] = []
     clocked: list[float] = []
     turn = share(config.iterations, config.rounds), config.seconds / config.rounds
-    run_round(run, config.warmup_iterations, config.warmup_s)
+    repeat(run, config.warmup_iterations, config.warmup_s)
     for _ in track(range(config.rounds), "bench layers", config.rounds):
-        plain += run_round(run, *turn)
+        watch = sensors.Watch()
+        plain.append(Round(tuple(repeat(run, *turn)), **watch.read()))
         with running(unet, clocks):
-            clocked += run_round(run, *turn)
+            clocked += repeat(run, *turn)
     return plain, clocked
 
 

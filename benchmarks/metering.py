@@ -47,6 +47,7 @@ class Ready:
     warm_s: float | None  # the second one
     first_ms: float | None  # the first inference
     params: int | None = None
+    precision: str | None = None  # of the computation, where it is not what the workload says
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,14 @@ class Device(Protocol):
         self, workload: Workload, warmup_iterations: int, warmup_s: float
     ) -> AbstractContextManager[Meter]:
         """Send what is needed, load twice, run once, warm up. `LaptopError` where it fails."""
+
+
+def size_bytes(artifact: Path) -> int:
+    """The size of a component's float weights on disk (of an ONNX component with its graph)."""
+    if artifact.is_file():
+        return artifact.stat().st_size
+    files = [p for p in artifact.iterdir() if p.is_file() and ".fp16." not in p.name]
+    for kinds in ((".onnx", ".onnx_data", ".data"), (".safetensors",), (".bin",)):
+        if found := [p.stat().st_size for p in files if p.suffix in kinds]:
+            return sum(found)
+    return 0

@@ -3,7 +3,7 @@
 Numbers come from the run's files only; one that was not measured is a dash.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from laptop.benchmarks import figures, page
 from laptop.benchmarks.balance import balance_chart, largest_share
 from laptop.benchmarks.findings import (
-    RUNTIMES,
     TITLES,
     Findings,
     Measures,
@@ -20,7 +19,9 @@ from laptop.benchmarks.findings import (
     network_order,
     ratio,
     read_run,
+    setups,
 )
+from laptop.benchmarks.latency_section import latency_section
 from laptop.benchmarks.provenance import loading, making
 from laptop.benchmarks.text import DASH, code, number, scaled, share, table, words
 
@@ -51,7 +52,7 @@ def _parts(f: Findings) -> list[str]:
         _pictures(f),
         _removed(f),
         _distillation(f),
-        _latency(f),
+        latency_section(f),
         _quality(f),
         _parity(f),
         loading(f),
@@ -69,10 +70,12 @@ def headline(of: Mapping[str, Measures]) -> str:
             f"The U-Net went from {scaled(teacher.params)} to **{scaled(student.params)} "
             f"parameters** ({share(gone)} removed)"
         )
-    for runtime, title in RUNTIMES.items():
-        if r := student.ratio[runtime]:
-            doubt = "" if student.is_valid[runtime] else " (measurement not valid, see Latency)"
-            said.append(f"a call takes **{r:.2f} × the teacher's time** in {title}{doubt}")
+    for at, r in student.ratio.items():
+        if r:
+            doubt = "" if student.is_valid[at] else " (measurement not valid, see Latency)"
+            said.append(
+                f"a call takes **{r:.2f} × the teacher's time** in {words(at.title)}{doubt}"
+            )
     text = ("; ".join(said) or "Nothing was measured yet") + "."
     if student.prompt_accuracy is not None and teacher.prompt_accuracy:
         kept = student.prompt_accuracy / teacher.prompt_accuracy
@@ -94,11 +97,10 @@ def result_table(f: Findings, of: Mapping[str, Measures]) -> str:
         ["MACs of a U-Net call", *(scaled(m.macs) for m in columns)],
         ["U-Net weights on disk", *(scaled(m.size_bytes, "B") for m in columns)],
     ]
-    for runtime, title in RUNTIMES.items():
-        rows.append([f"{title}, p50", *(number(m.p50_ms[runtime], "ms") for m in columns)])
-        cells = [
-            _ratio_cell(ratio(f, label, runtime), m.is_valid[runtime]) for label, m in of.items()
-        ]
+    for at in setups(f):
+        title = words(at.title)
+        rows.append([f"{title}, p50", *(number(m.p50_ms[at], "ms") for m in columns)])
+        cells = [_ratio_cell(ratio(f, label, at), m.is_valid[at]) for label, m in of.items()]
         rows.append([f"{title}, × teacher", *cells])
     rows += [
         ["Prompt accuracy", *(share(m.prompt_accuracy) for m in columns)],
@@ -180,71 +182,6 @@ def _distillation(f: Findings) -> str:
         f"{most:.0%} on average.\n\n"
         "![Feature norm and share of the feature loss by block](images/balance.svg)"
     )
-
-
-def _latency(f: Findings) -> str:
-    results = f.bench.get("results", [])
-    if not results:
-        return ""
-    header = [
-        "model", "runtime", "part", "valid", "p50 ms", "p90", "p99", "cv", "n", "first", "load s",
-        "warm s", "peak memory",
-    ]  # fmt: skip
-    reasons = [
-        f"- Not valid: {words(_subject(r))}: {words('; '.join(r['invalid_reasons']))}."
-        for r in results
-        if not r["valid"]
-    ]
-    return "\n\n".join(
-        [
-            "## Latency",
-            "Each model in a process of its own, in turns; a ratio is the median over the turns, "
-            "with its 95 % interval. *First*: the first inference. *Load*: the first of a process, "
-            "its files out of the page cache on Linux; *warm*: the second.",
-            table(header, [_bench_row(r) for r in results]),
-            "\n".join([*reasons, *_conditions(results)]),
-        ]
-    )
-
-
-def _bench_row(r: Mapping[str, Any]) -> list[str]:
-    ms, load = r["latency_ms"], r["load_s"]
-    return [
-        words(TITLES.get(r["label"], r["label"])),
-        words(f"{RUNTIMES.get(r['runtime'], r['runtime'])} {r['precision']}"),
-        words(r["component"]),
-        "yes" if r["valid"] else "**no**",
-        *(number(ms[k]) for k in ("p50", "p90", "p99")),
-        f"{ms['cv']:.2f}",
-        str(r["n"]),
-        number(ms["first"]),
-        number(load["cold"]),
-        number(load["warm"]),
-        scaled(r["peak_memory_bytes"], "B"),
-    ]
-
-
-def _subject(r: Mapping[str, Any]) -> str:
-    runtime = RUNTIMES.get(r["runtime"], r["runtime"])
-    return f"{TITLES.get(r['label'], r['label'])} in {runtime}"
-
-
-def _conditions(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Device and conditions, once for the rows that share them."""
-    lines: dict[str, list[str]] = {}
-    for r in results:
-        facts = {"device": r["device"], **r["conditions"]}
-        text = ", ".join(f"{k} {_plain(v)}" for k, v in facts.items() if v is not None)
-        lines.setdefault(text, []).append(_subject(r))
-    if len(lines) == 1:
-        return [f"- Conditions of every row: {words(next(iter(lines)))}."]
-    return [f"- Conditions, {words(', '.join(of))}: {words(t)}." for t, of in lines.items()]
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
-    return "×".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _quality(f: Findings) -> str:

@@ -1,153 +1,240 @@
-"""A process of its own for each measured model, so that none shares memory or threads with another.
+"""The process that loads one component and times it, as it is told on stdin.
 
-The parent says when to run; a worker that is not asked waits without using the processor, so that
-several of them can take turns (`latency.py`).
+    {"loader": "onnxruntime", "source": "model.onnx", "shapes": {…}, …}   loads, warms up
+    {"iterations": 2, "seconds": 1.0}                                     times one round
+    (end of input)                                                        ends
+
+Each order is one line of JSON and so is each answer on stdout. Between orders it waits without
+using the processor, so that several of them can take turns (`latency.py`).
+
+This file also runs on boards, where it is sent beside `sensors.py`: Python 3.9, numpy and the
+runtime are enough there. Other loaders are named as `module:function` and run here only.
 """
+
+from __future__ import annotations
 
 import gc
 import importlib
-import math
-import multiprocessing
+import json
 import os
+import resource
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from laptop.benchmarks.runtimes import Loaded, Workload
-from laptop.errors import LaptopError
-from laptop.machine import peak_memory_bytes
+if TYPE_CHECKING or __package__:
+    from laptop.benchmarks import sensors
+else:  # on a board
+    import sensors
+
+Order = dict[str, Any]
+EXECUTORCH_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32"}  # of its ScalarType
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What a worker found before its first round."""
+class Loaded:
+    """A component that is ready to run."""
 
-    cold_s: float  # the first load of the process, its files not in the page cache (on Linux)
-    warm_s: float  # the second one
-    first_ms: float  # the first inference
-    precision: str
-    params: int | None
+    run: Callable[[], object]  # one inference, finished when it returns
+    params: int | None = None  # None where the runtime does not tell
+    precision: str | None = None  # None: as the artifact's list says
+    round: Callable[[int, float], list[float]] | None = (
+        None  # where the runtime times itself, in ms
+    )
 
 
-def serve(connection: Connection, workload: Workload, iterations: int, seconds: float) -> None:
-    """The worker's side: load twice, warm up, then time rounds until None comes."""
+def load_onnxruntime(order: Order) -> Loaded:
+    """An ONNX or ORT file in a session of one execution provider."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = order["threads"]
+    _, _, place = order["runtime"].partition(":")
+    provider = sensors.PROVIDERS.get(place, "CPUExecutionProvider")
+    session = ort.InferenceSession(order["source"], options, providers=[provider])
+    if session.get_providers()[0] != provider:  # it goes to the processor without an error
+        raise RuntimeError(f"{provider} could not be started, see above; it is {ort.__version__}")
+    given = {wanted.name: wanted for wanted in session.get_inputs()}
+    dtypes = {name: _numpy_type(wanted.type) for name, wanted in given.items()}
+    shapes = dict(order["shapes"])
+    if "timestep" in given and len(given["timestep"].shape) == 1:  # one for all, or one each
+        is_each = "batch" in str(given["timestep"].shape[0])
+        shapes["timestep"] = [shapes["sample"][0] if is_each else 1]
+    feed = {name: value(name, shapes[name], dtypes[name], order["seed"]) for name in given}
+    is_half = dtypes.get("sample") == "float16"
+    return Loaded(lambda: session.run(None, feed), precision="fp16" if is_half else None)
+
+
+def _numpy_type(onnx_type: str) -> str:
+    name = onnx_type[len("tensor(") : -1]
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def load_executorch(order: Order) -> Loaded:
+    """An ExecuTorch program on the processor; its inputs are as it declares them."""
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(order["threads"])
+    program = Runtime.get().load_program(order["source"])
+    method = program.load_method("forward")
+    inputs = []
+    for i in range(method.metadata.num_inputs()):
+        meta = method.metadata.input_tensor_meta(i)
+        dtype = EXECUTORCH_TYPES[meta.dtype()]
+        inputs.append(torch.from_numpy(value(str(i), meta.sizes(), dtype, order["seed"])))
+
+    @torch.no_grad()
+    def run() -> object:
+        return method.execute(inputs)
+
+    return Loaded(run)
+
+
+def load_trtexec(order: Order) -> Loaded:
+    """An engine in TensorRT's own program, which times each inference, copies included."""
+    settings = order["settings"]
+    command = [settings["trtexec"], f"--loadEngine={order['source']}", *settings["arguments"]]
+
+    def turn(iterations: int, seconds: float) -> list[float]:
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as times:
+            asked = [f"--iterations={iterations}", f"--duration={max(1, round(seconds))}"]
+            done = subprocess.run(
+                [*command, *asked, f"--exportTimes={times.name}"], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise RuntimeError(f"trtexec failed: {done.stdout[-600:]} {done.stderr[-300:]}")
+            return [row["latencyMs"] for row in json.load(times)]
+
+    return Loaded(lambda: turn(1, 0), round=turn)
+
+
+LOADERS = {
+    "onnxruntime": load_onnxruntime,
+    "executorch": load_executorch,
+    "tensorrt": load_trtexec,
+}
+
+
+def loader(name: str) -> Callable[[Order], Loaded]:
+    """By its name in `LOADERS`, or as `module:function`."""
+    if name in LOADERS:
+        return LOADERS[name]
+    module, _, function = name.partition(":")
+    found: Callable[[Order], Loaded] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def value(name: str, shape: list[int], dtype: str, seed: int) -> Any:
+    """An input: latency does not depend on values, so it is seeded noise, or ones for integers."""
+    import numpy as np
+
+    if name == "timestep":
+        return np.full(shape, 500, dtype)
+    if "int" in dtype:
+        return np.ones(shape, dtype)
+    return np.random.default_rng(seed).standard_normal(tuple(shape), np.float32).astype(dtype)
+
+
+def serve() -> None:
+    """Answer orders until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    for name in workload.imports:
-        importlib.import_module(name)
-    drop_page_cache(workload.artifact)
-    cold_s, loaded = _load(workload)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    loaded = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        if loaded is None:
+            answer, loaded = start(order)
+        else:
+            answer = turn(loaded, order["iterations"], order["seconds"])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def start(order: Order) -> tuple[dict[str, Any], Loaded]:
+    """Load twice, run once, warm up."""
+    sys.path += [path for path in order.get("path", []) if path not in sys.path]
+    load = loader(order["loader"])
+    for module in order["imports"]:
+        importlib.import_module(module)
+    drop_page_cache(order["files"])
+    cold_s, loaded = _load(load, order)
     del loaded
     gc.collect()
-    warm_s, loaded = _load(workload)
-    first_ms = run_round(loaded.run, 1, 0)[0]
-    run_round(loaded.run, iterations, seconds)
-    connection.send(Ready(cold_s, warm_s, first_ms, loaded.precision, loaded.params))
-    while (order := connection.recv()) is not None:
-        loaded.run()  # untimed: the others had the caches meanwhile
-        connection.send(run_round(loaded.run, *order))
-    connection.send(peak_memory_bytes())
+    warm_s, loaded = _load(load, order)
+    (first_ms, *_) = run_round(loaded, 1, 0)
+    run_round(loaded, order["warmup_iterations"], order["warmup_s"])
+    ready = {"cold_s": cold_s, "warm_s": warm_s, "first_ms": first_ms}
+    kept = {"params": loaded.params, "precision": loaded.precision, "pid": os.getpid()}
+    return {**ready, **kept}, loaded
 
 
-def _load(workload: Workload) -> tuple[float, Loaded]:
-    start = time.perf_counter()
-    loaded = workload.load(workload)
-    return time.perf_counter() - start, loaded
+def _load(load: Callable[[Order], Loaded], order: Order) -> tuple[float, Loaded]:
+    begin = time.perf_counter()
+    loaded = load(order)
+    return time.perf_counter() - begin, loaded
 
 
-def run_round(run: Callable[[], object], iterations: int, seconds: float) -> list[float]:
+def turn(loaded: Loaded, iterations: int, seconds: float) -> dict[str, Any]:
+    """A round, after an untimed run: the others had the caches meanwhile."""
+    loaded.run()
+    watch = sensors.Watch()
+    samples = run_round(loaded, iterations, seconds)
+    peak = children_peak_bytes() if loaded.round else peak_memory_bytes()
+    return {"samples_ms": samples, **watch.read(), "peak_memory_bytes": peak}
+
+
+def run_round(loaded: Loaded, iterations: int, seconds: float) -> list[float]:
     """Latencies in ms of at least `iterations` runs that take at least `seconds` together."""
+    if loaded.round:
+        return loaded.round(iterations, seconds)
+    return repeat(loaded.run, iterations, seconds)
+
+
+def repeat(run: Callable[[], object], iterations: int, seconds: float) -> list[float]:
+    """Times of calls of a function in ms: at least so many, and at least so long together."""
     samples: list[float] = []
     total_ms = 0.0
     while len(samples) < iterations or total_ms < 1000 * seconds:
-        start = time.perf_counter_ns()
+        begin = time.perf_counter_ns()
         run()
-        samples.append((time.perf_counter_ns() - start) / 1e6)
+        samples.append((time.perf_counter_ns() - begin) / 1e6)
         total_ms += samples[-1]
     return samples
 
 
-def drop_page_cache(artifact: Path | None) -> None:
+def drop_page_cache(files: list[str]) -> None:
     """Ask the system to forget the files' cached pages, so that a cold load reads the disk."""
-    if artifact is None or not hasattr(os, "posix_fadvise"):
-        return
-    for path in [artifact] if artifact.is_file() else artifact.iterdir():
-        if path.is_file():
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for path in files if hasattr(os, "posix_fadvise") else ():
+        with Path(path).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-class Worker:
-    """The parent's side of one worker; a context manager that leaves no process behind."""
-
-    def __init__(self, workload: Workload, warmup_iterations: int, warmup_s: float):
-        self.workload = workload
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, workload, warmup_iterations, warmup_s)
-        self._process = context.Process(target=serve, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()  # or its end would never be seen here
-        self.samples: list[list[float]] = []  # ms, by round
-        self.ready: Ready = self._receive("loading")
-
-    def run_round(self, iterations: int, seconds: float) -> None:
-        """Time one round (see `run_round` above) and append it to `samples`."""
-        self._send((iterations, seconds))
-        self.samples.append(self._receive("running"))
-
-    def stop(self) -> int:
-        """End the process; returns its peak memory in bytes, the runtime's own included."""
-        self._send(None)
-        peak: int = self._receive("ending")
-        return peak
-
-    def _send(self, order: tuple[int, float] | None) -> None:
-        try:
-            self._connection.send(order)
-        except ConnectionError:
-            raise self._died("waiting") from None
-
-    def _receive(self, doing: str) -> Any:
-        try:
-            return self._connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._died(doing) from None
-
-    def _died(self, doing: str) -> LaptopError:
-        self._process.join(5)
-        code = self._process.exitcode
-        cause = (
-            "it was killed, most often because memory ran out"
-            if code is not None and code < 0
-            else "the traceback above tells why"
-        )
-        w = self.workload
-        return LaptopError(
-            f"bench: the process of {w.label!r} ({w.component} in {w.runtime}, {w.source}) ended "
-            f"while {doing} (exit code {code}): {cause}. Nothing was written."
-        )
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._connection.close()
-        self._process.join(2 if kind is None else 0)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # rusage would count the parent's, before the exec
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def share(total: float, rounds: int) -> int:
-    """How many of `total` iterations one of `rounds` must do."""
-    return max(1, math.ceil(total / rounds))
+def children_peak_bytes() -> int:
+    """Largest resident size of a program that this process has called."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+
+
+if __name__ == "__main__":
+    try:
+        serve()
+    except BrokenPipeError:  # the one who asked is gone
+        sys.exit(1)

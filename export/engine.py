@@ -184,20 +184,9 @@ def _need_memory(where: Place, board: Board, graph_bytes: int) -> None:
 def _send(where: Place, board: Board, artifact: Path, sha256: str) -> str:
     """The graph's path there, sent unless it is there already."""
     folder = f"{board.home}/{CACHE}/graphs/{sha256}"
-    places.checked(where, f"mkdir -p {shlex.quote(folder)}")
-    # the graph comes last: where it is, all is
-    for path in (artifact.with_name(onnx_weights.DATA), artifact):
-        target = f"{folder}/{path.name}"
-        if path.exists() and not _has(where, target, run.sha256(path)):
-            where.put(path, target)
-            if not _has(where, target, run.sha256(path)):
-                raise LaptopError(f"{where.name}: {target} arrived damaged; is the disk full?")
+    files = [artifact.with_name(onnx_weights.DATA), artifact]
+    places.send(where, {path: run.sha256(path) for path in files if path.exists()}, folder)
     return f"{folder}/{artifact.name}"
-
-
-def _has(where: Place, path: str, sha256: str) -> bool:
-    found = where.run(f"sha256sum {shlex.quote(path)}", 600)
-    return found.code == 0 and found.out.split()[0] == sha256
 
 
 def _build(

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,13 +104,16 @@ class Ssh:
 
     def run(self, script: str, timeout_s: float = 60) -> Done:
         # its own 255 would pass for ssh's
-        guarded = f"( {script}\n)\ns=$?; [ $s -eq {SSH_FAILED} ] && s=254; exit $s"
-        command = ["ssh", *self._options("-p"), "-T", self._login, f"sh -c {shlex.quote(guarded)}"]
+        command = self.command(f"( {script}\n)\ns=$?; [ $s -eq {SSH_FAILED} ] && s=254; exit $s")
         return self._insist(
             lambda: _called(command, timeout_s, self.name),
             "run a command",
             lambda done: done.code == SSH_FAILED,
         )
+
+    def command(self, script: str) -> list[str]:
+        """The command line, for here, that runs a shell script there."""
+        return ["ssh", *self._options("-p"), "-T", self._login, f"sh -c {shlex.quote(script)}"]
 
     def _at(self, path: str) -> str:
         """A path there, as scp takes it."""
@@ -221,6 +224,24 @@ def checked(where: Place, script: str, timeout_s: float = 60) -> str:
             f"{where.name}: exit code {done.code} of `{script[:200]}`: {_last_line(done.err)}"
         )
     return done.out
+
+
+def send(where: Place, files: Mapping[Path, str], folder: str) -> None:
+    """Copy files (with their sha256) into a folder there, those that it has not yet."""
+    checked(where, f"mkdir -p {shlex.quote(folder)}")
+    for path, sha256 in files.items():
+        target = f"{folder}/{path.name}"
+        if not has(where, target, sha256):
+            where.put(path, target)
+            if not has(where, target, sha256):
+                raise LaptopError(f"{where.name}: {target} arrived damaged; is the disk full?")
+
+
+def has(where: Place, path: str, sha256: str) -> bool:
+    """Whether a file of this content lies there."""
+    at = shlex.quote(path)
+    found = where.run(f"[ -f {at} ] && {{ sha256sum {at} || shasum -a 256 {at}; }}", 600)
+    return found.code == 0 and found.out.split()[0] == sha256
 
 
 @contextmanager

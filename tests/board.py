@@ -75,11 +75,12 @@ class Board:
         standin = f"{version},{name},{number},{seconds}"
         command = shlex.join([sys.executable, str(STANDIN), f"--standin={standin}"])
         log = shlex.quote(str(self.folder / "calls"))
-        self._write("trtexec", f'echo "$@" >> {log}\nexec {command} "$@"')
-        self._write("nvidia-smi", f"echo {shlex.quote(f'{gpu}, {capability}, {free_mib}')}")
+        self.write("trtexec", f'echo "$@" >> {log}\nexec {command} "$@"')
+        self.write("nvidia-smi", f"echo {shlex.quote(f'{gpu}, {capability}, {free_mib}')}")
         return self
 
-    def _write(self, name: str, content: str) -> None:
+    def write(self, name: str, content: str) -> None:
+        """Put a shell script on its PATH."""
         path = self.folder / "bin" / name
         path.write_text(f"#!/bin/sh\n{content}\n")
         path.chmod(0o755)
@@ -128,6 +129,10 @@ class Proxy:
                     break
                 sink.sendall(data)
         _shut(source, sink)
+
+    def cut(self) -> None:
+        """Drop what is connected now."""
+        _shut(*self.sockets[1:])
 
     def close(self) -> None:
         _shut(*self.sockets)

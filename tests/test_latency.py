@@ -3,49 +3,92 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from laptop.benchmarks.latency import BenchConfig, bench, invalid_reasons, measure, ratio, summary
-from laptop.benchmarks.runtimes import Loaded, Workload
-from laptop.benchmarks.worker import Worker
-from laptop.errors import BadInput, LaptopError, UnknownModel
+from laptop.benchmarks.computers import Computer
+from laptop.benchmarks.latency import (
+    BenchConfig,
+    bench,
+    check_valid,
+    invalid_reasons,
+    measure,
+    ratio,
+    slowing,
+    summary,
+    wait_until_cool,
+)
+from laptop.benchmarks.metering import Facts, Heat, Round, Workload
+from laptop.benchmarks.worker import Loaded
+from laptop.cli import main
+from laptop.errors import BadInput, CheckFailed, LaptopError, UnknownModel
+from laptop.export.places import Local
 
 QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)
+HERE = Computer(Local())
+FACTS = Facts("a stand-in", "Linux", {"stand-in": "1"})
+Order = dict
 
 
-def load_sleeper(workload: Workload) -> Loaded:
+def load_sleeper(order: Order) -> Loaded:
     """A stand-in that takes as many ms as `source` says."""
-    return Loaded(lambda: time.sleep(float(workload.source) / 1000), "fp32", 7)
+    return Loaded(lambda: time.sleep(float(order["source"]) / 1000), 7)
 
 
-def load_logging_sleeper(workload: Workload) -> Loaded:
+def load_logging_sleeper(order: Order) -> Loaded:
     """Sleeps 40 ms and writes how many ms each call really took: more on a busy machine."""
 
     def run() -> None:
         start = time.monotonic()
         time.sleep(0.040)
         took_ms = 1000 * (time.monotonic() - start)
-        with Path(workload.source).open("a") as file:
+        with Path(order["source"]).open("a") as file:
             file.write(f"{took_ms}\n")
 
-    return Loaded(run, "fp32", None)
+    return Loaded(run)
 
 
-def load_and_die(_: Workload) -> Loaded:
+def load_hot_sleeper(order: Order) -> Loaded:
+    """Half as fast after 20 calls, as a phone is that got hot."""
+    calls = iter(range(20))
+    ms = float(order["source"])
+    return Loaded(lambda: time.sleep((ms if next(calls, None) is not None else 2 * ms) / 1000))
+
+
+def load_beside_others(_: Order) -> Loaded:
+    """Sleeps, while another process keeps a core busy for a second."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-c", "import time; t = time.time()\nwhile time.time() < t + 2: 0"]
+    others = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    return Loaded(lambda: (time.sleep(0.05), len(others)))
+
+
+def load_and_die(_: Order) -> Loaded:
     os._exit(9)
 
 
-def load_then_die(_: Workload) -> Loaded:
+def load_then_die(_: Order) -> Loaded:
     calls = iter(range(5))  # dies in the first round, after first inference, 3 warm-ups, 1 untimed
-    return Loaded(lambda: os._exit(9) if next(calls, None) is None else None, "fp32", None)
+    return Loaded(lambda: os._exit(9) if next(calls, None) is None else None)
 
 
-def stand_in(label: str, ms: float) -> Workload:
-    return Workload(label, "unet", "stand-in", str(ms), load_sleeper, {})
+def stand_in(
+    label: str, source: object, load: Callable[[Order], Loaded] = load_sleeper
+) -> Workload:
+    settings = {"loader": f"{__name__}:{load.__name__}"}
+    shapes = {"sample": (2, 4)}
+    return Workload(label, "unet", "stand-in", "x", str(source), shapes, settings=settings)
+
+
+def rounds(*samples_ms: float, others: float | None = None) -> list[Round]:
+    return [Round((ms,), others=others) for ms in samples_ms]
 
 
 def onnx_folder(folder: Path, config: Path) -> Path:
@@ -68,22 +111,21 @@ def onnx_folder(folder: Path, config: Path) -> Path:
 
 def test_a_known_duration_is_measured_within_2_percent_and_1_ms(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    workload = Workload("a", "unet", "stand-in", str(log), load_logging_sleeper, {})
-    with Worker(workload, 3, 0) as worker:
-        for _ in range(2):
-            worker.run_round(10, 0)
-        worker.stop()
+    with HERE.meter(stand_in("a", log, load_logging_sleeper), 3, 0) as meter:
+        turns = [meter.run_round(10, 0) for _ in range(2)]
+        assert meter.stop() > 1e6
     known = [float(line) for line in log.read_text().split()]
     assert len(known) == 1 + 3 + 2 * (1 + 10), "first, warm-up, and an untimed one each round"
     timed = np.array([known[5:15], known[16:26]])
-    measured = np.array(worker.samples)
+    measured = np.array([turn.samples_ms for turn in turns])
     assert measured.min() >= 40
     error = abs(np.median(measured) - np.median(timed))
     assert error <= min(1, 0.02 * np.median(timed))
 
 
 def test_a_planted_slow_down_shows_in_the_ratio() -> None:
-    found = measure([stand_in("a", 40), stand_in("b", 60)], replace(QUICK, seconds=1.2))
+    config = replace(QUICK, seconds=1.2)
+    found = measure([stand_in("a", 40), stand_in("b", 60)], config, HERE, FACTS)
     (pair,) = found["ratios"]
     assert (pair["a"], pair["b"]) == ("a", "b")
     assert 1.3 < pair["low"] <= pair["median"] <= pair["high"] < 1.7
@@ -92,19 +134,85 @@ def test_a_planted_slow_down_shows_in_the_ratio() -> None:
     assert sum(a["samples_ms"]) >= 1199
     assert a["params"] == 7
     assert a["peak_memory_bytes"] > 1e6
+    assert [turn["n"] for turn in a["rounds"]] == [10, 10, 10]
+
+
+def test_a_planted_throttle_is_flagged() -> None:
+    config = replace(QUICK, rounds=6, iterations=48, seconds=0, warmup_s=0, warmup_iterations=0)
+    (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS)["results"]
+    assert not row["valid"]
+    (reason,) = [reason for reason in row["invalid_reasons"] if "throttled" in reason]
+    assert reason.startswith(
+        ("throttled: the last rounds took 1.9", "throttled: the last rounds took 2")
+    )
+    (steady,) = measure([stand_in("a", 20)], config, HERE, FACTS)["results"]
+    assert not [reason for reason in steady["invalid_reasons"] if "throttled" in reason]
+
+
+def test_work_of_other_processes_is_flagged() -> None:
+    config = replace(QUICK, rounds=1, seconds=0.5, warmup_s=0, warmup_iterations=0)
+    (row,) = measure([stand_in("a", 0, load_beside_others)], config, HERE, FACTS)["results"]
+    assert any("device busy" in reason for reason in row["invalid_reasons"]), row["rounds"]
+
+
+def test_reasons_name_what_the_device_says() -> None:
+    steady = [500.0] * 20
+    assert invalid_reasons(rounds(*steady, others=0.02), 0.1) == []
+    (busy,) = invalid_reasons(rounds(*steady, others=0.31), 0.1)
+    assert busy == "device busy: 31% of its processors' time went to other work"
+    hot = [Round((500.0,), throttled="thermal status 2") for _ in range(20)]
+    assert invalid_reasons(hot, 0.1) == ["throttled in 20 of 20 rounds: thermal status 2"]
+
+
+def test_drift_is_that_of_thirds_of_the_rounds() -> None:
+    assert slowing(rounds(1, 1, 1, 5, 2, 2, 2)) == 2
+    assert slowing(rounds(1, 2, 3, 4, 5)) == 1, "too few to tell"
 
 
 def test_a_row_with_too_few_samples_is_not_valid_and_says_why() -> None:
-    (row,) = measure([stand_in("a", 1)], replace(QUICK, seconds=0, iterations=6))["results"]
+    config = replace(QUICK, seconds=0, iterations=6)
+    (row,) = measure([stand_in("a", 1)], config, HERE, FACTS)["results"]
     assert row["n"] == 6
     assert not row["valid"]
     assert "6 samples; 20 are needed" in row["invalid_reasons"]
+    with pytest.raises(CheckFailed, match=r"1 of 1 measurements are not valid \(a unet x: 6 samp"):
+        check_valid({"results": [row]})
 
 
-def test_a_full_and_steady_measurement_is_valid_and_a_spread_one_is_not() -> None:
-    assert invalid_reasons([500.0] * 20, 0.1) == []
-    (reason,) = invalid_reasons([500.0, 900.0] * 10, 0.1)
+def test_a_spread_measurement_is_not_valid() -> None:
+    (reason,) = invalid_reasons(rounds(*[500.0, 900.0] * 10), 0.1)
     assert "cv 0.29 is above 0.10" in reason
+
+
+def test_sustained_load_is_told_by_parts_and_by_the_last_over_the_first() -> None:
+    config = replace(QUICK, sustained_s=1, warmup_s=0, warmup_iterations=0)
+    (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS)["results"]
+    found = row["sustained"]
+    assert len(found["p50_ms"]) == len(found["temperature_c"]) == 10
+    assert 0.6 < sum(found["seconds"]) < 1.3
+    assert 1.8 < found["last_over_first"] < 2.2
+
+
+class Hot:
+    """A device that cools down at the third look."""
+
+    address = "hot"
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def heat(self) -> Heat:
+        self.looks += 1
+        return Heat("thermal status 1" if self.looks < 3 else None)
+
+
+def test_a_hot_device_is_waited_for_within_bounds() -> None:
+    device = Hot()
+    wait_until_cool(device, 60, pause_s=0.01)
+    assert device.looks == 3
+    device = Hot()
+    wait_until_cool(device, 0)
+    assert device.looks == 1
 
 
 def test_the_summary_is_the_textbook_one() -> None:
@@ -121,26 +229,36 @@ def test_drift_that_both_models_share_cancels_in_the_ratio() -> None:
 
 
 @pytest.mark.parametrize("load", [load_and_die, load_then_die])
-def test_a_worker_that_dies_is_named(load) -> None:
-    victim = Workload("student", "unet", "stand-in", "model/", load, {})
+def test_a_worker_that_dies_is_named(load: Callable[[Order], Loaded]) -> None:
+    victim = stand_in("student", "model/", load)
     with pytest.raises(LaptopError, match=r"'student' \(unet in stand-in, model/\).*exit code 9"):
-        measure([stand_in("a", 1), victim], replace(QUICK, warmup_s=0))
+        measure([stand_in("a", 1), victim], replace(QUICK, warmup_s=0), HERE, FACTS)
+
+
+def test_what_a_worker_says_as_it_dies_is_in_the_message() -> None:
+    nowhere = replace(stand_in("a", 1), settings={"loader": "nowhere:load"})
+    with pytest.raises(LaptopError, match="ModuleNotFoundError: No module named 'nowhere'"):
+        measure([nowhere], QUICK, HERE, FACTS)
 
 
 def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     tiny_folder: Path, pruned_folder: Path, tmp_path: Path
 ) -> None:
-    config = tiny_folder / "unet" / "config.json"
+    unet = tiny_folder / "unet" / "config.json"
     subjects = {
-        "teacher": (tiny_folder, onnx_folder(tmp_path / "base", config)),
-        "student": (str(pruned_folder), onnx_folder(tmp_path / "artifacts", config)),
+        "teacher": (tiny_folder, onnx_folder(tmp_path / "base", unet)),
+        "student": (str(pruned_folder), onnx_folder(tmp_path / "artifacts", unet)),
     }
+    config = replace(QUICK, steps=4)
     out = tmp_path / "bench" / "local.json"
-    bench(subjects, out, QUICK)
+    bench(subjects, out, config, HERE, unet_only=("teacher",))
     found = json.loads(out.read_text())
     assert found["schema"] == "laptop.bench/1"
-    rows = {(r["label"], r["runtime"]): r for r in found["results"]}
+    assert found["device"]["address"] == "local"
+    rows = {(r["label"], r["runtime"]): r for r in found["results"] if r["component"] == "unet"}
     assert len(rows) == 4
+    others = [(r["label"], r["component"]) for r in found["results"] if r["component"] != "unet"]
+    assert others == [("student", c) for c in ("text_encoder", "text_encoder_2", "vae_decoder")]
     assert [(p["runtime"], p["a"], p["b"]) for p in found["ratios"]] == [
         ("pytorch", "teacher", "student"),
         ("onnxruntime", "teacher", "student"),
@@ -154,8 +272,26 @@ def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     assert shapes["encoder_hidden_states"] == [2, 16, 128]
     assert shapes["text_embeds"] == [2, 64]
     assert len(row["sha256"]) == 64
+    assert row["conditions"]["steps"] == 4
+    images = {r["label"]: r for r in found["images"]}
+    assert images.keys() == {"teacher", "student"}
+    image = images["teacher"]
+    assert image["latency_ms"]["p50"] == pytest.approx(
+        sum(
+            calls * part["latency_ms"]["p50"]
+            for calls, part in (
+                (4, rows["teacher", "pytorch"]),
+                *(
+                    (2 if r["component"] != "vae_decoder" else 1, r)
+                    for r in found["results"]
+                    if r["component"] != "unet"
+                ),
+            )
+        )
+    )
+    assert image["parts"]["vae_decoder"] == "student"
     before = out.stat().st_mtime_ns
-    bench(subjects, out, QUICK)
+    bench(subjects, out, config, HERE, unet_only=("teacher",))
     assert out.stat().st_mtime_ns == before, "a finished bench is not done again"
 
 
@@ -165,9 +301,43 @@ def test_subjects_that_take_different_inputs_are_refused(tiny_folder: Path, tmp_
     other.write_text(json.dumps(config | {"sample_size": 16}))
     subjects = {"a": tiny_folder, "b": onnx_folder(tmp_path / "b", other)}
     with pytest.raises(BadInput, match="cannot be compared"):
-        bench(subjects, tmp_path / "x.json", QUICK)
+        bench(subjects, tmp_path / "x.json", QUICK, HERE)
 
 
 def test_a_subject_that_is_nothing_we_know_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel):
-        bench({"a": tmp_path}, tmp_path / "x.json", QUICK)
+        bench({"a": tmp_path}, tmp_path / "x.json", QUICK, HERE)
+
+
+def test_a_runtime_that_is_not_there_is_refused_with_those_that_are(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, runtimes=("onnxruntime:qnn",))
+    with pytest.raises(BadInput, match=r"onnxruntime:qnn is not on .*there are pytorch 2"):
+        bench({"a": tiny_folder}, tmp_path / "x.json", config, HERE)
+
+
+def test_the_command_exits_1_for_what_is_not_valid_unless_told_otherwise(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "quick.toml"
+    recipe.write_text("[bench]\nrounds = 1\niterations = 2\nseconds = 0\nwarmup_s = 0\n")
+    out = tmp_path / "x.json"
+    command = ["bench", str(tiny_folder), "--component", "unet", "-c", str(recipe), "-o", str(out)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert "2 samples; 20 are needed" in done.output
+    assert out.exists()
+    assert CliRunner().invoke(main, [*command, "--allow-invalid"]).exit_code == 0
+
+
+def test_a_plot_lies_beside_a_sustained_report(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    command = ["bench", str(tiny_folder), "--component", "unet", "--sustained", "1s"]
+    done = CliRunner().invoke(main, [*command, "--allow-invalid", "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "last / first minute: " in done.output
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+    done = CliRunner().invoke(main, ["bench", "x", "--sustained", "10", "-o", str(out)])
+    assert done.exit_code == 2
+    assert "write 90s, 10m or 1h" in done.output

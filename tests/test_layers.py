@@ -16,7 +16,7 @@ from laptop.benchmarks.layers import bench_layers, running, shares_of, timed_mod
 from laptop.errors import BadInput
 from laptop.pruning.units import anatomy
 
-QUICK = BenchConfig(rounds=2, iterations=4, seconds=0, warmup_s=0, batch=1, threads=1)
+QUICK = BenchConfig(rounds=2, iterations=4, seconds=0, warmup_s=0, guidance=False, threads=1)
 
 
 def check_table(table: dict, folder: Path) -> None:

@@ -186,7 +186,7 @@ def test_the_page_is_self_contained_and_has_every_section(reported: Path) -> Non
     html = (reported / "report.html").read_text()
     assert not re.search(r"(src|href|srcset)=\"(?!data:|#)", html)
     assert "default-src 'none'" in html
-    assert html.count("<picture>") == 2, "the chart and the curves follow the colour scheme"
+    assert html.count("<picture>") == 3, "charts and curves follow the colour scheme"
     for title in ("Pictures", "What was removed", "Distillation", "Latency", "Image quality",
                   "Parity", "Use it elsewhere", "How it was made"):  # fmt: skip
         assert f">{title}</h2>" in html

@@ -13,6 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.latency import BenchConfig, bench
 from laptop.errors import BadInput
 from laptop.export import parity, to_executorch
@@ -21,6 +22,7 @@ from laptop.export.components import Graph
 from laptop.export.components import run as run_graph
 from laptop.export.lowering import fewer_repeats
 from laptop.export.metrics import psnr
+from laptop.export.places import Local
 from laptop.export.settings import CoremlConfig
 from laptop.run import write_json
 
@@ -134,13 +136,21 @@ def test_what_quick_lowering_replaces_is_put_back() -> None:
 def test_a_program_is_timed_with_the_inputs_that_it_takes(
     given: dict[str, torch.Tensor], program: Path, tmp_path: Path
 ) -> None:
-    row = {"file": "executorch/unet.pte", "shapes": {k: v.shape for k, v in given.items()}}
+    row = {
+        "target": "executorch",
+        "component": "unet",
+        "precision": "fp32",
+        "file": "executorch/unet.pte",
+        "shapes": {k: v.shape for k, v in given.items()},
+    }
+    listed = {"schema": "laptop.artifacts/1", "artifacts": [row]}
     for name in ("a", "b"):
         (tmp_path / name / "executorch").mkdir(parents=True)
         shutil.copy(program, tmp_path / name / "executorch" / "unet.pte")
-        write_json(tmp_path / name / "artifacts.json", {"artifacts": [row]})
+        write_json(tmp_path / name / "artifacts.json", listed)
     config = BenchConfig(threads=1, rounds=2, iterations=4, seconds=0, warmup_s=0)
-    out = bench({name: tmp_path / name for name in ("a", "b")}, tmp_path / "bench.json", config)
+    subjects = {name: tmp_path / name for name in ("a", "b")}
+    out = bench(subjects, tmp_path / "bench.json", config, Computer(Local()))
     found = json.loads(out.read_text())
     assert [row["runtime"] for row in found["results"]] == ["executorch"] * 2
     assert found["results"][0]["size_bytes"] == program.stat().st_size

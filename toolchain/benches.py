@@ -4,27 +4,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from laptop.benchmarks.devices import device
 from laptop.benchmarks.latency import BenchConfig, bench
 from laptop.benchmarks.layers import bench_layers
+from laptop.benchmarks.sustained import plot
+from laptop.errors import BadInput
 from laptop.run import read_json
 
 Made = tuple[dict[str, Any], str]
 
 
 def of_models(
-    subjects: Mapping[str, str], out: Path, config: BenchConfig, *, overwrite: bool
+    subjects: Mapping[str, str],
+    out: Path,
+    config: BenchConfig,
+    address: str,
+    *,
+    overwrite: bool,
 ) -> Made:
-    """Latencies of models or artifacts, and their ratios."""
-    report = read_json(bench(subjects, out, config, overwrite=overwrite))
-    lines = [
-        f"{r['label']:<10}{r['runtime']:<14}{_quality(r, r['latency_ms'])}"
-        for r in report["results"]
+    """Latencies of models or artifacts on a device, of whole images, and their ratios."""
+    where = device(address, config.python)
+    report = read_json(bench(subjects, out, config, where, overwrite=overwrite))
+    lines = [f"{_name(r)}{_quality(r, r['latency_ms'])}" for r in report["results"]]
+    lines += [
+        f"{_name({**r, 'component': 'image'})}    {r['latency_ms']['p50']:8.2f} ms  "
+        f"{r['steps']} steps{'' if r['valid'] else '; of a row that is not valid'}"
+        for r in report["images"]
     ]
     lines += [
-        f"{r['a']} / {r['b']}: {r['median']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+        f"{r['b']} / {r['a']}, {r['component']}, {r['target']}: {r['median']:.3f} "
+        f"({r['low']:.3f} to {r['high']:.3f})"
         for r in report["ratios"]
     ]
+    if config.sustained_s:
+        plot(report["results"], out.with_suffix(""))
+        lines += [
+            f"{_name(r)}last / first minute: {r['sustained']['last_over_first']:.3f}"
+            for r in report["results"]
+        ]
+        lines.append(f"Plot: {out.with_suffix('.svg')}")
     return report, "\n".join(lines)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['label']:<9}{row['component']:<16}{row['target']:<15}"
 
 
 def of_layers(
@@ -33,10 +56,13 @@ def of_layers(
     config: BenchConfig,
     granularity: str,
     resolution: int | None,
+    address: str,
     *,
     overwrite: bool,
 ) -> Made:
     """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
+    if address != "local":
+        raise BadInput(f"--layers with --device {address}: layers are timed on local only.")
     path = bench_layers(model, out, config, granularity, resolution, overwrite=overwrite)
     table = read_json(path)
     lines = [f"{u['latency_ms']:12.4f}  {u['name']}" for u in table["units"]]

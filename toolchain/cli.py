@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from laptop import __version__, artifact_commands, cache_command, options, readers
-from laptop.errors import BadInput
 from laptop.options import Common, example
 
 if TYPE_CHECKING:
@@ -41,6 +40,11 @@ def main() -> None:
 @options.data
 @click.option("--steps", type=int, help="Distillation steps.")
 @options.prompts
+@click.option(
+    "--device",
+    "devices",
+    help="Where to measure: local, ssh://[user@]host[:port], adb://SERIAL; several with commas.",
+)
 @click.option("--no-verify", is_flag=True, help="Do not compare the artifacts with PyTorch.")
 @options.out("The run folder.")
 @options.common
@@ -53,6 +57,7 @@ def compress(
     data: str | None,
     steps: int | None,
     prompts: Path | None,
+    devices: str | None,
     no_verify: bool,
     out: Path,
     common: Common,
@@ -65,6 +70,7 @@ def compress(
         export={"targets": options.targets(targets)},
         data={"source": data},
         distill={"steps": steps},
+        bench={"devices": options.targets(devices)},
         prompts={"file": str(prompts) if prompts else None},
     )
     yield recipe
@@ -257,12 +263,13 @@ def distill(
 @main.command(
     epilog=example(
         "laptop bench student --against tiny-sdxl -o bench.json",
+        "laptop bench artifacts --device ssh://orin -o orin.json",
         "laptop bench tiny-sdxl --layers -o table.json",
     )
 )
 @click.argument("subject")
 @click.option("--against", help="A second model or artifacts folder, measured in turn.")
-@click.option("--device", default="local", show_default=True, help="Where to measure: local.")
+@options.measuring
 @options.layers
 @options.out("The report or the table, a .json file.")
 @options.common
@@ -271,31 +278,37 @@ def bench(
     subject: str,
     against: str | None,
     device: str,
+    measuring: dict[str, object],
+    allow_invalid: bool,
     layers: bool,
     granularity: str | None,
     resolution: int | None,
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
-    """Measure the latency of a model or of artifacts on this machine.
+    """Measure the latency of a model or of artifacts on a device; exit 1 if it is not valid.
 
-    With --layers: what each removable layer takes of it, as a table for `laptop plan`.
+    DEVICE is local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID; `laptop devices` lists
+    them. With --layers: what each removable layer takes of it, as a table for `laptop plan`.
     """
     options.need_json(out)
     options.need_fitting(layers, against, granularity, resolution)
-    if device != "local":
-        raise BadInput(f"--device {device} is not supported in {__version__}; use local.")
-    recipe = common.recipe(subject, score={"granularity": granularity})
+    recipe = common.recipe(subject, score={"granularity": granularity}, bench=measuring)
     yield recipe
     from laptop import benches
+    from laptop.benchmarks.latency import check_valid
 
     again, kind = common.overwrite, recipe.score.granularity
     if layers:
-        made = benches.of_layers(subject, out, recipe.bench, kind, resolution, overwrite=again)
+        made = benches.of_layers(
+            subject, out, recipe.bench, kind, resolution, device, overwrite=again
+        )
     else:
         subjects = {"base": against, "new": subject} if against else {"model": subject}
-        made = benches.of_models(subjects, out, recipe.bench, overwrite=again)
+        made = benches.of_models(subjects, out, recipe.bench, device, overwrite=again)
     common.print(*made)
+    if not allow_invalid:
+        check_valid(made[0])
 
 
 @main.command(name="eval", epilog=example("laptop eval student --against tiny-sdxl -o quality"))

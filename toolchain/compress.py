@@ -5,26 +5,29 @@ far the run is. What a later stage would refuse is refused before the first one 
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from laptop import models
+from laptop.benchmarks.devices import device
 from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
-from laptop.benchmarks.runtimes import ARTIFACTS, artifacts_in
+from laptop.benchmarks.subjects import RUNS, is_timed
 from laptop.distill.cache import is_cache
 from laptop.distill.checks import check_config as check_training
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
 from laptop.export.parity import FAILED, check, verify
-from laptop.export.targets import Request, requests
+from laptop.export.targets import requests
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
@@ -51,6 +54,7 @@ from laptop.tiny.scenes import draw, parse
 from laptop.training_data import ENDLESS, check_data, prepared
 
 SCHEMA = "laptop.run/1"
+Stages = dict[str, Callable[[], Path]]
 
 
 def compress(
@@ -71,51 +75,9 @@ def compress(
     export_again = out / ".export-again"
     if failures(out / "artifacts") or failures(out / "baseline"):
         export_again.touch()
-    after_export: Overwrite = "stale" if export_again.exists() else again
-    model, prompts = recipe.model, _prompts(recipe)
-    measured = tuple(t for t in ARTIFACTS if Request(t, "fp32") in requests(recipe.export))
-    student = out / "model"
-    data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
-    work: dict[str, Callable[[], Path]] = {
-        "score": lambda: score(model, out / "score", recipe.score, prompts, overwrite=again),
-        "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
-        "prune": lambda: prune(
-            model, out / "plan.json", out / "pruned", recipe.prune, out / "score", overwrite=again
-        ),
-        "data": lambda: prepared(model, recipe.data, data, overwrite=again),
-        "distill": lambda: distill(
-            model,
-            str(out / "pruned"),
-            data,
-            out / "distill",
-            recipe.distill,
-            recipe.train,
-            overwrite=again,
-        ),
-        "model": lambda: publish(out, student, overwrite=again),
-        "export": lambda: export_model(
-            str(student), out / "artifacts", recipe.export, prompts, overwrite=again
-        ),
-        "baseline": lambda: export_model(
-            model,
-            out / "baseline",
-            replace(recipe.export, targets=measured, components=("unet",)),
-            prompts,
-            overwrite=again,
-        ),
-        "verify": lambda: verify(
-            out / "artifacts",
-            str(student),
-            out / "parity",
-            recipe.verify,
-            prompts,
-            overwrite=after_export,
-        ),
-        "bench": lambda: _bench(recipe, out, after_export),
-        "eval": lambda: _evaluate(recipe, out, again),
-    }
-    if not measured:
-        del work["baseline"]
+    work = _training(recipe, out, again) | _judging(
+        recipe, out, again, "stale" if export_again.exists() else again
+    )
     if not is_verified:
         del work["verify"]
     total = len(work) + 1
@@ -133,6 +95,72 @@ def compress(
     if is_verified:
         check(read_json(out / "parity" / "report.json"))
     return report
+
+
+def _training(recipe: Recipe, out: Path, again: Overwrite) -> Stages:
+    """The stages that make the student."""
+    model = recipe.model
+    data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
+    return {
+        "score": lambda: score(
+            model, out / "score", recipe.score, _prompts(recipe), overwrite=again
+        ),
+        "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
+        "prune": lambda: prune(
+            model, out / "plan.json", out / "pruned", recipe.prune, out / "score", overwrite=again
+        ),
+        "data": lambda: prepared(model, recipe.data, data, overwrite=again),
+        "distill": lambda: distill(
+            model,
+            str(out / "pruned"),
+            data,
+            out / "distill",
+            recipe.distill,
+            recipe.train,
+            overwrite=again,
+        ),
+        "model": lambda: publish(out, out / "model", overwrite=again),
+    }
+
+
+def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrite) -> Stages:
+    """The stages that export the student, prove it, and measure it beside its teacher."""
+    student, prompts, measured = str(out / "model"), _prompts(recipe), _measured(recipe)
+    stages: Stages = {
+        "export": lambda: export_model(
+            student, out / "artifacts", recipe.export, prompts, overwrite=again
+        ),
+        "baseline": lambda: export_model(
+            recipe.model,
+            out / "baseline",
+            replace(recipe.export, targets=measured, components=("unet",)),
+            prompts,
+            overwrite=again,
+        ),
+        "verify": lambda: verify(
+            out / "artifacts",
+            student,
+            out / "parity",
+            recipe.verify,
+            prompts,
+            overwrite=after_export,
+        ),
+    }
+    if not measured:
+        del stages["baseline"]
+    for address in recipe.bench.devices:
+        name = "bench" if address == "local" else f"bench {address}"
+        stages[name] = partial(_bench, recipe, out, address, after_export)
+    return {**stages, "eval": lambda: _evaluate(recipe, out, again)}
+
+
+def _measured(recipe: Recipe) -> tuple[str, ...]:
+    """Targets whose latency is compared with the teacher's: those that run, in their precision."""
+    return tuple(
+        request.target
+        for request in requests(recipe.export)
+        if request.target in RUNS and request.folder == request.target
+    )
 
 
 def is_below_floor(run: Path) -> bool:
@@ -161,6 +189,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     known = _anatomy(recipe)
     limits.check_config(recipe.plan, known, recipe.model)
     check_race(recipe.score.race, limits.with_default(recipe.plan), "the recipe")
+    check_devices(recipe, out)
     need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
 
 
@@ -223,14 +252,43 @@ Removed layers:
 """
 
 
-def _bench(recipe: Recipe, out: Path, again: Overwrite) -> Path:
-    exported = [out / "baseline", out / "artifacts"]
-    has_both = all(artifacts_in(folder) for folder in exported)  # not where an export failed
-    subjects: dict[str, list[str | Path]] = {
-        "teacher": [recipe.model, *([exported[0]] if has_both else [])],
-        "student": [out / "model", *([exported[1]] if has_both else [])],
-    }
-    return bench(subjects, out / "bench" / "local.json", recipe.bench, overwrite=again)
+def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:
+    """Teacher and student on one device; PyTorch on this machine only."""
+    subjects: dict[str, list[str | Path]] = {}
+    for label, model, exported in (
+        ("teacher", recipe.model, out / "baseline"),
+        ("student", out / "model", out / "artifacts"),
+    ):
+        places = [model] if address == "local" else []
+        subjects[label] = [*places, *([exported] if is_timed(exported) else [])]
+    where = device(address, recipe.bench.python)
+    result = bench_path(out, address)
+    return bench(subjects, result, recipe.bench, where, unet_only=("teacher",), overwrite=again)
+
+
+def bench_path(run: Path, address: str) -> Path:
+    """Where a device's report lies: `bench/local.json`, `bench/ssh-me-orin.json`."""
+    return run / "bench" / f"{re.sub('[^A-Za-z0-9]+', '-', address).strip('-')}.json"
+
+
+def check_devices(recipe: Recipe, out: Path) -> None:
+    """Raise for devices that are not there, or have nothing to run, unless they are done with."""
+    for address in dict.fromkeys(recipe.bench.devices):
+        where = device(address, recipe.bench.python)
+        if address == "local" or bench_path(out, address).exists():
+            continue
+        needed = {RUNS[target] for target in _measured(recipe)}
+        if not needed:
+            raise BadInput(
+                f"--device {address} measures artifacts, and none of --to "
+                f"{','.join(recipe.export.targets)} runs there: add one of {', '.join(RUNS)}."
+            )
+        there = where.probe().runtimes
+        if not needed & {name.partition(":")[0] for name in there}:
+            raise BadInput(
+                f"{address} has none of {', '.join(sorted(needed))}; there are "
+                f"{', '.join(there) or 'no runtimes'}. Install one there: pip install onnxruntime."
+            )
 
 
 def _evaluate(recipe: Recipe, out: Path, again: Overwrite) -> Path:

@@ -1,0 +1,266 @@
+"""Computers as devices: this one, and Linux boards and Macs that ssh reaches.
+
+`worker.py` and `sensors.py` run there: here as modules, on a board as files that are sent, as
+artifacts are, into its `~/.cache/laptop/files` under their sha256, and stay for the next time. A
+worker talks through its stdin and stdout, so it ends when this process or the connection does.
+After a connection was lost, a new one goes on with the round that was lost.
+"""
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from laptop.benchmarks import sensors
+from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
+from laptop.errors import LaptopError
+from laptop.export import engine, places, trtexec
+from laptop.export.places import SSH_FAILED, Local, Ssh
+from laptop.run import files_in, say, sha256
+
+CACHE = ".cache/laptop/files"
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("worker.py", "sensors.py"))
+ENDS_S = 5  # that a worker may take to end
+
+
+@dataclass(frozen=True)
+class Computer:
+    """A device on which a worker's process runs."""
+
+    where: Local | Ssh
+    python: str = "python3"  # on a board: one that can import the runtime
+
+    @property
+    def address(self) -> str:
+        return "local" if isinstance(self.where, Local) else self.where.name
+
+    def probe(self) -> Facts:
+        if isinstance(self.where, Local):
+            return facts_here()
+        return _facts(self._ask("facts"))
+
+    def heat(self) -> Heat:
+        return Heat(**(sensors.heat() if isinstance(self.where, Local) else self._ask("heat")))
+
+    def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> "Process":
+        order = {
+            "loader": workload.settings.get("loader", workload.runtime.partition(":")[0]),
+            "runtime": workload.runtime,
+            "component": workload.component,
+            "shapes": {name: list(shape) for name, shape in workload.shapes.items()},
+            "threads": workload.threads,
+            "seed": workload.seed,
+            "imports": workload.settings.get("imports", ()),
+            "warmup_iterations": warmup_iterations,
+            "warmup_s": warmup_s,
+        }
+        if workload.runtime == "tensorrt":
+            return Process(self, workload, order | self._engine(workload))
+        if isinstance(self.where, Local):
+            files = [str(path) for path in files_of(workload)]
+            here = {"source": workload.source, "files": files, "path": sys.path}
+            return Process(self, workload, order | here)
+        folder = self._send(files_of(workload))
+        source = f"{folder}/{Path(workload.source).name}"
+        files = [f"{folder}/{path.name}" for path in files_of(workload)]
+        return Process(self, workload, order | {"source": source, "files": files})
+
+    def command(self) -> list[str]:
+        """What starts a worker there, from here."""
+        if isinstance(self.where, Local):
+            return [sys.executable, "-m", "laptop.benchmarks.worker"]
+        return self.where.command(f"exec {self.python} -B {shlex.quote(self._worker())}")
+
+    def _worker(self) -> str:
+        return f"{self._send(SOURCES)}/worker.py"
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        """The JSON that `sensors.py facts` or `sensors.py heat` prints there."""
+        folder = self._send(SOURCES)
+        done = self.where.run(f"{self.python} -B {shlex.quote(folder)}/sensors.py {what}", 120)
+        if done.code:
+            raise LaptopError(
+                f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
+                f"({(done.err.strip().splitlines() or ['no message'])[-1]}). Install it, or name "
+                "another in a recipe: [bench] python."
+            )
+        found: dict[str, Any] = json.loads(done.out)
+        return found
+
+    def _send(self, files: Sequence[Path]) -> str:
+        """The folder there that holds these files; they are sent once."""
+        digests = [sha256(path) for path in files]
+        name = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
+        home = places.checked(self.where, 'echo "$HOME"').strip()
+        folder = f"{home}/{CACHE}/{name}"
+        places.send(self.where, dict(zip(files, digests, strict=True)), folder)
+        return folder
+
+    def _engine(self, workload: Workload) -> dict[str, Any]:
+        """The workload as an engine, built there."""
+        artifact = Path(workload.source)
+        board = engine.probe(self.where)
+        made = engine.build(self.where, artifact, board)
+        dynamic = {name: workload.shapes[name] for name in made.plan.profile}
+        arguments = trtexec.run_arguments(made.plan, made.path, {}, dynamic)
+        settings = {"trtexec": board.trtexec, "arguments": arguments[1:]}
+        return {"source": made.path, "files": [made.path], "settings": settings}
+
+
+def facts_here() -> Facts:
+    """This computer, with PyTorch as one more runtime."""
+    found = _facts(sensors.facts())
+    return Facts(**{**vars(found), "runtimes": {**_torch(), **found.runtimes}})
+
+
+def _torch() -> dict[str, str]:
+    import torch
+
+    version = str(torch.__version__)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return {"pytorch": version} | {
+        f"pytorch:{k}": version for k, is_there in there.items() if is_there
+    }
+
+
+def _facts(found: Mapping[str, Any]) -> Facts:
+    runtimes = dict(found["runtimes"])
+    if "tensorrt" in runtimes:
+        runtimes["tensorrt"] = str(trtexec.read_version(runtimes["tensorrt"]))
+    return Facts(**{**found, "runtimes": runtimes})
+
+
+def files_of(workload: Workload) -> list[Path]:
+    """What must lie together for the workload's source to be opened."""
+    source = Path(workload.source)
+    artifact = workload.artifact
+    if artifact is None:
+        return []
+    if artifact.is_dir():
+        return [path for path in files_in(artifact) if path.suffix not in (".json", ".txt")]
+    return [source]
+
+
+class Process:
+    """A worker's process and what it answers: a `Meter`."""
+
+    def __init__(self, computer: Computer, workload: Workload, order: Mapping[str, Any]):
+        self.computer, self.workload, self.order = computer, workload, order
+        self.peak_memory_bytes: int | None = None
+        self._begin()
+        try:
+            ready = self._insist(order, "loading")
+        except BaseException:
+            self._process.terminate()
+            self._end()
+            raise
+        self._pid = ready.pop("pid")
+        self.ready = Ready(**ready)
+
+    def run_round(self, iterations: int, seconds: float) -> Round:
+        found = self._insist({"iterations": iterations, "seconds": seconds}, "running")
+        self.peak_memory_bytes = found.pop("peak_memory_bytes")
+        return Round(tuple(found.pop("samples_ms")), **found)
+
+    def stop(self) -> int | None:
+        self._end()
+        return self.peak_memory_bytes
+
+    def _begin(self) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, _end closes it
+        self._process = subprocess.Popen(
+            self.computer.command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def _insist(self, order: Mapping[str, Any], doing: str) -> dict[str, Any]:
+        """The answer, from a new process when the connection to this one was lost."""
+        where = self.computer.where
+        tries, pause_s = (where.tries, where.pause_s) if isinstance(where, Ssh) else (1, 0.0)
+        for i in range(tries):
+            if i:
+                say(f"bench: the connection to {where.name} was lost; once more")
+                time.sleep(pause_s * 2 ** (i - 1))
+                self._again(is_loading=order is self.order)
+            if (answer := self._answer(order)) is not None:
+                return answer
+            if self._process.wait() != SSH_FAILED or not isinstance(where, Ssh):
+                break
+        raise self._died(doing)
+
+    def _again(self, *, is_loading: bool) -> None:
+        """A new process in place of the lost one, loaded as that was."""
+        if not is_loading:
+            self.computer.where.run(f"kill {self._pid} 2>/dev/null; true")
+        self._end()
+        self._begin()
+        if not is_loading and (ready := self._answer(self.order)):
+            self._pid = ready["pid"]
+
+    def _answer(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            return None
+        found: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
+        return found
+
+    def _died(self, doing: str) -> LaptopError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip()
+        was_killed = code < 0 or code in (137, 139)
+        cause = (
+            "it was killed, most often because memory ran out"
+            if was_killed
+            else (said.splitlines() or ["it said nothing"])[-1]
+        )
+        w = self.workload
+        return LaptopError(
+            f"bench: the process of {w.label!r} ({w.component} in {w.runtime}, {w.source}) on "
+            f"{self.computer.address} ended while {doing} (exit code {code}): {cause}. Nothing was "
+            "written."
+        )
+
+    def _end(self) -> None:
+        """Let it end by itself, and see to it."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            try:
+                pipe.close()
+            except BrokenPipeError:  # what was not sent yet
+                continue
+        try:
+            self._process.wait(ENDS_S)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            self._process.wait()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._process.terminate()
+        self._end()

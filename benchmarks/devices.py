@@ -1,0 +1,77 @@
+"""Devices by their address, and which of them can be reached.
+
+local                        this computer
+ssh://[user@]host[:port]     a Linux board or a Mac, by OpenSSH
+adb://SERIAL                 an Android phone, by adb
+ios://UDID                   an iPhone, from a Mac
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from laptop.benchmarks.computers import Computer
+from laptop.benchmarks.metering import Device
+from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.export import places
+from laptop.export.places import Local, Ssh
+
+FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
+SSH_CONFIG = Path("~/.ssh/config")
+HOST = re.compile(r"^\s*host\s+(.+)$", re.I)
+
+
+def device(address: str, python: str = "python3") -> Device:
+    """The device behind an address; raises `BadInput` for none, `Unsupported` for one not here."""
+    if address.startswith("ios://"):
+        raise Unsupported(ios_refusal(address))
+    if not (address == "local" or address.startswith("ssh://")):
+        raise BadInput(f"{address!r} is no device: use {FORMS}.")
+    where = places.place(address)
+    assert isinstance(where, Local | Ssh)
+    return Computer(where, python)
+
+
+def ios_refusal(address: str) -> str:
+    """What measuring on an iPhone needs, and what of it is missing here."""
+    missing = [
+        what
+        for what, is_there in (
+            ("a Mac (this is not one)", sys.platform == "darwin"),
+            ("Xcode's devicectl", shutil.which("xcrun") is not None),
+        )
+        if not is_there
+    ]
+    return (
+        f"{address}: an iPhone is measured from a Mac with Xcode, to which it is connected, by "
+        f"coremltools' remote device; missing here: {', '.join(missing) or 'nothing'}. This "
+        "version has not got that yet: open the .mlpackage in Xcode, tab Performance, in its place."
+    )
+
+
+def reachable() -> Iterator[dict[str, Any]]:
+    """Each device that is known here, with its facts and heat, or the error of reaching it."""
+    for address in ["local", *(f"ssh://{host}" for host in ssh_hosts())]:
+        yield state(address)
+
+
+def state(address: str) -> dict[str, Any]:
+    """`{"address", "facts" and "heat", or "error"}`."""
+    try:
+        found = device(address)
+        return {"address": address, "facts": vars(found.probe()), "heat": vars(found.heat())}
+    except LaptopError as e:
+        return {"address": address, "error": str(e)}
+
+
+def ssh_hosts(config: Path = SSH_CONFIG) -> list[str]:
+    """The hosts that the user's ssh configuration names, patterns left out."""
+    path = config.expanduser()
+    if not path.is_file():
+        return []
+    lines = (HOST.match(line) for line in path.read_text(errors="replace").splitlines())
+    names = [name for match in lines if match for name in match[1].split()]
+    return [name for name in names if re.fullmatch(r"\w[\w.-]*", name)]

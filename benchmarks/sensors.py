@@ -1,0 +1,268 @@
+"""How a computer is: what it is, how hot, how busy, what it draws. Linux and macOS.
+
+This file also runs on boards, where it is sent beside `worker.py`: Python 3.9 and its standard
+library are enough. What a system does not tell is None.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SYS = Path("/sys")
+SLOWED = re.compile("cpu|gpu|processor|devfreq|soc", re.I)  # cooling by slowing down, not by a fan
+PROVIDERS = {  # of ONNX Runtime, by the name that a runtime has after its colon
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+TRTEXEC = ("/usr/src/tensorrt/bin", "/opt/tensorrt/bin")  # of JetPack, and of NVIDIA's containers
+RAIL = re.compile(r"(\w+) (\d+)(?:mW)?/\d+(?:mW)?(?!\w)")  # of tegrastats: now/average, in mW
+WHOLE = ("VDD_IN", "POM_5V_IN", "VIN")  # rails that hold the whole board
+
+
+def facts() -> dict[str, Any]:
+    """What `metering.Facts` holds."""
+    return {
+        "name": name(),
+        "os": f"{platform.system()} {platform.machine()}",
+        "runtimes": runtimes(),
+        "power_mode": power_mode(),
+        "free_memory_bytes": free_memory_bytes(),
+        "free_disk_bytes": shutil.disk_usage(Path.home()).free,
+        "state": jetpack(),
+        "cores": cores(),
+    }
+
+
+def name() -> str:
+    """The board, or the processor as people name it."""
+    board = Path("/proc/device-tree/model")
+    if board.is_file():
+        return board.read_text().strip("\0 \n")
+    found = _said("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else None
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        found = next((value.strip() for key, _, value in lines if "model name" in key), None)
+    return f"{found or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def runtimes() -> dict[str, str]:
+    """Versions of what can run artifacts here, by the runtime's name."""
+    from importlib import metadata, util
+
+    found = {}
+    for runtime, packages in (
+        ("onnxruntime", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn")),
+        ("executorch", ("executorch",)),
+    ):
+        for package in packages:
+            try:
+                found[runtime] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+    if "onnxruntime" in found and util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        there = onnxruntime.get_available_providers()
+        found.update(
+            {f"onnxruntime:{k}": found["onnxruntime"] for k, v in PROVIDERS.items() if v in there}
+        )
+    if path := trtexec():
+        banner = re.search(r"TensorRT v\d[\d.]*", _said(path, "--help") or "")
+        found["tensorrt"] = banner[0] if banner else "unknown"
+    return found
+
+
+def trtexec() -> str | None:
+    """TensorRT's program, on the PATH or where NVIDIA puts it."""
+    return shutil.which("trtexec", path=os.pathsep.join([os.environ.get("PATH", ""), *TRTEXEC]))
+
+
+def power_mode() -> str | None:
+    """Of a Jetson (`nvpmodel -q`), else how Linux chooses the processor's frequency."""
+    if said := _said("nvpmodel", "-q"):
+        return nvpmodel(said)
+    governor = SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    return governor.read_text().strip() if governor.is_file() else None
+
+
+def nvpmodel(text: str) -> str | None:
+    """`MAXN` of `NV Power Mode: MAXN` and its number in the next line."""
+    found = re.search(r"Power Mode: *(\S+)", text)
+    return found[1] if found else None
+
+
+def jetpack() -> str | None:
+    """JetPack's and its Linux's version, of a Jetson."""
+    release = Path("/etc/nv_tegra_release")
+    if not release.is_file():
+        return None
+    version = _said("dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack")
+    return f"JetPack {version or 'unknown'}, {l4t(release.read_text())}"
+
+
+def l4t(text: str) -> str:
+    """`L4T 36.3.0` of `# R36 (release), REVISION: 3.0, GCID: …`."""
+    found = re.search(r"R(\d+) .*REVISION: *([\d.]+)", text)
+    return f"L4T {found[1]}.{found[2]}" if found else "L4T unknown"
+
+
+def free_memory_bytes() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
+        return int(found[1]) * 1024 if found else None
+    said = _said("vm_stat")  # macOS
+    pages = re.findall(r"Pages (?:free|inactive|speculative): +(\d+)", said or "")
+    size = re.search(r"page size of (\d+)", said or "")
+    return sum(map(int, pages)) * int(size[1]) if size else None
+
+
+def heat(root: Path = SYS) -> dict[str, Any]:
+    """`{"why": what says that it is hot or has slowed down, "temperature_c"}`."""
+    zones = [_number(path) for path in root.glob("class/thermal/thermal_zone*/temp")]
+    known = [value / 1000 for value in zones if value is not None]
+    return {"why": _slowed(root), "temperature_c": max(known, default=None)}
+
+
+def _slowed(root: Path) -> str | None:
+    for device in sorted(root.glob("class/thermal/cooling_device*")):
+        kind, state = _text(device / "type"), _number(device / "cur_state")
+        if kind and SLOWED.search(kind) and "fan" not in kind.lower() and (state or 0) > 0:
+            return f"{kind} is slowed down, by {state:g} steps"
+    if sys.platform == "darwin":
+        return pmset(_said("pmset", "-g", "therm") or "")
+    return None
+
+
+def pmset(text: str) -> str | None:
+    """Whether macOS says that it has limited the processor's speed."""
+    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
+    limited = found and int(found[1]) < 100
+    return f"the processor is limited to {found[1]} %" if found and limited else None
+
+
+def throttles(root: Path = SYS) -> int:
+    """How often the processors have slowed themselves down since the system began (Intel)."""
+    pattern = "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"
+    return int(sum(_number(path) or 0 for path in root.glob(pattern)))
+
+
+class Watch:
+    """What happens on the computer while something is timed; `read` gives it as `Round` has it."""
+
+    def __init__(self) -> None:
+        self.throttles = throttles()
+        self.power = _Power()
+        self.busy, self.own, self.start = busy_s(), own_s(), time.perf_counter()
+
+    def read(self) -> dict[str, Any]:
+        elapsed = time.perf_counter() - self.start
+        own, busy = own_s() - self.own, busy_s()
+        others = None
+        if busy is not None and self.busy is not None and elapsed > 0.2:  # it counts 10 ms each
+            others = max(0.0, busy - self.busy - own) / (elapsed * (os.cpu_count() or 1))
+        now, times = heat(), throttles() - self.throttles
+        slowed = f"the processor slowed down {times} times" if times else now["why"]
+        return {
+            "temperature_c": now["temperature_c"],
+            "throttled": slowed,
+            "others": others,
+            "power_w": self.power.stop(),
+        }
+
+
+def busy_s(stat: Path = Path("/proc/stat")) -> float | None:
+    """Seconds of all processors that were not idle, those taken by other machines included."""
+    if not stat.is_file():
+        return None
+    user, nice, system, _, _, *more = (int(x) for x in stat.read_text().split()[1:9])
+    return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
+
+
+def own_s() -> float:
+    """Processor seconds of this process, its threads and the children that have ended."""
+    times = os.times()
+    return sum(times[:4])
+
+
+class _Power:
+    """Jetson's `tegrastats`, running meanwhile; silent where there is none."""
+
+    def __init__(self) -> None:
+        self.process = None
+        if program := shutil.which("tegrastats"):
+            self.file = tempfile.TemporaryFile("w+")  # noqa: SIM115, stop closes it
+            command = [program, "--interval", "100"]
+            self.process = subprocess.Popen(command, stdout=self.file, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> float | None:
+        """The mean in watts."""
+        if self.process is None:
+            return None
+        self.process.terminate()
+        self.process.wait()
+        self.file.seek(0)
+        with self.file:
+            return power_w(self.file.read())
+
+
+def power_w(text: str) -> float | None:
+    """The mean power in what tegrastats printed: of the board's rail, else of all rails."""
+    sums = []
+    for line in text.splitlines():
+        rails = {rail: int(mw) for rail, mw in RAIL.findall(line)}
+        whole = [mw for rail, mw in rails.items() if rail in WHOLE]
+        if rails:
+            sums.append((whole or [sum(rails.values())])[0] / 1000)
+    return sum(sums) / len(sums) if sums else None
+
+
+def _said(*command: str) -> str | None:
+    """What a program prints; None where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> float | None:
+    text = _text(path)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    print(json.dumps({"facts": facts, "heat": heat}[sys.argv[1]]()))

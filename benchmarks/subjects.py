@@ -1,0 +1,265 @@
+"""What is to be timed: the components of models and of artifacts' folders, as workloads.
+
+Inputs have the shapes that were recorded when an artifact was made, where it says so, and else
+those that the components' own `config.json` gives.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laptop import models
+from laptop.benchmarks.metering import Facts, Shapes, Workload
+from laptop.errors import BadInput, MissingExtra
+from laptop.export.artifacts import LIST, read_list, resolution
+from laptop.export.settings import COMPONENTS
+from laptop.run import read_json, say
+
+CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
+RUNS = {  # targets that can be timed, and where
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+    "executorch": "executorch",
+    "tensorrt": "tensorrt",
+}
+IMPORTS = {  # before the clock of the first load starts
+    "pytorch": ("torch", "diffusers.models.unets.unet_2d_condition"),
+    "onnxruntime": ("onnxruntime",),
+    "executorch": ("executorch.runtime",),
+}
+FIXED = ("executorch", "tensorrt")  # runtimes of artifacts that may take one shape only
+EXTRAS = {"onnxruntime": "onnx", "executorch": "executorch"}  # of ours, which install a runtime
+Places = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component of a subject."""
+
+    component: str
+    runtime: str
+    target: str
+    source: str
+    precision: str = "fp32"
+    shapes: Shapes | None = None  # recorded ones
+    resolution: int | None = None  # pixels, where they were asked for; None: the model's own
+
+
+def workloads(
+    subjects: Mapping[str, Places],
+    components: Sequence[str],
+    facts: Facts,
+    *,
+    unet_only: Collection[str] = (),
+    runtimes: Sequence[str] = (),
+    guidance: bool = True,
+    threads: int | None = None,
+    seed: int = 0,
+) -> list[Workload]:
+    """One workload for each component of each subject and runtime, checked before anything runs.
+
+    Of the labels in `unet_only` no other component is timed. `runtimes` are those asked for; none:
+    all that the device has, on its processor. Raises `BadInput` for subjects that cannot be
+    compared, `MissingExtra` where no runtime is there, `UnknownModel` for what is no model.
+    """
+    if unknown := set(components) - set(COMPONENTS):
+        raise BadInput(f"cannot bench {sorted(unknown)}; known components: {COMPONENTS}.")
+    found: dict[tuple[str, str, str, str], Found] = {}
+    for label, places in subjects.items():
+        wanted = [c for c in components if c == "unet" or label not in unet_only]
+        for place in [places] if isinstance(places, str | Path) else places:
+            for one in _on_device(place, list(_components(place, wanted)), facts, runtimes):
+                key = (label, one.component, one.runtime, one.target)
+                if (other := found.setdefault(key, one)) != one:
+                    raise BadInput(
+                        f"{label!r} names two models for {one.runtime}: {other.source} and "
+                        f"{one.source}."
+                    )
+    tokens = next((t for one in found.values() if (t := read_tokens(one))), CLIP_TOKENS)
+    pixels = next((one.resolution for one in found.values() if one.resolution), None)
+    made = [
+        Workload(
+            label,
+            one.component,
+            one.runtime,
+            one.target,
+            one.source,
+            _guided(one, guidance) if one.shapes else shapes_of(one, guidance, tokens, pixels),
+            one.precision,
+            threads or facts.cores or 1,
+            seed,
+            _settings(one.runtime.partition(":")[0]),
+        )
+        for (label, *_), one in found.items()
+    ]
+    check_same_shapes(made)
+    return made
+
+
+def is_timed(folder: Path) -> bool:
+    """Whether a folder of artifacts holds some that can be timed."""
+    return (folder / LIST).is_file() and any(row["target"] in RUNS for row in read_list(folder))
+
+
+def _settings(runtime: str) -> dict[str, Any]:
+    own = {"loader": "laptop.benchmarks.eager:load"} if runtime == "pytorch" else {}
+    return {"imports": IMPORTS.get(runtime, ()), **own}
+
+
+def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
+    """Components in an artifacts folder, ours or another ONNX export, or of a PyTorch model."""
+    folder = Path(place)
+    if (folder / LIST).is_file():
+        rows, size = read_list(folder), resolution(folder)
+        for row in rows:
+            if row["target"] in RUNS and row["component"] in wanted:
+                shapes = row.get("shapes")
+                yield Found(
+                    row["component"],
+                    RUNS[row["target"]],
+                    Path(row["file"]).parts[0],
+                    str(folder / row["file"]),
+                    row["precision"],
+                    {k: tuple(v) for k, v in shapes.items()} if shapes else None,
+                    size,
+                )
+        return
+    graphs = {
+        name: next(
+            (p for p in (folder / "onnx" / name, folder / name) if (p / "model.onnx").is_file()),
+            None,
+        )
+        for name in wanted
+    }
+    if any(graphs.values()):
+        for name, graph in graphs.items():
+            if graph:
+                yield Found(name, "onnxruntime", "onnx", str(graph / "model.onnx"))
+        return
+    source = models.locate(str(place))
+    index = read_json(models.folder(str(place)) / "model_index.json") if len(wanted) > 1 else {}
+    for name in wanted:
+        part = "vae" if name.startswith("vae_") else name
+        if name == "unet" or (index.get(part) or [None])[0] is not None:
+            yield Found(name, "pytorch", "pytorch", source)
+
+
+def _on_device(
+    place: str | Path, found: Sequence[Found], facts: Facts, runtimes: Sequence[str]
+) -> Iterator[Found]:
+    """Those that can run on the device, by the runtimes that are asked for."""
+    there = facts.runtimes
+    if missing := [r for r in runtimes if r not in there]:
+        raise BadInput(f"{', '.join(missing)} is not on {facts.name}; there are {_listed(there)}.")
+    made = []
+    lost = set()
+    for one in found:
+        asked = [r for r in runtimes if r.partition(":")[0] == one.runtime]
+        for runtime in asked if runtimes else [one.runtime]:
+            if runtime in there:
+                made.append(Found(**{**vars(one), "runtime": runtime}))
+            else:
+                lost.add(runtime)
+    for runtime in sorted(lost):
+        needed = f"{place} needs {runtime}, which is not installed on {facts.name}"
+        if runtime in EXTRAS:
+            needed += f": pip install 'laptop-diff[{EXTRAS[runtime]}]'"
+        if not made:
+            raise MissingExtra(f"{needed}. There are {_listed(there)}.")
+        say(f"bench: {needed}. It is left out.")
+    if not made and not runtimes:
+        raise BadInput(
+            f"{place} holds nothing that can be timed: no component for {', '.join(RUNS)}."
+        )
+    yield from made
+
+
+def _listed(runtimes: Mapping[str, str]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in runtimes.items()) or "none"
+
+
+def _guided(one: Found, guidance: bool) -> Shapes:
+    """Recorded shapes: of two halves, with guidance; one of them without it."""
+    assert one.shapes
+    batch = one.shapes.get("sample", (0,))[0]
+    if guidance or one.component != "unet" or batch != 2 or one.runtime in FIXED:
+        return one.shapes
+    return {k: (1, *shape[1:]) if shape[:1] == (2,) else shape for k, shape in one.shapes.items()}
+
+
+def shapes_of(one: Found, guidance: bool, tokens: int, pixels: int | None = None) -> Shapes:
+    """Shapes of a component's inputs, from its config and that of the U-Net beside it."""
+    if one.component.startswith("text_"):
+        return {"input_ids": (1, read_tokens(one) or tokens)}
+    config = config_of(one, "unet")
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if pixels or one.component != "unet":
+        vae = config_of(one, "vae_decoder" if one.component == "unet" else one.component)
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        height, width = (pixels // scale,) * 2 if pixels else (height, width)
+    match one.component:
+        case "vae_decoder":
+            return {"latent_sample": (1, vae["latent_channels"], height, width)}
+        case "vae_encoder":
+            return {"sample": (1, vae["in_channels"], scale * height, scale * width)}
+    return unet_shapes({**config, "sample_size": (height, width)}, 2 if guidance else 1, tokens)
+
+
+def unet_shapes(config: Mapping[str, Any], batch: int, tokens: int) -> Shapes:
+    """Shapes of a U-Net's inputs, from its config.
+
+    Text only for a U-Net that takes some, text_embeds and time_ids only for SDXL's.
+    """
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    sample = (batch, config["in_channels"], height, width)
+    shapes: dict[str, tuple[int, ...]] = {"sample": sample, "timestep": ()}
+    if "cross_attention_dim" in config:
+        shapes["encoder_hidden_states"] = (batch, tokens, config["cross_attention_dim"])
+    if config.get("time_cond_proj_dim"):
+        shapes["timestep_cond"] = (batch, config["time_cond_proj_dim"])
+    if config.get("addition_embed_type") == "text_time":
+        # six micro-conditions are embedded and joined with the pooled text
+        times = 6 * config["addition_time_embed_dim"]
+        shapes["text_embeds"] = (batch, config["projection_class_embeddings_input_dim"] - times)
+        shapes["time_ids"] = (batch, 6)
+    return shapes
+
+
+def config_of(one: Found, component: str) -> dict[str, Any]:
+    """The config.json of a component of the same model."""
+    if one.target == "pytorch":
+        if component == "unet":
+            return models.unet_config(one.source)
+        part = "vae" if component.startswith("vae_") else component
+        return read_json(models.folder(one.source) / part / "config.json")
+    return read_json(Path(one.source).parent.with_name(component) / "config.json")
+
+
+def read_tokens(one: Found) -> int | None:
+    """How many tokens the text encoder beside the component takes; None when there is none."""
+    root = Path(one.source)
+    if one.target != "pytorch":
+        root = root.parent.parent
+    config = root / "text_encoder" / "config.json"
+    if not config.is_file():
+        return None
+    tokens = read_json(config).get("max_position_embeddings")
+    return tokens if isinstance(tokens, int) else None
+
+
+def check_same_shapes(made: Sequence[Workload]) -> None:
+    """Raise `BadInput` unless all subjects take the same inputs, but for programs of fixed ones."""
+    first: dict[tuple[str, str | None], Workload] = {}
+    for one in made:
+        fixed = one.target if one.runtime in FIXED else None
+        other = first.setdefault((one.component, fixed), one)
+        if one.shapes != other.shapes:
+            raise BadInput(
+                f"{other.label} ({other.runtime}) takes {json.dumps(other.shapes)}, {one.label} "
+                f"({one.runtime}) takes {json.dumps(one.shapes)}: their latencies cannot be "
+                "compared. Bench models of one resolution and kind."
+            )

@@ -1,0 +1,59 @@
+"""The time of a whole image, put together from its components' measured medians.
+
+    text encoders, twice with guidance + steps × U-Net + VAE decoder
+
+What a pipeline adds, such as the scheduler's arithmetic, is not in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SHARED = ("text_encoder", "text_encoder_2", "vae_decoder")  # that pruning does not change
+
+
+def rows(results: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """One row for each U-Net that has a VAE decoder and a text encoder beside it.
+
+    A component that was not timed under its label is another label's, of the same runtime and
+    target: `parts` says whose.
+    """
+    found = {(r["component"], r["label"], r["runtime"], r["target"]): r for r in results}
+    made = []
+    for unet in (r for r in results if r["component"] == "unet"):
+        where = (unet["runtime"], unet["target"])
+        parts = {"unet": unet} | {
+            name: part
+            for name in SHARED
+            if (part := found.get((name, unet["label"], *where)) or _other(results, name, where))
+        }
+        if "vae_decoder" in parts and len(parts) > 2:
+            made.append(_row(unet, parts, steps))
+    return made
+
+
+def _other(
+    results: Sequence[Mapping[str, Any]], component: str, where: tuple[str, str]
+) -> Mapping[str, Any] | None:
+    wanted = (component, *where)
+    return next((r for r in results if (r["component"], r["runtime"], r["target"]) == wanted), None)
+
+
+def _row(unet: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], steps: int) -> Any:
+    halves = 2 if unet["conditions"]["guidance"] else 1
+    calls = {name: halves if name.startswith("text") else 1 for name in parts} | {"unet": steps}
+    times = {name: calls[name] * part["latency_ms"]["p50"] for name, part in parts.items()}
+    energy = [calls[name] * e for name, part in parts.items() if (e := part["energy_j"])]
+    return {
+        "label": unet["label"],
+        "runtime": unet["runtime"],
+        "target": unet["target"],
+        "precision": unet["precision"],
+        "device": unet["device"],
+        "steps": steps,
+        "guidance": unet["conditions"]["guidance"],
+        "latency_ms": {"p50": sum(times.values())},
+        "parts_ms": times,
+        "parts": {name: part["label"] for name, part in parts.items()},
+        "energy_j": sum(energy) if len(energy) == len(parts) else None,
+        "valid": all(part["valid"] for part in parts.values()),
+    }

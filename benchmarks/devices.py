@@ -9,7 +9,10 @@ ios://UDID                   an iPhone, from a Mac
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +55,23 @@ def ios_refusal(address: str) -> str:
     )
 
 
-def reachable() -> Iterator[dict[str, Any]]:
-    """Each device that is known here, with its facts and heat, or the error of reaching it."""
-    for address in ["local", *(f"ssh://{host}" for host in ssh_hosts())]:
-        yield state(address)
+def known() -> list[str]:
+    """Addresses of this computer and of the hosts in the user's ssh configuration."""
+    return ["local", *(f"ssh://{host}" for host in ssh_hosts())]
 
 
-def state(address: str) -> dict[str, Any]:
+def states(addresses: Sequence[str], python: str = "python3") -> list[dict[str, Any]]:
+    """Each device with its facts and heat, or the error of reaching it; all are asked at once."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(partial(state, python=python), addresses))
+
+
+def state(address: str, python: str = "python3") -> dict[str, Any]:
     """`{"address", "facts" and "heat", or "error"}`."""
     try:
-        found = device(address)
+        found = device(address, python)
+        if isinstance(found, Computer) and isinstance(found.where, Ssh):
+            found = replace(found, where=replace(found.where, tries=1))  # a look, no insisting
         return {"address": address, "facts": vars(found.probe()), "heat": vars(found.heat())}
     except LaptopError as e:
         return {"address": address, "error": str(e)}

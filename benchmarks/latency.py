@@ -98,7 +98,7 @@ def bench(
     facts = known_facts(out, device) or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
-    identity = asdict(config) | {
+    identity = {k: v for k, v in asdict(config).items() if k != "devices"} | {
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
         "device": f"{device.address}: {facts.name}",
     }

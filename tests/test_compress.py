@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import board as boards
 import pytest
+from board import needs_sshd
 from safetensors.torch import load_file
 
 from laptop import models
@@ -66,6 +68,32 @@ def test_every_stage_leaves_what_the_contract_names(smoke: Path) -> None:
     run = json.loads((smoke / "laptop.json").read_text())
     assert {"score", "plan", "prune", "distill", "export", "verify"} <= set(run["stages"])
     assert all(stage["state"] == "done" for stage in run["stages"].values())
+
+
+@needs_sshd
+def test_a_board_is_measured_beside_this_machine(smoke: Path, tmp_path: Path) -> None:
+    board = boards.make(tmp_path / "board")
+    board.write("python3", f'exec {sys.executable} "$@"')
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    with boards.serve(board, board.folder / "sshd") as server:
+        for name in ("ssh", "scp"):  # which know the board by a configuration of their own
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec {shutil.which(name)} -F {server.config()} "$@"\n')
+            program.chmod(0o755)
+        here = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+        again = [*command(smoke), "--device", "local,ssh://board"]
+        done = subprocess.run(again, capture_output=True, text=True, timeout=600, env=here)
+    assert done.returncode == 0, done.stderr
+    assert "bench: " + str(smoke / "bench" / "local.json") + " is up to date" in done.stderr
+    report = json.loads((smoke / "bench" / "ssh-board.json").read_text())
+    rows = {(r["label"], r["component"]) for r in report["results"]}
+    assert {("teacher", "unet"), ("student", "unet"), ("student", "vae_decoder")} <= rows
+    assert {r["runtime"] for r in report["results"]} == {"onnxruntime"}
+    text = (smoke / "report.md").read_text()
+    assert "ONNX Runtime on ssh://board, p50" in text
+    assert "### ssh://board: " in text
+    assert not board.left
 
 
 def test_the_numbers_of_the_plan_are_those_of_the_model(smoke: Path) -> None:

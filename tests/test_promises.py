@@ -38,7 +38,7 @@ FLOOR_MAY = {
 }
 CONTRACT = {
     *("compress", "score", "plan", "prune", "distill", "export", "verify", "bench", "eval"),
-    *("generate", "compare", "report", "models", "doctor"),
+    *("generate", "compare", "report", "models", "devices", "doctor"),
 }
 MAIN: click.Group = cli.main
 

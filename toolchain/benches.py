@@ -1,10 +1,10 @@
 """What `laptop bench` makes, as a document and as text: latencies of models, or of one's layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laptop.benchmarks.devices import device
+from laptop.benchmarks.devices import device, known, states
 from laptop.benchmarks.latency import BenchConfig, bench
 from laptop.benchmarks.layers import bench_layers
 from laptop.benchmarks.sustained import plot
@@ -81,3 +81,32 @@ def _quality(row: Mapping[str, Any], times: Mapping[str, float]) -> str:
     return f"p50 {times['p50']:8.2f} ms  n {row['n']:<5}cv {times['cv']:.3f}  " + (
         "valid" if row["valid"] else "; ".join(row["invalid_reasons"])
     )
+
+
+def of_devices(addresses: Sequence[str], python: str) -> Made:
+    """What is known of devices: of those named, or of all that this machine knows."""
+    found = states(addresses or known(), python)
+    document = {"schema": "laptop.devices/1", "devices": found}
+    return document, "\n".join(line for one in found for line in _state(one))
+
+
+def _state(one: Mapping[str, Any]) -> list[str]:
+    if "error" in one:
+        return [one["address"], f"  not reached: {one['error']}"]
+    facts, heat = one["facts"], one["heat"]
+    runtimes = ", ".join(f"{k} {v}" for k, v in facts["runtimes"].items()) or "none"
+    memory, disk = (_gigabytes(facts[f"free_{k}_bytes"]) for k in ("memory", "disk"))
+    warmth = heat["why"] or ("heat not told" if heat["temperature_c"] is None else "cool")
+    if heat["temperature_c"] is not None:
+        warmth += f", {heat['temperature_c']:.0f} °C"
+    words = [facts["name"], facts["os"], facts["power_mode"], facts["state"]]
+    return [
+        one["address"],
+        f"  {', '.join(word for word in words if word)}",
+        f"  {memory} memory and {disk} disk free; {warmth}",
+        f"  runtimes: {runtimes}",
+    ]
+
+
+def _gigabytes(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else f"{size_bytes / 1e9:.1f} GB"

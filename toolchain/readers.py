@@ -116,4 +116,22 @@ def check_installation(as_json: bool) -> None:
         doctor.print_report()
 
 
-COMMANDS = (generate, compare, report, list_models, check_installation)
+@click.command(name="devices", epilog=example("laptop devices", "laptop devices ssh://me@orin"))
+@click.argument("addresses", nargs=-1)
+@click.option("--python", default="python3", show_default=True, help="Python on boards.")
+@options.as_json
+def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None:
+    """Say where latency can be measured: this machine, hosts of the ssh configuration, phones.
+
+    With ADDRESSES, of those only; exit 1 when one of them cannot be reached.
+    """
+    from laptop import benches
+
+    document, text = benches.of_devices(addresses, python)
+    click.echo(json.dumps(document, indent=1) if as_json else text)
+    lost = [one["address"] for one in document["devices"] if "error" in one]
+    if addresses and lost:
+        raise CheckFailed(f"{', '.join(lost)} cannot be reached; see above.")
+
+
+COMMANDS = (generate, compare, report, list_models, list_devices, check_installation)

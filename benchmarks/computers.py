@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from laptop.benchmarks import sensors
 from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
-from laptop.errors import LaptopError
+from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
 from laptop.export.places import SSH_FAILED, Local, Ssh
 from laptop.run import files_in, say, sha256
@@ -169,6 +169,13 @@ class Process:
         found = self._insist({"iterations": iterations, "seconds": seconds}, "running")
         self.peak_memory_bytes = found.pop("peak_memory_bytes")
         return Round(tuple(found.pop("samples_ms")), **found)
+
+    def profile(self, iterations: int) -> list[tuple[str, float]]:
+        """Names and median ms of the graph's operators, in the order in which they run."""
+        found = self._insist({"profile": iterations}, "profiling")["operators"]
+        if found is None:
+            raise BadInput(f"{self.workload.runtime} does not tell the time of its operators.")
+        return [(name, ms) for name, ms in found]
 
     def stop(self) -> int | None:
         self._end()

@@ -15,12 +15,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from laptop import models
-from laptop.benchmarks.subjects import unet_shapes
+from laptop.benchmarks.graphs import examples, export_unet
 from laptop.export import job
-from laptop.export.settings import ExportConfig
 from laptop.machine import machine
 from laptop.run import say
 
@@ -29,8 +26,7 @@ ROUNDS = 3
 
 def ours(model: str, precision: str, given: Path, out: Path) -> None:
     """`laptop export`, without the sampling that gives the example inputs."""
-    path = out / "model.onnx"
-    job.export(job.Job("onnx", "unet", precision, model, given, path, ExportConfig()))
+    export_unet(model, given, out / "model.onnx", precision)
 
 
 def optimums(model: str, _precision: str, _given: Path, out: Path) -> None:
@@ -47,13 +43,6 @@ def optimums(model: str, _precision: str, _given: Path, out: Path) -> None:
 
 
 WAYS = {"ours": ours, "optimum": optimums}
-
-
-def examples(model: str, path: Path) -> None:
-    """Inputs of the model's own size, for the tracer: their values do not matter."""
-    shapes = unet_shapes(models.unet_config(model), 2, models.CLIP_TOKENS)
-    inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    job.save_examples([inputs | {"timestep": torch.tensor(500.0)}], path)
 
 
 def measure(model: str, precision: str, rounds: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Two kinds of forwards take turns: plain ones give the U-Net's latency, ones with a clock at every
 layer give the layers' shares of it. (A layer timed alone would find other caches than it does
-between its neighbours.)
+between its neighbours.) In PyTorch here; `graph_layers.py` does the same in ONNX Runtime, on any
+computer.
 """
 
 import contextlib
@@ -17,16 +18,17 @@ import torch
 from torch import nn
 
 from laptop import models
-from laptop.benchmarks import eager, sensors
-from laptop.benchmarks.computers import facts_here
-from laptop.benchmarks.latency import BenchConfig, conditions, invalid_reasons, share, summary
+from laptop.benchmarks import eager, graph_layers, sensors
+from laptop.benchmarks.computers import Computer, facts_here
+from laptop.benchmarks.graph_layers import measured, timed_modules
+from laptop.benchmarks.latency import BenchConfig, conditions, share
 from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.benchmarks.worker import repeat
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.sampling import latent_side
-from laptop.pruning.units import SUBLAYERS, Unit, anatomy
+from laptop.pruning.units import Unit, anatomy
 from laptop.run import Overwrite, run_stage, track, write_json
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
@@ -36,47 +38,62 @@ def bench_layers(
     model: str,
     out: Path,
     config: BenchConfig,
+    device: Computer,
     granularity: str = "fine",
     resolution: int | None = None,
     *,
     overwrite: Overwrite = False,
 ) -> Path:
-    """Time the layers of `model` in PyTorch on this machine; write the table to `out` (.json).
+    """Time the layers of `model` on a device; write the table to `out` (.json).
 
-    `resolution` in pixels; None for the model's own.
+    In PyTorch on this machine unless the config names ONNX Runtime; on others in that. `resolution`
+    in pixels; None for the model's own.
     """
-    facts = facts_here()
-    workload = _workload(model, config, facts, resolution)
+    runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
+    facts = device.probe()
+    workload = _workload(model, config, resolution, facts)
     known = anatomy(models.empty_unet(model), granularity=granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    asked = {"granularity": granularity, "resolution": resolution}
+    if runtime not in facts.runtimes or runtime.partition(":")[0] not in ("pytorch", "onnxruntime"):
+        raise BadInput(
+            f"layers are timed in pytorch or onnxruntime, not in {runtime} on {device.address}; "
+            f"there are {', '.join(facts.runtimes)}."
+        )
+    asked = {"granularity": granularity, "resolution": resolution, "runtime": runtime}
     inputs, which = models.identity("model", model)
 
     def work(folder: Path) -> None:
+        if runtime == "pytorch":
+            found = measure(workload, known.units, config)
+        else:
+            told = replace(workload, runtime=runtime)
+            found = graph_layers.measure(told, known.units, config, device, folder)
         table = {
             "schema": SCHEMA,
             "model": model,
             "granularity": granularity,
             "params": known.params,
-            "runtime": workload.runtime,
+            "runtime": runtime,
             "precision": "fp32",
             "device": facts.name,
-            "conditions": conditions(workload, config, facts),
+            "address": device.address,
+            "conditions": conditions(replace(workload, runtime=runtime), config, facts),
         }
-        write_json(folder / out.name, table | measure(workload, known.units, config))
+        write_json(folder / out.name, table | found)
 
-    settings = asdict(config) | asked | which | {"device": facts.name}
+    settings = asdict(config) | asked | which | {"device": f"{device.address}: {facts.name}"}
     return run_stage("bench", out, settings, inputs, work, overwrite=overwrite)
 
 
-def _workload(model: str, config: BenchConfig, facts: Facts, resolution: int | None) -> Workload:
+def _workload(model: str, config: BenchConfig, resolution: int | None, facts: Facts) -> Workload:
+    """The U-Net in PyTorch, with the shapes of its inputs."""
     (workload, *_) = workloads(
         {"model": model},
         ("unet",),
-        facts,
+        facts_here(),
         guidance=config.guidance,
-        threads=config.threads,
+        threads=config.threads or facts.cores,
         seed=config.seed,
     )
     if workload.runtime != "pytorch":
@@ -102,17 +119,7 @@ def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> d
         plain, clocked = _rounds(unet, run, clocks, config)
     finally:
         torch.set_num_threads(threads)
-    samples = [sample for turn in plain for sample in turn.samples_ms]
-    whole, shares = summary(samples), shares_of(signs, clocks, clocked)
-    reasons = invalid_reasons(plain, config.cv_bound)
-    return {
-        "n": len(samples),
-        "unet_ms": whole,
-        "units": [{"name": u, "latency_ms": round(whole["p50"] * x, 6)} for u, x in shares.items()],
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "samples_ms": [round(s, 4) for s in samples],
-    }
+    return measured(plain, shares_of(signs, clocks, clocked), config)
 
 
 def _rounds(
@@ -129,23 +136,6 @@ def _rounds(
         with running(unet, clocks):
             clocked += repeat(run, *turn)
     return plain, clocked
-
-
-def timed_modules(unet: nn.Module, name: str, needs: Sequence[str] = ()) -> dict[str, int]:
-    """Modules whose time goes (1) with a layer, and those inside of it whose time does not (-1).
-
-    A resnet's shortcut stays, the norm before a sublayer goes with it, and what `needs` names has
-    a time of its own.
-    """
-    signs = {name: 1}
-    if getattr(unet.get_submodule(name), "conv_shortcut", None) is not None:
-        signs[f"{name}.conv_shortcut"] = -1
-    block, _, part = name.rpartition(".")
-    if part in SUBLAYERS:
-        signs[f"{block}.{SUBLAYERS[part]}"] = 1
-    for inner in needs:
-        signs |= {module: -sign for module, sign in timed_modules(unet, inner).items()}
-    return signs
 
 
 @contextlib.contextmanager

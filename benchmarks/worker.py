@@ -2,6 +2,7 @@
 
     {"loader": "onnxruntime", "source": "model.onnx", "shapes": {…}, …}   loads, warms up
     {"iterations": 2, "seconds": 1.0}                                     times one round
+    {"profile": 2}                                                        times its operators
     (end of input)                                                        ends
 
 Each order is one line of JSON and so is each answer on stdout. Between orders it waits without
@@ -44,22 +45,13 @@ class Loaded:
     run: Callable[[], object]  # one inference, finished when it returns
     params: int | None = None  # None where the runtime does not tell
     precision: str | None = None  # None: as the artifact's list says
-    round: Callable[[int, float], list[float]] | None = (
-        None  # where the runtime times itself, in ms
-    )
+    round: Callable[[int, float], list[float]] | None = None  # of a runtime that times itself: ms
+    profile: Callable[[int], list[tuple[str, float]]] | None = None  # operators: name, median ms
 
 
 def load_onnxruntime(order: Order) -> Loaded:
     """An ONNX or ORT file in a session of one execution provider."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = order["threads"]
-    _, _, place = order["runtime"].partition(":")
-    provider = sensors.PROVIDERS.get(place, "CPUExecutionProvider")
-    session = ort.InferenceSession(order["source"], options, providers=[provider])
-    if session.get_providers()[0] != provider:  # it goes to the processor without an error
-        raise RuntimeError(f"{provider} could not be started, see above; it is {ort.__version__}")
+    session = _session(order)
     given = {wanted.name: wanted for wanted in session.get_inputs()}
     dtypes = {name: _numpy_type(wanted.type) for name, wanted in given.items()}
     shapes = dict(order["shapes"])
@@ -67,8 +59,50 @@ def load_onnxruntime(order: Order) -> Loaded:
         is_each = "batch" in str(given["timestep"].shape[0])
         shapes["timestep"] = [shapes["sample"][0] if is_each else 1]
     feed = {name: value(name, shapes[name], dtypes[name], order["seed"]) for name in given}
+
+    def profile(iterations: int) -> list[tuple[str, float]]:
+        with tempfile.TemporaryDirectory() as folder:
+            profiled = _session(order, str(Path(folder) / "profile"))
+            for _ in range(iterations + 1):  # the first one is a warm-up
+                profiled.run(None, feed)
+            with Path(profiled.end_profiling()).open() as file:
+                return operators(json.load(file))
+
     is_half = dtypes.get("sample") == "float16"
-    return Loaded(lambda: session.run(None, feed), precision="fp16" if is_half else None)
+    precision = "fp16" if is_half else None
+    return Loaded(lambda: session.run(None, feed), precision=precision, profile=profile)
+
+
+def _session(order: Order, profile: str | None = None) -> Any:
+    """An inference session; the name of the profile that it writes begins with `profile`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = order["threads"]
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    _, _, place = order["runtime"].partition(":")
+    provider = sensors.PROVIDERS.get(place, "CPUExecutionProvider")
+    session = ort.InferenceSession(order["source"], options, providers=[provider])
+    if session.get_providers()[0] != provider:  # it goes to the processor without an error
+        raise RuntimeError(f"{provider} could not be started, see above; it is {ort.__version__}")
+    return session
+
+
+def operators(events: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Names and median ms of operators in the order in which they run, from ONNX Runtime's profile.
+
+    Of each, the first call is left out.
+    """
+    from statistics import median
+
+    ends = "_kernel_time"
+    times: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(ends):
+            times.setdefault(event["name"][: -len(ends)], []).append(event["dur"] / 1000)
+    return [(name, median(ms[1:] or ms)) for name, ms in times.items()]
 
 
 def _numpy_type(onnx_type: str) -> str:
@@ -153,6 +187,8 @@ def serve() -> None:
         order = json.loads(line)
         if loaded is None:
             answer, loaded = start(order)
+        elif "profile" in order:
+            answer = {"operators": loaded.profile(order["profile"]) if loaded.profile else None}
         else:
             answer = turn(loaded, order["iterations"], order["seconds"])
         answers.write(json.dumps(answer) + "\n")

@@ -40,10 +40,27 @@ class WithWeights(nn.Module):
 
     def forward(self, *given: Tensor) -> Any:
         (module,) = self.hidden
+        _name_scopes(module)
         for name, weight in zip(self.names, given[self.count :], strict=True):
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._parameters[leaf] = weight  # type: ignore[assignment]
         return module(*given[: self.count])
+
+
+def _name_scopes(module: nn.Module) -> None:
+    """Let the tracer name operators by the modules that they come from, which are hidden from it.
+
+    `/unet/mid_block/resnets.0/conv1/Conv`: profiles and converters' messages can then be read.
+    """
+    scopes: Any = torch.jit._trace._trace_module_map
+    called: dict[str, nn.Module] = {}  # a list of modules is not, so it gives no scope of its own
+    for path, inner in module.named_modules() if scopes is not None else ():
+        if path and not isinstance(inner, nn.ModuleList):
+            called[path] = inner
+            above = (path[:i] for i, c in enumerate(path) if c == "." and path[:i] in called)
+            own = path.removeprefix(f"{max(above, default='', key=len)}.")
+            kind = torch.typename(type(inner))
+            scopes[inner] = torch._C._jit_onnx_create_full_scope_name(kind, own)  # type: ignore[attr-defined]
 
 
 def trace(

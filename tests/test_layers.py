@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,16 @@ from test_latency import onnx_folder
 from test_prefix import model
 
 from laptop import models
+from laptop.benchmarks import graph_layers
+from laptop.benchmarks.computers import Computer
+from laptop.benchmarks.graph_layers import timed_modules
 from laptop.benchmarks.latency import BenchConfig
-from laptop.benchmarks.layers import bench_layers, running, shares_of, timed_modules
+from laptop.benchmarks.layers import bench_layers, running, shares_of
 from laptop.errors import BadInput
+from laptop.export.places import Local
 from laptop.pruning.units import anatomy
 
+HERE = Computer(Local())
 QUICK = BenchConfig(rounds=2, iterations=4, seconds=0, warmup_s=0, guidance=False, threads=1)
 
 
@@ -33,7 +39,7 @@ def test_all_layers_are_there_and_take_no_more_than_the_whole(
     tiny_folder, tmp_path, granularity
 ) -> None:
     threads = torch.get_num_threads()
-    out = bench_layers(str(tiny_folder), tmp_path / "table.json", QUICK, granularity)
+    out = bench_layers(str(tiny_folder), tmp_path / "table.json", QUICK, HERE, granularity)
     table = json.loads(out.read_text())
     check_table(table, tiny_folder)
     assert table["schema"] == "laptop.latency-table/1"
@@ -44,36 +50,36 @@ def test_all_layers_are_there_and_take_no_more_than_the_whole(
     assert "4 samples; 20 are needed" in table["invalid_reasons"]
     assert torch.get_num_threads() == threads
     before = out.stat().st_mtime_ns
-    bench_layers(str(tiny_folder), out, QUICK, granularity)
+    bench_layers(str(tiny_folder), out, QUICK, HERE, granularity)
     assert out.stat().st_mtime_ns == before, "a finished table is not made again"
 
 
 def test_a_pruned_model_has_a_table_of_what_is_left(pruned_folder, tmp_path) -> None:
-    out = bench_layers(str(pruned_folder), tmp_path / "table.json", QUICK)
+    out = bench_layers(str(pruned_folder), tmp_path / "table.json", QUICK, HERE)
     check_table(json.loads(out.read_text()), pruned_folder)
 
 
 def test_a_resolution_is_in_pixels_and_must_fit(tiny_folder, tmp_path) -> None:
     out = tmp_path / "table.json"
     with pytest.raises(BadInput, match="multiple of 32 pixels"):
-        bench_layers(str(tiny_folder), out, QUICK, resolution=100)
-    bench_layers(str(tiny_folder), out, QUICK, resolution=128)
+        bench_layers(str(tiny_folder), out, QUICK, HERE, resolution=100)
+    bench_layers(str(tiny_folder), out, QUICK, HERE, resolution=128)
     assert json.loads(out.read_text())["conditions"]["shapes"]["sample"] == [1, 4, 16, 16]
 
 
 def test_an_unconditional_model_has_a_table_too(tmp_path) -> None:
     folder = tmp_path / "ddpm"
     DDPMPipeline(unet=model("unconditional"), scheduler=DDPMScheduler()).save_pretrained(folder)
-    out = bench_layers(str(folder), tmp_path / "table.json", QUICK, "coarse")
+    out = bench_layers(str(folder), tmp_path / "table.json", QUICK, HERE, "coarse")
     check_table(json.loads(out.read_text()), folder)
     with pytest.raises(BadInput, match="one size only"):
-        bench_layers(str(folder), tmp_path / "other.json", QUICK, resolution=64)
+        bench_layers(str(folder), tmp_path / "other.json", QUICK, HERE, resolution=64)
 
 
 def test_artifacts_are_refused(tiny_folder, tmp_path) -> None:
     folder = onnx_folder(tmp_path / "artifacts", tiny_folder / "unet" / "config.json")
     with pytest.raises(BadInput, match="made from"):
-        bench_layers(str(folder), tmp_path / "table.json", QUICK)
+        bench_layers(str(folder), tmp_path / "table.json", QUICK, HERE)
 
 
 def test_what_stays_of_a_layer_is_not_counted(tiny_pipe) -> None:
@@ -119,3 +125,30 @@ def test_clocks_see_what_a_module_takes_and_are_gone_afterwards() -> None:
     for outer, inner in zip(clocks["1"], clocks["1.0"], strict=True):
         assert outer - inner >= 10
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_layers_are_timed_in_onnx_runtime_too(tiny_folder, tmp_path) -> None:
+    config = replace(QUICK, runtimes=("onnxruntime",))
+    out = bench_layers(str(tiny_folder), tmp_path / "table.json", config, HERE)
+    table = json.loads(out.read_text())
+    check_table(table, tiny_folder)
+    assert table["runtime"] == "onnxruntime"
+    times = [u["latency_ms"] for u in table["units"]]
+    assert min(times) > 0
+    assert sum(times) > 0.4 * table["unet_ms"]["p50"], "most of a U-Net can be removed"
+    with pytest.raises(BadInput, match="in pytorch or onnxruntime, not in executorch"):
+        bench_layers(str(tiny_folder), out, replace(QUICK, runtimes=("executorch",)), HERE)
+
+
+def test_an_operator_of_the_runtime_itself_goes_with_the_one_before_it() -> None:
+    signs = {"a.1": {"a.1": 1, "a.1.inside": -1}, "a.10": {"a.10": 1}}
+    operators = [
+        ("/unet/conv_in/Conv", 4.0),
+        ("/unet/a.1/Add", 1.0),
+        ("Reorder_7", 2.0),
+        ("fused /unet/a.1/inside/Conv", 5.0),
+        ("Reorder_8", 1.0),
+        ("/unet/a.10/mul/Mul/QuickGeluFusion/", 7.0),
+    ]
+    found = graph_layers.shares_of(signs, operators)
+    assert found == pytest.approx({"a.1": 3 / 20, "a.10": 7 / 20})

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.devices import device, known, states
 from laptop.benchmarks.latency import BenchConfig, bench
 from laptop.benchmarks.layers import bench_layers
@@ -61,9 +62,10 @@ def of_layers(
     overwrite: bool,
 ) -> Made:
     """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
-    if address != "local":
-        raise BadInput(f"--layers with --device {address}: layers are timed on local only.")
-    path = bench_layers(model, out, config, granularity, resolution, overwrite=overwrite)
+    where = device(address, config.python)
+    if not isinstance(where, Computer):
+        raise BadInput(f"--layers with --device {address}: layers are timed on local and ssh://.")
+    path = bench_layers(model, out, config, where, granularity, resolution, overwrite=overwrite)
     table = read_json(path)
     lines = [f"{u['latency_ms']:12.4f}  {u['name']}" for u in table["units"]]
     total = sum(u["latency_ms"] for u in table["units"])

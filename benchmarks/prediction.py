@@ -1,0 +1,134 @@
+"""Whether a latency table predicts: `python -m laptop.benchmarks.prediction MODEL TABLE -o OUT`.
+
+Random plans, of ratios spread evenly over what can be removed: each pruned U-Net is timed beside
+the whole one, interleaved, in the table's runtime on this machine. What the table predicts is its
+latency less the removed layers'; what is measured is the table's latency times the ratio of both,
+so that a day on which the machine is slower does not count. A killed call goes on.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from laptop import models
+from laptop.benchmarks.computers import Computer, facts_here
+from laptop.benchmarks.graphs import examples, export_unet
+from laptop.benchmarks.latency import BenchConfig, measure
+from laptop.benchmarks.metering import Workload
+from laptop.benchmarks.subjects import workloads
+from laptop.export.job import run_apart
+from laptop.export.places import Local
+from laptop.machine import machine
+from laptop.pruning.latency_table import SCHEMA
+from laptop.pruning.surgery import prune_unet, write_model
+from laptop.pruning.units import Unit, anatomy
+from laptop.run import read_json, say, write_json
+
+
+def random_plan(units: list[Unit], ratio: float, total: int, seed: int) -> list[str]:
+    """Units in random order until a share `ratio` of `total` parameters is gone."""
+    order = random.Random(seed).sample(units, len(units))
+    gone: dict[str, Unit] = {}
+    for unit in order:
+        if sum(u.params for u in gone.values()) >= ratio * total:
+            break
+        for name in (unit.name, *unit.needs):
+            gone[name] = next(u for u in units if u.name == name)
+    return list(gone)
+
+
+def time_plan(
+    model: str, remove: list[str], table: dict[str, Any], config: BenchConfig, base: Path
+) -> dict[str, Any]:
+    """One random plan, predicted and measured; `base` holds the whole U-Net's graph."""
+    runtime, saves = table["runtime"], {u["name"]: u["latency_ms"] for u in table["units"]}
+    whole = table["unet_ms"]["p50"]
+    with tempfile.TemporaryDirectory(dir=base.parent) as folder:
+        pruned = Path(folder) / "pruned"
+        pruned.mkdir()
+        write_model(pruned, prune_unet(models.load_unet(model), remove), model)
+        subjects = {"whole": model, "pruned": str(pruned)}
+        found = workloads(subjects, ("unet",), facts_here(), threads=config.threads)
+        found = [replace(w, shapes=_shapes(table)) for w in found]
+        if runtime == "onnxruntime":
+            graph = Path(folder) / "graph" / "model.onnx"
+            graph.parent.mkdir()
+            make_graph(str(pruned), graph)
+            found = [_as_graph(w, path) for w, path in zip(found, (base, graph), strict=True)]
+        report = measure(found, config, Computer(Local()), facts_here())
+    (ratio,) = report["ratios"]
+    predicted = whole - sum(saves[name] for name in remove)
+    measured = whole * ratio["median"]
+    return {
+        "remove": remove,
+        "predicted_ms": predicted,
+        "measured_ms": measured,
+        "low_ms": whole * ratio["low"],
+        "high_ms": whole * ratio["high"],
+        "error": predicted / measured - 1,
+        "valid": all(row["valid"] for row in report["results"]),
+    }
+
+
+def _shapes(table: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in table["conditions"]["shapes"].items()}
+
+
+def _as_graph(workload: Workload, path: Path) -> Workload:
+    settings = {"imports": ("onnxruntime",)}
+    source = str(path)
+    return replace(workload, runtime="onnxruntime", target="onnx", source=source, settings=settings)
+
+
+def make_graph(model: str, path: Path) -> None:
+    """The U-Net of a model as an ONNX file, unless it is there."""
+    if path.exists():
+        return
+    given = path.with_name("examples.safetensors")
+    examples(model, given)
+    run_apart("exporting the U-Net", export_unet, model, given, path, temporary=path.parent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("model")
+    parser.add_argument("table", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the result, a .json file")
+    parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=4.0, help="a model, over all rounds")
+    asked = parser.parse_args()
+    table = read_json(asked.table, SCHEMA)
+    threads = table["conditions"]["threads"]
+    config = BenchConfig(
+        threads=threads, rounds=asked.rounds, iterations=asked.rounds, seconds=asked.seconds
+    )
+    known = anatomy(models.empty_unet(asked.model), granularity=table["granularity"])
+    work = asked.out.with_suffix(".work")
+    base = work / "whole" / "model.onnx"
+    base.parent.mkdir(parents=True, exist_ok=True)
+    if table["runtime"] == "onnxruntime":
+        make_graph(asked.model, base)
+    rows = read_json(asked.out)["plans"] if asked.out.exists() else []
+    for number in range(len(rows), asked.plans):
+        ratio = known.largest_ratio * (number + 0.5) / asked.plans
+        remove = random_plan(list(known.units), ratio, known.params, number)
+        rows.append(time_plan(asked.model, remove, table, config, base))
+        errors = [abs(row["error"]) for row in rows]
+        say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")
+        facts = {k: table[k] for k in ("model", "runtime", "device", "conditions", "granularity")}
+        found = {"median_error": statistics.median(errors), "worst_error": max(errors)}
+        write_json(
+            asked.out,
+            {"schema": "laptop.prediction/1"} | facts | found | machine() | {"plans": rows},
+        )
+    print(json.dumps({k: v for k, v in read_json(asked.out).items() if k != "plans"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -95,7 +95,7 @@ def bench(
             seed=config.seed,
         )
 
-    facts = known_facts(out, device) or device.probe()
+    facts = (None if overwrite else known_facts(out, device)) or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
     identity = {k: v for k, v in asdict(config).items() if k != "devices"} | {

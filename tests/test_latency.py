@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from laptop.benchmarks.worker import Loaded
 from laptop.cli import main
 from laptop.errors import BadInput, CheckFailed, LaptopError, UnknownModel
 from laptop.export.places import Local
+from laptop.run import write_json
 
 QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)
 HERE = Computer(Local())
@@ -293,6 +295,37 @@ def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     before = out.stat().st_mtime_ns
     bench(subjects, out, config, HERE, unet_only=("teacher",))
     assert out.stat().st_mtime_ns == before, "a finished bench is not done again"
+
+
+def test_every_precision_of_a_target_is_timed_and_has_its_own_ratio(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        folder = onnx_folder(tmp_path / name, tiny_folder / "unet" / "config.json")
+        shutil.copytree(folder / "onnx", folder / "onnx-int8")
+        rows = [
+            {
+                "target": target,
+                "component": "unet",
+                "file": f"{made}/unet/model.onnx",
+                "precision": precision,
+            }
+            for target, made, precision in (
+                ("onnx", "onnx", "fp32"),
+                ("onnx", "onnx-int8", "int8"),
+                ("coreml", "onnx", "fp16"),  # for Apple's systems only
+            )
+        ]
+        listed = {"schema": "laptop.artifacts/1", "resolution": None, "artifacts": rows}
+        write_json(folder / "artifacts.json", listed)
+    out = tmp_path / "x.json"
+    bench({"a": tmp_path / "a", "b": tmp_path / "b"}, out, QUICK, HERE)
+    found = json.loads(out.read_text())
+    assert [(r["label"], r["target"], r["precision"]) for r in found["results"]] == [
+        ("a", "onnx", "fp32"), ("b", "onnx", "fp32"), ("a", "onnx-int8", "int8"),
+        ("b", "onnx-int8", "int8"),
+    ]  # fmt: skip
+    assert [pair["target"] for pair in found["ratios"]] == ["onnx", "onnx-int8"]
 
 
 def test_subjects_that_take_different_inputs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -48,6 +48,17 @@ def test_the_folder_is_laid_out_as_optimum_does(exported: Path) -> None:
         assert (folder / name).exists()
 
 
+def test_operators_have_the_names_of_their_modules(exported: Path) -> None:
+    graph = onnx.load(exported / "onnx" / "unet" / "model.onnx", load_external_data=False).graph
+    assert all(node.name for node in graph.node)
+    assert len({node.name for node in graph.node}) == len(graph.node)
+    for node in graph.node:
+        if node.op_type == "Conv":
+            weight = node.input[1]
+            module = node.name.removesuffix("/Conv").removeprefix("/").replace("/", ".")
+            assert weight == f"{module}.weight"
+
+
 def test_names_of_inputs_and_outputs_are_optimums(exported: Path) -> None:
     def names(component: str) -> tuple[list[str], list[str]]:
         graph = onnx.load(exported / "onnx" / component / "model.onnx").graph

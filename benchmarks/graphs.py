@@ -1,5 +1,8 @@
 """A U-Net alone as an ONNX graph to be timed: without the sampling that gives real inputs."""
 
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +11,9 @@ from laptop import models
 from laptop.benchmarks.metering import Shapes
 from laptop.benchmarks.subjects import unet_shapes
 from laptop.export import job
+from laptop.export.job import run_apart
 from laptop.export.settings import ExportConfig
+from laptop.pruning.surgery import prune_unet, write_model
 
 
 def examples(model: str, path: Path) -> None:
@@ -26,3 +31,23 @@ def save_zeros(shapes: Shapes, path: Path) -> None:
 def export_unet(model: str, given: Path, path: Path, precision: str = "fp32") -> None:
     """Write `path` (an .onnx file) by our exporter, from inputs that `examples` saved."""
     job.export(job.Job("onnx", "unet", precision, model, given, path, ExportConfig()))
+
+
+def make_graph(model: str, shapes: Shapes, path: Path, remove: Sequence[str] = ()) -> None:
+    """The U-Net without the layers `remove` as an .onnx file, unless it is there; whole or not."""
+    if path.exists():
+        return
+    beside = path.parent.with_name(f"{path.parent.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed call
+    beside.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=beside.parent) as folder:
+        scratch = Path(folder)
+        if remove:
+            write_model(scratch, prune_unet(models.load_unet(model), remove), model)
+        source, given = str(scratch) if remove else model, scratch / "inputs.safetensors"
+        save_zeros(shapes, given)
+        graph = beside / path.name
+        run_apart(
+            "exporting the U-Net to ONNX", export_unet, source, given, graph, temporary=beside
+        )
+    beside.replace(path.parent)

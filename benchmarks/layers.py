@@ -1,9 +1,9 @@
 """Latency of each removable layer inside the U-Net's forward: what a latency budget counts with.
 
-Two kinds of forwards take turns: plain ones give the U-Net's latency, ones with a clock at every
-layer give the layers' shares of it. (A layer timed alone would find other caches than it does
-between its neighbours.) In PyTorch here; `graph_layers.py` does the same in ONNX Runtime, on any
-computer.
+Three kinds of forwards take turns: plain ones, ones without any removable layer, and ones with a
+clock at every layer, which gives the layers' shares of the difference (`layer_table.py`). A layer
+timed alone would find other caches than it does between its neighbours. In PyTorch here;
+`graph_layers.py` does the same in ONNX Runtime, on any computer.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from torch import nn
 from laptop import models
 from laptop.benchmarks import eager, graph_layers, sensors
 from laptop.benchmarks.computers import Computer, facts_here
-from laptop.benchmarks.graph_layers import measured, timed_modules
 from laptop.benchmarks.latency import BenchConfig, conditions, share
+from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.benchmarks.worker import repeat
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.sampling import latent_side
-from laptop.pruning.units import Unit, anatomy
+from laptop.pruning.units import Unit, anatomy, removed
 from laptop.run import Overwrite, run_stage, track, write_json
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
@@ -116,26 +116,35 @@ def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> d
         unet, run = eager.unet(workload.source, workload.shapes, workload.seed)
         signs = {u.name: timed_modules(unet, u.name, u.needs) for u in units}
         clocks: Clocks = {module: [] for of_unit in signs.values() for module in of_unit}
-        plain, clocked = _rounds(unet, run, clocks, config)
+        names = [u.name for u in units]
+        plain, bare, clocked = _rounds(unet, run, names, clocks, config)
     finally:
         torch.set_num_threads(threads)
-    return measured(plain, shares_of(signs, clocks, clocked), config)
+    return measured(plain, bare, shares_of(signs, clocks, clocked), config)
 
 
 def _rounds(
-    unet: nn.Module, run: Callable[[], object], clocks: Clocks, config: BenchConfig
-) -> tuple[list[Round], list[float]]:
-    """The rounds of plain forwards, and times in ms of those that filled `clocks`."""
+    unet: nn.Module,
+    run: Callable[[], object],
+    names: Sequence[str],
+    clocks: Clocks,
+    config: BenchConfig,
+) -> tuple[list[Round], list[Round], list[float]]:
+    """Rounds of plain forwards and of ones without any layer; ms of those that filled `clocks`."""
     plain: list[Round] = []
+    bare: list[Round] = []
     clocked: list[float] = []
-    turn = share(config.iterations, config.rounds), config.seconds / config.rounds
+    least, seconds = share(config.iterations, config.rounds), config.seconds / config.rounds
     repeat(run, config.warmup_iterations, config.warmup_s)
     for _ in track(range(config.rounds), "bench layers", config.rounds):
         watch = sensors.Watch()
-        plain.append(Round(tuple(repeat(run, *turn)), **watch.read()))
+        plain.append(Round(tuple(repeat(run, least, seconds)), **watch.read()))
+        with removed(unet, names):
+            run()
+            bare.append(Round(tuple(repeat(run, 1, seconds / 3))))
         with running(unet, clocks):
-            clocked += repeat(run, *turn)
-    return plain, clocked
+            clocked += repeat(run, least, seconds)
+    return plain, bare, clocked
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ from typing import Any
 
 from laptop import models
 from laptop.benchmarks.computers import Computer, facts_here
-from laptop.benchmarks.graphs import examples, export_unet
+from laptop.benchmarks.graph_layers import timed_graph
+from laptop.benchmarks.graphs import make_graph
 from laptop.benchmarks.latency import BenchConfig, measure
 from laptop.benchmarks.metering import Workload
 from laptop.benchmarks.subjects import workloads
-from laptop.export.job import run_apart
 from laptop.export.places import Local
 from laptop.machine import machine
 from laptop.pruning.latency_table import SCHEMA
@@ -43,23 +43,21 @@ def random_plan(units: list[Unit], ratio: float, total: int, seed: int) -> list[
 
 
 def time_plan(
-    model: str, remove: list[str], table: dict[str, Any], config: BenchConfig, base: Path
+    model: str, remove: list[str], table: dict[str, Any], config: BenchConfig, work: Path
 ) -> dict[str, Any]:
-    """One random plan, predicted and measured; `base` holds the whole U-Net's graph."""
+    """One random plan, predicted and measured; the whole U-Net's graph is kept in `work`."""
+    whole_unet = _workload(model, table)
     runtime, saves = table["runtime"], {u["name"]: u["latency_ms"] for u in table["units"]}
     whole = table["unet_ms"]["p50"]
-    with tempfile.TemporaryDirectory(dir=base.parent) as folder:
-        pruned = Path(folder) / "pruned"
-        pruned.mkdir()
-        write_model(pruned, prune_unet(models.load_unet(model), remove), model)
-        subjects = {"whole": model, "pruned": str(pruned)}
-        found = workloads(subjects, ("unet",), facts_here(), threads=config.threads)
-        found = [replace(w, shapes=_shapes(table)) for w in found]
+    with tempfile.TemporaryDirectory(dir=work) as folder:
         if runtime == "onnxruntime":
-            graph = Path(folder) / "graph" / "model.onnx"
-            graph.parent.mkdir()
-            make_graph(str(pruned), graph)
-            found = [_as_graph(w, path) for w, path in zip(found, (base, graph), strict=True)]
+            found = [timed_graph(whole_unet, work / "whole" / "model.onnx")]
+            graph = Path(folder) / "pruned" / "model.onnx"
+            make_graph(model, whole_unet.shapes, graph, remove)
+            found.append(replace(timed_graph(whole_unet, graph), label="pruned"))
+        else:
+            write_model(Path(folder), prune_unet(models.load_unet(model), remove), model)
+            found = [whole_unet, replace(whole_unet, label="pruned", source=folder)]
         report = measure(found, config, Computer(Local()), facts_here())
     (ratio,) = report["ratios"]
     predicted = whole - sum(saves[name] for name in remove)
@@ -75,23 +73,12 @@ def time_plan(
     }
 
 
-def _shapes(table: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(shape) for name, shape in table["conditions"]["shapes"].items()}
-
-
-def _as_graph(workload: Workload, path: Path) -> Workload:
-    settings = {"imports": ("onnxruntime",)}
-    source = str(path)
-    return replace(workload, runtime="onnxruntime", target="onnx", source=source, settings=settings)
-
-
-def make_graph(model: str, path: Path) -> None:
-    """The U-Net of a model as an ONNX file, unless it is there."""
-    if path.exists():
-        return
-    given = path.with_name("examples.safetensors")
-    examples(model, given)
-    run_apart("exporting the U-Net", export_unet, model, given, path, temporary=path.parent)
+def _workload(model: str, table: dict[str, Any]) -> Workload:
+    """The whole U-Net, with the table's shapes and threads."""
+    conditions = table["conditions"]
+    (found,) = workloads({"whole": model}, ("unet",), facts_here(), threads=conditions["threads"])
+    shapes = {name: tuple(shape) for name, shape in conditions["shapes"].items()}
+    return replace(found, shapes=shapes, runtime=table["runtime"])
 
 
 def main() -> None:
@@ -110,15 +97,15 @@ def main() -> None:
     )
     known = anatomy(models.empty_unet(asked.model), granularity=table["granularity"])
     work = asked.out.with_suffix(".work")
-    base = work / "whole" / "model.onnx"
-    base.parent.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     if table["runtime"] == "onnxruntime":
-        make_graph(asked.model, base)
+        whole = work / "whole" / "model.onnx"
+        make_graph(asked.model, _workload(asked.model, table).shapes, whole)
     rows = read_json(asked.out)["plans"] if asked.out.exists() else []
     for number in range(len(rows), asked.plans):
         ratio = known.largest_ratio * (number + 0.5) / asked.plans
         remove = random_plan(list(known.units), ratio, known.params, number)
-        rows.append(time_plan(asked.model, remove, table, config, base))
+        rows.append(time_plan(asked.model, remove, table, config, work))
         errors = [abs(row["error"]) for row in rows]
         say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")
         facts = {k: table[k] for k in ("model", "runtime", "device", "conditions", "granularity")}

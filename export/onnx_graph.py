@@ -60,7 +60,7 @@ def _name_scopes(module: nn.Module) -> None:
             above = (path[:i] for i, c in enumerate(path) if c == "." and path[:i] in called)
             own = path.removeprefix(f"{max(above, default='', key=len)}.")
             kind = torch.typename(type(inner))
-            scopes[inner] = torch._C._jit_onnx_create_full_scope_name(kind, own)  # type: ignore[attr-defined]
+            scopes[inner] = torch._C._jit_onnx_create_full_scope_name(kind, own)
 
 
 def trace(

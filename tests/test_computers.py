@@ -20,6 +20,7 @@ from laptop.benchmarks import computers
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.devices import device, ssh_hosts, state
 from laptop.benchmarks.latency import bench, measure, need_fitting
+from laptop.benchmarks.layers import bench_layers
 from laptop.benchmarks.metering import Facts, Workload
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -218,6 +219,15 @@ def test_a_full_disk_is_refused_before_anything_is_sent(
     facts = Facts("board", "Linux", {}, free_disk_bytes=10)
     with pytest.raises(LaptopError, match=r"ssh://board has 0\.00 GB free"):
         need_fitting([unet_of(graphs["base"])], facts, remote)
+
+
+@needs_sshd
+def test_layers_are_timed_on_the_board(remote: Computer, tiny_folder: Path, tmp_path: Path) -> None:
+    out = bench_layers(str(tiny_folder), tmp_path / "table.json", CONFIG, remote, "coarse")
+    table = json.loads(out.read_text())
+    assert (table["address"], table["runtime"]) == ("ssh://board", "onnxruntime")
+    times = [unit["latency_ms"] for unit in table["units"]]
+    assert 0 < sum(times) < table["unet_ms"]["p50"]
 
 
 @needs_sshd

@@ -14,9 +14,10 @@ from test_prefix import model
 from laptop import models
 from laptop.benchmarks import graph_layers
 from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.graph_layers import timed_modules
 from laptop.benchmarks.latency import BenchConfig
+from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.layers import bench_layers, running, shares_of
+from laptop.benchmarks.metering import Round
 from laptop.errors import BadInput
 from laptop.export.places import Local
 from laptop.pruning.units import anatomy
@@ -152,3 +153,12 @@ def test_an_operator_of_the_runtime_itself_goes_with_the_one_before_it() -> None
     ]
     found = graph_layers.shares_of(signs, operators)
     assert found == pytest.approx({"a.1": 3 / 20, "a.10": 7 / 20})
+
+
+def test_layers_share_the_difference_that_they_make() -> None:
+    whole, bare = [Round((100.0, 104.0)), Round((200.0, 208.0))], [Round((25.5,)), Round((51.0,))]
+    found = measured(whole, bare, {"a": 0.3, "b": 0.1}, QUICK)
+    assert found["unet_ms"]["p50"] == 152
+    assert found["without_layers"] == pytest.approx(0.25), "the second round was slower as a whole"
+    times = {u["name"]: u["latency_ms"] for u in found["units"]}
+    assert times == pytest.approx({"a": 0.75 * 0.75 * 152, "b": 0.75 * 0.25 * 152})

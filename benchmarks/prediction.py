@@ -9,14 +9,18 @@ so that a day on which the machine is slower does not count. A killed call goes 
 import argparse
 import json
 import random
+import shutil
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from laptop import models
 from laptop.benchmarks.computers import Computer, facts_here
+from laptop.benchmarks.figures import THEMES, new_figure, save_figure
+from laptop.benchmarks.findings import RUNTIMES
 from laptop.benchmarks.graph_layers import timed_graph
 from laptop.benchmarks.graphs import make_graph
 from laptop.benchmarks.latency import BenchConfig, measure
@@ -28,6 +32,9 @@ from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import Unit, anatomy
 from laptop.run import read_json, say, write_json
+
+KIND = "laptop.prediction/1"
+Json = dict[str, Any]
 
 
 def random_plan(units: list[Unit], ratio: float, total: int, seed: int) -> list[str]:
@@ -42,23 +49,11 @@ def random_plan(units: list[Unit], ratio: float, total: int, seed: int) -> list[
     return list(gone)
 
 
-def time_plan(
-    model: str, remove: list[str], table: dict[str, Any], config: BenchConfig, work: Path
-) -> dict[str, Any]:
-    """One random plan, predicted and measured; the whole U-Net's graph is kept in `work`."""
-    whole_unet = _workload(model, table)
-    runtime, saves = table["runtime"], {u["name"]: u["latency_ms"] for u in table["units"]}
+def time_plan(model: str, remove: list[str], table: Json, config: BenchConfig, work: Path) -> Json:
+    """One random plan, predicted and measured."""
+    saves = {u["name"]: u["latency_ms"] for u in table["units"]}
     whole = table["unet_ms"]["p50"]
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        if runtime == "onnxruntime":
-            found = [timed_graph(whole_unet, work / "whole" / "model.onnx")]
-            graph = Path(folder) / "pruned" / "model.onnx"
-            make_graph(model, whole_unet.shapes, graph, remove)
-            found.append(replace(timed_graph(whole_unet, graph), label="pruned"))
-        else:
-            write_model(Path(folder), prune_unet(models.load_unet(model), remove), model)
-            found = [whole_unet, replace(whole_unet, label="pruned", source=folder)]
-        report = measure(found, config, Computer(Local()), facts_here())
+    report = time_plans(model, {"pruned": remove}, table, config, work)
     (ratio,) = report["ratios"]
     predicted = whole - sum(saves[name] for name in remove)
     measured = whole * ratio["median"]
@@ -73,6 +68,37 @@ def time_plan(
     }
 
 
+def time_plans(
+    model: str,
+    plans: Mapping[str, Sequence[str]],
+    table: Json,
+    config: BenchConfig,
+    work: Path,
+) -> Json:
+    """The report of the whole U-Net and of it without each plan's layers, interleaved.
+
+    In the table's runtime and shapes, on this machine; the whole one's graph is kept in `work`.
+    """
+    whole = _workload(model, table)
+    found = [whole]
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        if table["runtime"] == "onnxruntime":
+            graph = work / "whole" / "model.onnx"
+            make_graph(model, whole.shapes, graph)
+            found = [timed_graph(whole, graph)]
+        for label, remove in plans.items():
+            folder = Path(scratch) / label
+            if table["runtime"] == "onnxruntime":
+                graph = folder / "model.onnx"
+                make_graph(model, whole.shapes, graph, remove)
+                found.append(replace(timed_graph(whole, graph), label=label))
+            else:
+                folder.mkdir()
+                write_model(folder, prune_unet(models.load_unet(model), remove), model)
+                found.append(replace(whole, label=label, source=str(folder)))
+        return measure(found, config, Computer(Local()), facts_here())
+
+
 def _workload(model: str, table: dict[str, Any]) -> Workload:
     """The whole U-Net, with the table's shapes and threads."""
     conditions = table["conditions"]
@@ -81,40 +107,75 @@ def _workload(model: str, table: dict[str, Any]) -> Workload:
     return replace(found, shapes=shapes, runtime=table["runtime"])
 
 
+def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig) -> Json:
+    """Predict and measure random plans, those that `out` has not yet; write it after each."""
+    known = anatomy(models.empty_unet(model), granularity=table["granularity"])
+    work = out.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    rows = read_json(out, KIND)["plans"] if out.exists() else []
+    for number in range(len(rows), plans):
+        ratio = known.largest_ratio * (number + 0.5) / plans
+        remove = random_plan(list(known.units), ratio, known.params, number)
+        rows.append(time_plan(model, remove, table, config, work))
+        errors = [abs(row["error"]) for row in rows]
+        say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")
+        told = ("model", "runtime", "device", "conditions", "granularity", "unet_ms")
+        errors_of = {"median_error": statistics.median(errors), "worst_error": max(errors)}
+        document = {"schema": KIND, **{k: table[k] for k in told}, **errors_of, **machine()}
+        write_json(out, document | {"plans": rows})
+    shutil.rmtree(work)
+    return read_json(out, KIND)
+
+
+def prediction_chart(reports: Sequence[Json], stem: Path) -> None:
+    """Predicted against measured latency as shares of the whole U-Net's; light and dark."""
+    for theme in THEMES:
+        figure, (axes,) = new_figure(theme, 3.6, 1)
+        axes.plot([0, 1], [0, 1], color=theme.grid, linewidth=1.2, zorder=0)
+        for report, colour in zip(reports, theme.curves, strict=False):
+            whole = report["unet_ms"]["p50"]
+            predicted = [row["predicted_ms"] / whole for row in report["plans"]]
+            measured = [row["measured_ms"] / whole for row in report["plans"]]
+            arms = [
+                [(row["measured_ms"] - row["low_ms"]) / whole for row in report["plans"]],
+                [(row["high_ms"] - row["measured_ms"]) / whole for row in report["plans"]],
+            ]
+            title = f"{Path(report['model']).name}, {RUNTIMES[report['runtime']]}"
+            axes.errorbar(
+                predicted, measured, yerr=arms, fmt="o", markersize=4, linewidth=1, color=colour,
+                label=f"{title}: median error {report['median_error']:.1%}",
+            )  # fmt: skip
+        axes.set_xlabel("predicted, share of the whole U-Net's", color=theme.ink, fontsize=8)
+        axes.set_ylabel("measured", color=theme.ink, fontsize=8)
+        axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=theme.ink)
+        save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("model")
-    parser.add_argument("table", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the result, a .json file")
+    parser.add_argument("model", nargs="?", help="leave it and the table out for a figure only")
+    parser.add_argument("table", type=Path, nargs="?")
+    parser.add_argument("-o", "--out", type=Path, help="the result, a .json file")
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0, help="a model, over all rounds")
+    parser.add_argument("--figure", type=Path, help="FIGURE.svg of the results in --of")
+    parser.add_argument("--of", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
+    if asked.figure:
+        prediction_chart([read_json(path, KIND) for path in asked.of], asked.figure)
+        return
+    if not (asked.model and asked.table and asked.out):
+        parser.error("MODEL, TABLE and -o, or --figure and --of")
     table = read_json(asked.table, SCHEMA)
-    threads = table["conditions"]["threads"]
     config = BenchConfig(
-        threads=threads, rounds=asked.rounds, iterations=asked.rounds, seconds=asked.seconds
+        threads=table["conditions"]["threads"],
+        rounds=asked.rounds,
+        iterations=asked.rounds,
+        seconds=asked.seconds,
     )
-    known = anatomy(models.empty_unet(asked.model), granularity=table["granularity"])
-    work = asked.out.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
-    if table["runtime"] == "onnxruntime":
-        whole = work / "whole" / "model.onnx"
-        make_graph(asked.model, _workload(asked.model, table).shapes, whole)
-    rows = read_json(asked.out)["plans"] if asked.out.exists() else []
-    for number in range(len(rows), asked.plans):
-        ratio = known.largest_ratio * (number + 0.5) / asked.plans
-        remove = random_plan(list(known.units), ratio, known.params, number)
-        rows.append(time_plan(asked.model, remove, table, config, work))
-        errors = [abs(row["error"]) for row in rows]
-        say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")
-        facts = {k: table[k] for k in ("model", "runtime", "device", "conditions", "granularity")}
-        found = {"median_error": statistics.median(errors), "worst_error": max(errors)}
-        write_json(
-            asked.out,
-            {"schema": "laptop.prediction/1"} | facts | found | machine() | {"plans": rows},
-        )
-    print(json.dumps({k: v for k, v in read_json(asked.out).items() if k != "plans"}, indent=1))
+    found = predict(asked.model, table, asked.out, asked.plans, config)
+    print(json.dumps({k: v for k, v in found.items() if k != "plans"}, indent=1))
 
 
 if __name__ == "__main__":

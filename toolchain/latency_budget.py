@@ -1,0 +1,90 @@
+"""A budget of time beside one of parameters: `python -m laptop.latency_budget SCORES TABLE -o OUT`.
+
+At each pruning ratio the plan by parameters is made, and the plan whose limit is the time that the
+table predicts for the first. Both are timed beside the whole U-Net, interleaved, in the table's
+runtime on this machine: at the same time, which loses less of the output?
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from laptop.benchmarks.latency import BenchConfig
+from laptop.benchmarks.prediction import time_plans
+from laptop.machine import machine
+from laptop.pruning.budgets import PlanConfig
+from laptop.pruning.latency_table import SCHEMA
+from laptop.pruning.plan import make_plan, read_scores
+from laptop.run import read_json, say, write_json
+
+RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+def compare_at(
+    ratio: float, scores: Path, table: Path, config: BenchConfig, work: Path
+) -> dict[str, Any]:
+    """Both plans of one ratio: parameters, MACs, losses, predicted and measured times."""
+    limits = PlanConfig(ratio=ratio)
+    by_params = read_json(make_plan(scores, work / f"params-{ratio:g}.json", limits))
+    times, whole_ms = _times(table)
+    most_ms = whole_ms - sum(times[name] for name in by_params["remove"])
+    limits = replace(limits, ratio=None, max_latency_ms=most_ms, latency_table=str(table))
+    by_time = read_json(make_plan(scores, work / f"time-{ratio:g}.json", limits))
+    plans = {"params": by_params, "time": by_time}
+    removed = {label: plan["remove"] for label, plan in plans.items()}
+    model = read_scores(scores)["model"]
+    report = time_plans(model, removed, read_json(table), config, work)
+    ratios = {(pair["a"], pair["b"]): pair for pair in report["ratios"]}
+    rows = {
+        label: {
+            "params": plan["params"]["after"],
+            "macs": plan["macs"]["after"],
+            "measured_loss": plan["measured_loss"],
+            "predicted_ms": whole_ms - sum(times[name] for name in plan["remove"]),
+            "of_whole": _interval(ratios["whole", label]),
+        }
+        for label, plan in plans.items()
+    }
+    pair = _interval(ratios["params", "time"])
+    return {"ratio": ratio, "plans": rows, "time_over_params": pair}
+
+
+def _times(table: Path) -> tuple[dict[str, float], float]:
+    found = read_json(table, SCHEMA)
+    return {u["name"]: u["latency_ms"] for u in found["units"]}, found["unet_ms"]["p50"]
+
+
+def _interval(pair: dict[str, Any]) -> dict[str, float]:
+    return {key: pair[key] for key in ("median", "low", "high")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the result, a .json file")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=10.0, help="a model, over all rounds")
+    asked = parser.parse_args()
+    table = read_json(asked.table, SCHEMA)
+    config = BenchConfig(
+        threads=table["conditions"]["threads"], rounds=asked.rounds, seconds=asked.seconds
+    )
+    work = asked.out.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    rows = read_json(asked.out)["rows"] if asked.out.exists() else []
+    for ratio in asked.ratios[len(rows) :]:
+        rows.append(compare_at(ratio, asked.scores, asked.table, config, work))
+        say(f"{ratio:.0%}: {rows[-1]}")
+        told = {k: table[k] for k in ("model", "runtime", "device", "conditions", "unet_ms")}
+        write_json(
+            asked.out, {"schema": "laptop.latency-budget/1", **told, **machine(), "rows": rows}
+        )
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

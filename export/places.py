@@ -242,12 +242,18 @@ def scratch(where: Place) -> Iterator[str]:
 
 
 def run_long(
-    where: Place, folder: str, command: Sequence[str], timeout_s: float, poll_s: float = 2
+    where: Place,
+    folder: str,
+    command: Sequence[str],
+    timeout_s: float,
+    poll_s: float = 2,
+    first_s: float = 0.1,
 ) -> Done:
     """Run a command of minutes; what it prints comes as one text.
 
     `folder` is a new one in a `scratch`, for its marks. The command is started once, also when the
-    connection drops while it starts, and goes on without one.
+    connection drops while it starts, and goes on without one. The first look at it is after
+    `first_s`: each costs the other machine some time.
     """
     at = shlex.quote(folder)
     inner = (
@@ -265,7 +271,7 @@ def run_long(
     )
     checked(where, start)
     end = time.monotonic() + timeout_s
-    wait = min(0.1, poll_s)
+    wait = min(first_s, timeout_s)
     while not (code := checked(where, poll).strip()):
         if time.monotonic() > end:
             raise LaptopError(f"{where.name}: no end after {timeout_s:g} s: {shlex.join(command)}")

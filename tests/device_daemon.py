@@ -191,6 +191,7 @@ def serve_files(stream: Stream, phone: "Phone") -> None:
         if command in (b"STA2", b"LST2"):
             stream.write(command + _stat(Path(name)))
         elif command == b"SEND":
+            phone.received.append(Path(name.rsplit(",", 1)[0]).name.removesuffix(".part"))
             _take(stream, *name.rsplit(",", 1))
         elif command == b"RECV":
             _give(stream, Path(name))
@@ -238,6 +239,7 @@ class Phone:
     def __init__(self, folder: Path, features: str = "shell_v2,cmd,stat_v2,ls_v2"):
         self.folder, self.features = folder, features
         self.trusts = True
+        self.received: list[str] = []  # names of files that were sent
         self.tmp, self.bin = folder / "tmp", folder / "bin"
         for each in (self.tmp, self.bin):
             each.mkdir(parents=True)

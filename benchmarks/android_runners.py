@@ -95,7 +95,7 @@ class PerfTest:
 
 
 class ExecutorRunner:
-    """ExecuTorch's: a line for each inference where it is of 2026; before, their sum.
+    """ExecuTorch's: a line for each inference, or, as in 2025, only their sum.
 
     Of a sum each call gives one sample, the mean of all its inferences, the first one too. Inputs
     are ones, of the shapes that the program was exported with.

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +24,8 @@ END = "laptop: end of script"
 TELLS_CODE = (0, 1, 255)  # exit codes that are adb's own where the end is not told
 LOST = re.compile(  # what adb says of a device that is not there, or of its connection
     r"device '.*' not found|no devices/emulators found|device offline|device still \w+"
-    r"|error: closed|connect failed|protocol fault|connection reset|broken pipe|no answer"
-    r"|couldn't read|failed to read|EOF",
+    r"|error: closed|connect failed|protocol fault|connection reset|broken pipe"
+    r"|couldn't read from device|failed to read copy response",
     re.IGNORECASE,
 )
 FOREVER = re.compile(r"more than one (?:device|emulator)|unauthorized|insufficient permissions")
@@ -69,12 +68,7 @@ class Adb:
 
     def put(self, source: Path, target: str) -> None:
         part = shlex.quote(f"{target}.part")
-        try:
-            self._copy("push", str(source), f"{target}.part", f"send {source.name}")
-        except LaptopError:
-            with suppress(LaptopError):  # half a model would fill the phone
-                self.run(f"rm -f {part}")
-            raise
+        self._copy("push", str(source), f"{target}.part", f"send {source.name}")
         # the first of two calls may have moved it already
         checked(self, f"[ ! -e {part} ] || mv {part} {shlex.quote(target)}")
 
@@ -112,8 +106,8 @@ class Adb:
             done = attempt()
             if not is_lost(done):
                 return done
-            if FOREVER.search(done.err):
-                raise LaptopError(self._refused(done.err))
+            if FOREVER.search(said := done.err + done.out):
+                raise LaptopError(self._refused(said))
         raise LaptopError(self._gone(what, _said(done)))
 
     def _refused(self, said: str) -> str:

@@ -68,7 +68,7 @@ class Local:
     name: str = "this machine"
 
     def run(self, script: str, timeout_s: float = 60) -> Done:
-        return _called(["sh", "-c", script], timeout_s, self.name)
+        return called(["sh", "-c", script], timeout_s, self.name)
 
     def put(self, source: Path, target: str) -> None:
         _copy(source, Path(target))
@@ -106,7 +106,7 @@ class Ssh:
         # its own 255 would pass for ssh's
         command = self.command(f"( {script}\n)\ns=$?; [ $s -eq {SSH_FAILED} ] && s=254; exit $s")
         return self._insist(
-            lambda: _called(command, timeout_s, self.name),
+            lambda: called(command, timeout_s, self.name),
             "run a command",
             lambda done: done.code == SSH_FAILED,
         )
@@ -138,7 +138,7 @@ class Ssh:
     def _copy(self, files: Sequence[str], what: str) -> None:
         command = ["scp", *self._options("-P"), *files]
         done = self._insist(
-            lambda: _called(command, None, self.name),
+            lambda: called(command, None, self.name),
             what,
             lambda done: done.code != 0 and bool(LOST.search(done.err) or FOREVER.search(done.err)),
         )
@@ -166,7 +166,7 @@ class Ssh:
             if FOREVER.search(done.err):
                 raise LaptopError(self._refused(done.err))
         raise LaptopError(
-            f"{self.name}: could not {what}: {_last_line(done.err)} ({self.tries} tries). "
+            f"{self.name}: could not {what}: {last_line(done.err)} ({self.tries} tries). "
             f"Does `ssh {shlex.join([*self._options('-p'), self._login])} true` work?"
         )
 
@@ -181,10 +181,11 @@ class Ssh:
             return (
                 f"{self.name}: its host key is not known. Run `ssh {self._login}` once, and look."
             )
-        return f"{self.name} refuses the login: {_last_line(said)} Run `ssh-copy-id {self._login}`."
+        return f"{self.name} refuses the login: {last_line(said)} Run `ssh-copy-id {self._login}`."
 
 
-def _called(command: Sequence[str], timeout_s: float | None, where: str) -> Done:
+def called(command: Sequence[str], timeout_s: float | None, where: str) -> Done:
+    """How a program of this machine ended that `where` needs; `LaptopError` as `Place.run` has."""
     try:
         done = subprocess.run(
             command,
@@ -201,7 +202,8 @@ def _called(command: Sequence[str], timeout_s: float | None, where: str) -> Done
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """For messages: the last line is where programs say what is wrong."""
     return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
@@ -221,7 +223,7 @@ def checked(where: Place, script: str, timeout_s: float = 60) -> str:
     done = where.run(script, timeout_s)
     if done.code:
         raise LaptopError(
-            f"{where.name}: exit code {done.code} of `{script[:200]}`: {_last_line(done.err)}"
+            f"{where.name}: exit code {done.code} of `{script[:200]}`: {last_line(done.err)}"
         )
     return done.out
 
@@ -261,12 +263,18 @@ def scratch(where: Place) -> Iterator[str]:
 
 
 def run_long(
-    where: Place, folder: str, command: Sequence[str], timeout_s: float, poll_s: float = 2
+    where: Place,
+    folder: str,
+    command: Sequence[str],
+    timeout_s: float,
+    poll_s: float = 2,
+    first_s: float = 0.1,
 ) -> Done:
     """Run a command of minutes; what it prints comes as one text.
 
     `folder` is a new one in a `scratch`, for its marks. The command is started once, also when the
-    connection drops while it starts, and goes on without one.
+    connection drops while it starts, and goes on without one. The first look at it is after
+    `first_s`: each costs the other machine some time.
     """
     at = shlex.quote(folder)
     inner = (
@@ -284,7 +292,7 @@ def run_long(
     )
     checked(where, start)
     end = time.monotonic() + timeout_s
-    wait = min(0.1, poll_s)
+    wait = min(first_s, timeout_s)
     while not (code := checked(where, poll).strip()):
         if time.monotonic() > end:
             raise LaptopError(f"{where.name}: no end after {timeout_s:g} s: {shlex.join(command)}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laptop.benchmarks.android_meter import free_bytes, measured
-from laptop.benchmarks.android_runners import PAGE, RUNNERS, runner_of
+from laptop.benchmarks.android_runners import PAGE, RUNNERS, runner_of, runtimes_of
 from laptop.benchmarks.metering import Facts, Heat, Meter, Workload
 from laptop.errors import LaptopError
 from laptop.export.adb import TMP, Adb
@@ -80,6 +80,8 @@ class Android:
             free_disk_bytes=free_bytes(self.place.run(f"df -k {TMP}").out),
             state=f"{battery}{'' if has_service else '; no thermal service'}",
             cores=int(cores) if (cores := self.place.run("nproc").out.strip()).isdigit() else None,
+            how_to=f"{PAGE} says how to build it",
+            refused=("ort",),  # in that format the runner takes each free dimension for 1
         )
 
     def heat(self) -> Heat:
@@ -113,12 +115,15 @@ class Android:
         return self.runners or folder_of(properties.get("ro.product.cpu.abi", ""))
 
     def _runtimes(self, folder: Path) -> dict[str, str]:
-        """The runners for this device; they tell no versions, so each is known by its hash."""
-        programs = {runtime: folder / runner.program for runtime, runner in RUNNERS.items()}
+        """The runners for this device, by the runtimes that they may have been built with.
+
+        They tell no versions, so each is known by its hash.
+        """
         return {
-            runtime: f"{path.name} sha256:{sha256(path)[:12]}"
-            for runtime, path in programs.items()
-            if path.is_file()
+            name: f"{path.name} sha256:{sha256(path)[:12]}"
+            for runtime, runner in RUNNERS.items()
+            if (path := folder / runner.program).is_file()
+            for name in runtimes_of(runtime)
         }
 
     def _thermal(self) -> Thermal:

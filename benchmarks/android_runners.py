@@ -137,6 +137,12 @@ def runner_of(workload: Workload) -> Runner:
     return RUNNERS[kind]
 
 
+def runtimes_of(kind: str) -> list[str]:
+    """`kind` with each of its providers, as --runtime names them."""
+    providers = PROVIDERS[1:] if kind == "onnxruntime" else ()
+    return [kind, *(f"{kind}:{name}" for name in providers)]
+
+
 def provider(runtime: str) -> str:
     """ONNX Runtime's execution provider, as the perf test names it."""
     name = runtime.partition(":")[2] or "cpu"

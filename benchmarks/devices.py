@@ -16,14 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from laptop.benchmarks import android
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.metering import Device
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export import places
+from laptop.export import adb, places
 from laptop.export.places import Local, Ssh
 
 FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
+ADB = re.compile(r"adb://([\w.:-]*)")
 HOST = re.compile(r"^\s*host\s+(.+)$", re.I)
 
 
@@ -31,6 +33,8 @@ def device(address: str, python: str = "python3") -> Device:
     """The device behind an address; raises `BadInput` for none, `Unsupported` for one not here."""
     if address.startswith("ios://"):
         raise Unsupported(ios_refusal(address))
+    if serial := ADB.fullmatch(address):
+        return android.device(serial[1])
     if not (address == "local" or address.startswith("ssh://")):
         raise BadInput(f"{address!r} is no device: use {FORMS}.")
     where = places.place(address)
@@ -56,8 +60,15 @@ def ios_refusal(address: str) -> str:
 
 
 def known() -> list[str]:
-    """Addresses of this computer and of the hosts in the user's ssh configuration."""
-    return ["local", *(f"ssh://{host}" for host in ssh_hosts())]
+    """Addresses: this computer, hosts in the user's ssh configuration, what adb knows."""
+    return ["local", *(f"ssh://{host}" for host in ssh_hosts()), *phones()]
+
+
+def phones() -> list[str]:
+    """Addresses of the devices that adb knows, whatever their state; none without adb."""
+    if shutil.which("adb") is None:
+        return []
+    return [f"adb://{serial}" for serial, _ in adb.devices()]
 
 
 def states(addresses: Sequence[str], python: str = "python3") -> list[dict[str, Any]]:
@@ -70,8 +81,11 @@ def state(address: str, python: str = "python3") -> dict[str, Any]:
     """`{"address", "facts" and "heat", or "error"}`."""
     try:
         found = device(address, python)
-        if isinstance(found, Computer) and isinstance(found.where, Ssh):
-            found = replace(found, where=replace(found.where, tries=1))  # a look, no insisting
+        match found:  # a look, no insisting
+            case Computer(where=Ssh() as where):
+                found = replace(found, where=replace(where, tries=1))
+            case android.Android(place=adb.Adb() as place):
+                found = replace(found, place=replace(place, tries=1))
         return {"address": address, "facts": vars(found.probe()), "heat": vars(found.heat())}
     except LaptopError as e:
         return {"address": address, "error": str(e)}

@@ -93,6 +93,8 @@ class Facts:
     free_disk_bytes: int | None = None
     state: str | None = None  # further words, such as a battery's
     cores: int | None = None
+    how_to: str | None = None  # how a runtime comes there; None: by pip
+    refused: tuple[str, ...] = ()  # targets that cannot be timed there
 
 
 class Device(Protocol):

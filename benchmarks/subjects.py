@@ -156,6 +156,9 @@ def _on_device(
     made = []
     lost = set()
     for one in found:
+        if (kind := one.target.partition("-")[0]) in facts.refused:
+            say(f"bench: {place}: {facts.name} cannot time target {kind}. It is left out.")
+            continue
         asked = [r for r in runtimes if r.partition(":")[0] == one.runtime]
         for runtime in asked if runtimes else [one.runtime]:
             if runtime in there:
@@ -164,7 +167,9 @@ def _on_device(
                 lost.add(runtime)
     for runtime in sorted(lost):
         needed = f"{place} needs {runtime}, which is not installed on {facts.name}"
-        if runtime in EXTRAS:
+        if facts.how_to:
+            needed += f": {facts.how_to}"
+        elif runtime in EXTRAS:
             needed += f": pip install 'laptop-diff[{EXTRAS[runtime]}]'"
         if not made:
             raise MissingExtra(f"{needed}. There are {_listed(there)}.")

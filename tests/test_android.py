@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from device_daemon import Phone, connect, needs_adb, phone_at, private_server
 from phone_workloads import graph, of_executorch, of_onnx
 
 from laptop.benchmarks import android, android_meter, android_runners
 from laptop.benchmarks.android import Android, Battery, Thermal, not_ready
 from laptop.benchmarks.metering import Device, Heat
+from laptop.cli import main
 from laptop.errors import LaptopError, NoSpace
 from laptop.export import adb
 from laptop.export.adb import Adb
@@ -188,11 +190,43 @@ def test_a_probe_tells_what_the_phone_is_and_has(device: Device, phone: Phone) -
     assert facts.os == "Android 14 (API 34)"
     assert facts.state == "battery 84 %, charging, 32.6 °C"
     assert facts.power_mode == "normal"
-    assert facts.runtimes.keys() == {"onnxruntime", "executorch"}
+    assert {"onnxruntime", "onnxruntime:xnnpack", "executorch"} <= facts.runtimes.keys()
     assert facts.runtimes["onnxruntime"].startswith("onnxruntime_perf_test sha256:")
     for number in (facts.free_memory_bytes, facts.free_disk_bytes, facts.cores):
         assert number
         assert number > 0
+
+
+@needs_adb
+def test_bench_measures_on_a_phone_by_its_address(
+    device: Android, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert device.runners is not None
+    shutil.copytree(device.runners, tmp_path / ".cache/laptop/android/arm64-v8a")
+    model = graph(tmp_path / "onnx").parent.parent
+    (tmp_path / "r.toml").write_text(
+        "[bench]\nrounds = 2\niterations = 4\nseconds = 0.0\nwarmup_s = 0.0\nthreads = 1\n"
+    )
+    config = '{"sample_size": 8, "in_channels": 4, "cross_attention_dim": 8}'
+    (model / "unet" / "config.json").write_text(config)
+    done = CliRunner().invoke(
+        main,
+        [
+            *("bench", str(model), "--component", "unet", "--allow-invalid"),
+            *("--runtime", "onnxruntime:xnnpack", "--device", device.address),
+            *("-c", str(tmp_path / "r.toml"), "-o", str(tmp_path / "phone.json")),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "phone.json").read_text())
+    (row,) = report["results"]
+    assert row["n"] == 4
+    assert row["runtime"] == "onnxruntime:xnnpack"
+    assert report["device"]["name"] == "Google Pixel 8 (Tensor G3)"
+    listed = CliRunner().invoke(main, ["devices"])
+    assert device.address in listed.output
+    assert "Android 14 (API 34)" in listed.output
 
 
 @needs_adb

@@ -197,7 +197,7 @@ def scored(tiny_folder, tmp_path_factory) -> Path:
     )
     for args in (
         ["score", "--model", tiny_folder, "-o", folder / "scores"],
-        ["bench", tiny_folder, "--layers", "-o", folder / "table.json"],
+        ["bench", tiny_folder, "--layers", "--allow-invalid", "-o", folder / "table.json"],
     ):
         result = run(*args, "-c", folder / "r.toml")
         assert result.exit_code == 0, result.output

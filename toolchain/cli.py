@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from laptop import __version__, artifact_commands, cache_command, options, readers
+from laptop import __version__, artifact_commands, bench_options, cache_command, options, readers
 from laptop.options import Common, example
 
 if TYPE_CHECKING:
@@ -269,8 +269,8 @@ def distill(
 )
 @click.argument("subject")
 @click.option("--against", help="A second model or artifacts folder, measured in turn.")
-@options.measuring
-@options.layers
+@bench_options.measuring
+@bench_options.layers
 @options.out("The report or the table, a .json file.")
 @options.common
 @options.dry_run
@@ -292,7 +292,7 @@ def bench(
     them. With --layers: what each removable layer takes of it, as a table for `laptop plan`.
     """
     options.need_json(out)
-    options.need_fitting(layers, against, granularity, resolution)
+    bench_options.need_fitting(layers, against, granularity, resolution)
     recipe = common.recipe(subject, score={"granularity": granularity}, bench=measuring)
     yield recipe
     from laptop import benches

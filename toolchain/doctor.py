@@ -33,6 +33,11 @@ GIVES = {  # extra: what it is for; a test holds that each extra for users stand
 PROGRAMS = {
     "trtexec": "TensorRT engines on this machine",
     "ssh": "engines and measurements on a board",
+    "adb": "measurements on Android devices",
+}
+RUNNERS_GIVE = {
+    "onnxruntime_perf_test": "latency of ONNX on Android",
+    "executor_runner": "latency of ExecuTorch programs on Android",
 }
 
 
@@ -45,8 +50,19 @@ def report() -> dict[str, Any]:
         "extras": extras(),
         **models_report(),
         "programs": programs(),
+        "android_runners": android_runners(),
         "devices": devices(),
     }
+
+
+def android_runners() -> list[dict[str, Any]]:
+    """Programs that measure on Android devices, built for them; `abis` is empty without any."""
+    from laptop.benchmarks.android import runners_here
+
+    return [
+        {"name": name, "gives": f"{RUNNERS_GIVE[name]} (docs/android.md)", "abis": list(abis)}
+        for name, abis in runners_here().items()
+    ]
 
 
 def programs() -> list[dict[str, Any]]:
@@ -177,6 +193,7 @@ def print_report(console: "Console | None" = None) -> None:
     _print_extras(extras(), out)
     print_models(out)
     rows = [(p["name"], p["gives"], p["path"] or "missing") for p in programs()]
+    rows += [(r["name"], r["gives"], ", ".join(r["abis"]) or "missing") for r in android_runners()]
     _print_table(("program", "gives", "found"), rows, out)
     _print_table(
         ("device", "what", "memory"),

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,66 +162,6 @@ granularity = click.option(
 )
 
 
-def layers(function: Function) -> Function:
-    """--layers of `laptop bench`, and what goes with it."""
-    for option in (
-        click.option("--resolution", type=int, help="Pixels of a picture. [default: the model's]"),
-        granularity,
-        click.option("--layers", is_flag=True, help="Time each removable layer, for a plan."),
-    ):
-        function = option(function)
-    return function
-
-
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
-
-
-def duration(_: object, __: object, text: str | None) -> float | None:
-    """Seconds of `90s`, `10m`, `1h`, for click."""
-    if text is None:
-        return None
-    if not (found := DURATION.fullmatch(text)):
-        raise click.BadParameter(f"{text!r} is no duration; write 90s, 10m or 1h.")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def measuring(function: Function) -> Function:
-    """--device and how to measure there; the latter is one keyword argument, `measuring`."""
-
-    @functools.wraps(function)
-    def command(
-        runtimes: str | None, components: str | None, sustained: float | None, **values: Any
-    ) -> Any:
-        given = {
-            "runtimes": targets(runtimes),
-            "components": targets(components),
-            "sustained_s": sustained,
-        }
-        return function(measuring=given, **values)
-
-    for option in (
-        click.option("--allow-invalid", is_flag=True, help="Exit 0 although a row is not valid."),
-        click.option(
-            "--sustained",
-            callback=duration,
-            help="Run each component so long (10m), by the minute: what heat does.",
-        ),
-        click.option(
-            "--runtime",
-            "runtimes",
-            help="Such as onnxruntime:cuda,pytorch. [default: all, on the processor]",
-        ),
-        click.option(
-            "--component",
-            "components",
-            help="Such as unet,vae_decoder. [default: all that an image needs]",
-        ),
-        click.option("--device", default="local", show_default=True, help="Where to measure."),
-    ):
-        command = option(command)
-    return command
-
-
 def budgets(function: Function) -> Function:
     """--ratio and the other limits; the command takes them as one keyword argument, `budgets`."""
 
@@ -314,19 +253,6 @@ def need_json(path: Path) -> None:
     """A usage error unless `path` names a .json file."""
     if path.suffix != ".json":
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
-
-
-def need_fitting(
-    layers: bool, against: str | None, granularity: str | None, resolution: int | None
-) -> None:
-    """A usage error for options of `laptop bench` that do not go together."""
-    if layers and against is not None:
-        raise click.UsageError(
-            "--against with --layers: a table is of one model. Leave one of them out."
-        )
-    given = {"--granularity": granularity, "--resolution": resolution}
-    if not layers and (alone := [flag for flag, value in given.items() if value is not None]):
-        raise click.UsageError(f"{', '.join(alone)} without --layers: only its table has them.")
 
 
 def healing(function: Function) -> Function:

@@ -2,8 +2,8 @@
 
     /data/local/tmp/laptop/files/SHA256/     a model with its weights, a runner with its libraries
 
-A folder's name is the hash of what lies in it, and what lies in it is checked by the device's own
-`sha256sum` before it is used.
+A folder's name is the hash of what lies in it, and what lies in it is checked there before it is
+used.
 """
 
 import hashlib
@@ -11,19 +11,19 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from laptop.benchmarks.android_runners import Call, Runner, complaint
 from laptop.benchmarks.metering import Ready, Round, Workload
-from laptop.errors import LaptopError, NoSpace
+from laptop.errors import LaptopError
+from laptop.export import places
 from laptop.export.adb import TMP
 from laptop.export.places import Place, checked, run_long, scratch
 from laptop.run import sha256
 
 FILES = f"{TMP}/laptop/files"
-SUM_S = 600  # to hash some gigabytes on a phone
 LOAD_S = 900  # the first load on an accelerator compiles the model
 PATIENCE = 10  # times what the last call took: a phone that is throttled, not one that hangs
 DF = re.compile(r"\d+\s+\d+\s+(\d+)\s+\d+%")  # of `df -k`: blocks, used, free, share
@@ -129,42 +129,12 @@ def measured(
 
 def send(place: Place, files: Sequence[Path]) -> str:
     """The device's folder with these files; those that lie there and are whole are not sent."""
-    sums = {file.name: sha256(file) for file in files}
-    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    folder = f"{FILES}/{hashlib.sha256(listing.encode()).hexdigest()}"
-    at = shlex.quote(folder)
-    checked(place, f"mkdir -p {at}")
-    there = _sums(place, folder)
-    missing = [file for file in files if there.get(file.name) != sums[file.name]]
-    _need_space(place, missing)
-    for file in missing:
-        place.put(file, f"{folder}/{file.name}")
-    if missing and _sums(place, folder) != sums:
-        with suppress(LaptopError):  # the error below says more
-            place.run(f"rm -rf {at}")
-        raise LaptopError(
-            f"{place.name}: what arrived in {folder} is not what was sent. Try again; if it "
-            "happens twice, look at the cable and at the device's storage."
-        )
-    checked(place, f"chmod 755 {at}/*")  # adb gives programs the mode that they have here
+    sums = {file: sha256(file) for file in files}
+    name = hashlib.sha256(" ".join(f"{file.name} {sums[file]}" for file in files).encode())
+    folder = f"{FILES}/{name.hexdigest()}"
+    places.send(place, sums, folder)
+    checked(place, f"chmod 755 {shlex.quote(folder)}/*")  # adb gives files the mode they have here
     return folder
-
-
-def _sums(place: Place, folder: str) -> dict[str, str]:
-    """The hashes of what lies in a folder, by name."""
-    script = f'cd {shlex.quote(folder)} && for f in *; do [ ! -f "$f" ] || sha256sum "$f"; done'
-    rows = (line.split(maxsplit=1) for line in checked(place, script, SUM_S).splitlines())
-    return {name: digest for digest, name in rows}
-
-
-def _need_space(place: Place, files: Sequence[Path]) -> None:
-    needed = sum(file.stat().st_size for file in files)
-    free = free_bytes(place.run(f"df -k {TMP}").out)
-    if free is not None and needed > free:
-        raise NoSpace(
-            f"{place.name} has {free / 1e9:.2f} GB free in {TMP}; {files[0].name} and what lies "
-            f"beside it need {needed / 1e9:.2f} GB. Free some: old models lie in {FILES}."
-        )
 
 
 def free_bytes(df: str) -> int | None:

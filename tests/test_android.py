@@ -14,9 +14,10 @@ from phone_workloads import graph, of_executorch, of_onnx
 
 from laptop.benchmarks import android, android_meter, android_runners
 from laptop.benchmarks.android import Android, Battery, Thermal, not_ready
+from laptop.benchmarks.latency import need_fitting
 from laptop.benchmarks.metering import Device, Heat
 from laptop.cli import main
-from laptop.errors import LaptopError, NoSpace
+from laptop.errors import LaptopError
 from laptop.export import adb
 from laptop.export.adb import Adb
 
@@ -286,14 +287,13 @@ def test_files_are_sent_once_unless_they_were_damaged(
 
 
 @needs_adb
-def test_files_that_do_not_arrive_whole_are_an_error_and_do_not_stay(
+def test_files_that_do_not_arrive_whole_are_an_error(
     device: Android, phone: Phone, tmp_path: Path
 ) -> None:
     phone.install("sha256sum", 'echo "0000  $1"')
     (tmp_path / "model").write_text("x")
-    with pytest.raises(LaptopError, match="is not what was sent"):
+    with pytest.raises(LaptopError, match="model arrived damaged"):
         android_meter.send(device.place, [tmp_path / "model"])
-    assert not list((phone.tmp / "laptop/files").iterdir())
 
 
 @needs_adb
@@ -301,9 +301,8 @@ def test_a_full_phone_is_an_error_before_anything_is_sent(
     device: Android, phone: Phone, tmp_path: Path
 ) -> None:
     phone.says("df", "Filesystem 1K-blocks Used Available Use% Mounted on\nx 9 9 0 100% /data\n")
-    (tmp_path / "model").write_text("x")
-    with pytest.raises(NoSpace, match=r"has 0\.00 GB free .* model and what lies beside it need"):
-        android_meter.send(device.place, [tmp_path / "model"])
+    with pytest.raises(LaptopError, match=r"has 0\.00 GB free"):
+        need_fitting([of_onnx(graph(tmp_path / "onnx"))], device.probe(), device)
     assert not phone.received
 
 

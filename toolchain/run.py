@@ -52,13 +52,10 @@ def run_stage(
     `work` writes its whole result into the folder it is given (for a file result: a file named
     `out.name`), may find there what an earlier, killed call left, and may return facts for the
     manifest. `config` is a dataclass or a mapping that JSON can hold; `inputs` are files and
-    folders. Raises `OutputExists` where `out` holds something else.
+    folders. Raises `OutputExists` where `out` holds something else, `BadInput` where nothing can
+    be made.
     """
-    for path in inputs.values():
-        if path.resolve() in out.resolve().parents:  # then it would change what it is made from
-            raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
-    if out.is_mount():  # nothing can be renamed to it
-        raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
+    _check_place(out, name, inputs)
     place, out = out, out.resolve() if out.is_symlink() else out
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
     settings = json.loads(json.dumps(settings, default=str))
@@ -81,6 +78,15 @@ def run_stage(
             _make(name, partial, out, settings, identity | {"key": key}, work)
         _replace(partial, out)
     return place
+
+
+def _check_place(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
+    """Raise `BadInput` for a place in what the result is made from, and for a mount point."""
+    for path in inputs.values():
+        if path.resolve() in out.resolve().parents:  # then it would change what it is made from
+            raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
+    if out.is_mount():  # nothing can be renamed to it
+        raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
 
 
 def _make(

@@ -1,26 +1,33 @@
-"""Gates between two results of the same kind: `latency_ms.p50>+10%,params>+0%,psnr_db<40`.
+"""Gates between two results, or two runs: `latency_ms.p50>+10%,params>+0%,parity.psnr<40`.
 
 With a percent sign the limit is on the change from BASE to NEW, without it on the value in NEW.
-Rows of any of our JSON files are matched by the fields that name them, numbers by dotted path.
+Rows of any of our JSON files are matched by the fields that name them, numbers by dotted path,
+which may begin with the kind of the file (`parity.`, `bench.`) and end without the unit.
 """
 
 import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from laptop.errors import BadInput
 from laptop.run import read_json
 
-NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
+NAMES = (  # identify a row
+    "label", "name", "component", "runtime", "target", "artifact", "file", "kind", "a", "b",
+)  # fmt: skip
 CONDITIONS = (
     "conditions", "device", "precision", "steps", "guidance", "prompts", "feature_space",
     "reference", "granularity", "criterion", "samples", "seed",
 )  # fmt: skip
 GATE = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>)\s*([+-]?\d+(?:\.\d+)?)\s*(%?)\s*")
+UNIT = "(?:_(?:ms|s|db|w|j|bytes))?"
+RESULTS = (  # of a run folder
+    "plan.json", "artifacts/artifacts.json", "parity/report.json", "bench/*.json", "eval/eval.json",
+)  # fmt: skip
 OPERATORS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 Rows = dict[str, dict[str, Any]]
 
@@ -40,16 +47,22 @@ class Gate:
         v = change_percent(base, new) if self.is_relative else new
         return math.isnan(v) or bool(OPERATORS[self.op](v, self.limit))
 
+    def concerns(self, path: str) -> bool:
+        """`params` also means `params.after`; `psnr` and `parity.psnr` mean `parity.psnr_db`."""
+        names = r"\.".join(re.escape(name) + UNIT for name in self.path.split("."))
+        return re.search(rf"(?:^|\.){names}(?:\.|$)", path) is not None
+
 
 @dataclass(frozen=True)
 class Change:
     """One number in both files; None where one lacks it."""
 
-    row: str  # "label=student component=unet", empty for the document itself
+    row: str  # "results: label=student component=unet", empty for the document itself
     path: str
     base: float | None
     new: float | None
     breached: tuple[str, ...]  # the gates
+    gates: tuple[str, ...] = ()  # all that concern it
 
 
 def parse_gates(text: str) -> list[Gate]:
@@ -75,23 +88,51 @@ def change_percent(base: float, new: float) -> float:
 def compare(base: Path, new: Path, fail_on: str = "") -> tuple[list[Change], list[Change]]:
     """All changes of the gated numbers (of every number without gates), and the breaches.
 
-    A number that NEW has lost is a breach. Raises `BadInput` for a gate that concerns nothing and
-    for files, rows or conditions that cannot be compared.
+    Both are files of one kind, or folders of `laptop compress`, whose results are compared file by
+    file. A number that NEW has lost is a breach. Raises `BadInput` for a gate that concerns nothing
+    and for files, rows or conditions that cannot be compared.
     """
     gates = parse_gates(fail_on) if fail_on else []
-    documents = [read_json(path) for path in (base, new)]
-    if len({d.get("schema") for d in documents}) > 1:
+    changes: list[Change] = []
+    known: set[str] = set()
+    for name, before, after in _pairs(base, new):
+        kind = str(before.get("schema")).partition("/")[0].removeprefix("laptop.")
+        before_rows, after_rows = rows(before), rows(after)
+        found = list(_changes(kind, before_rows, after_rows, gates))
+        if found:
+            _check_conditions(before_rows, after_rows)
+        changes += [replace(c, row=": ".join(filter(None, (name, c.row)))) for c in found]
+        known |= {path for row in before_rows.values() for path, _ in leaves(row)}
+    if unused := [g for g in gates if not any(g.text in c.gates for c in changes)]:
         raise BadInput(
-            f"{base} is {documents[0].get('schema')}, {new} is {documents[1].get('schema')}: "
-            "compare two files of one kind."
+            f"gate {unused[0].text!r} concerns no number here. There are {sorted(known)}."
         )
-    rows_base, rows_new = (rows(d) for d in documents)
-    if not set(rows_base) & set(rows_new):
-        raise BadInput(f"{base} and {new} have no row in common: {[*rows_base]}; {[*rows_new]}.")
-    _check_conditions(rows_base, rows_new)
-    changes = list(_changes(rows_base, rows_new, gates))
-    _check_used(gates, rows_base)
     return changes, [change for change in changes if change.breached]
+
+
+def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """What to compare with what; named in a run, where NEW may lack a file."""
+    if base.is_dir() != new.is_dir():
+        raise BadInput(f"{base} and {new}: compare two files, or two folders of `laptop compress`.")
+    if not base.is_dir():
+        documents = read_json(base), read_json(new)
+        kinds = [document.get("schema") for document in documents]
+        if kinds[0] != kinds[1]:
+            raise BadInput(
+                f"{base} is {kinds[0]}, {new} is {kinds[1]}: compare two files of one kind."
+            )
+        found, other = map(rows, documents)
+        if not set(found) & set(other):
+            raise BadInput(f"{base} and {new} have no row in common: {[*found]}; {[*other]}.")
+        yield "", *documents
+        return
+    files = [path for pattern in RESULTS for path in sorted(base.glob(pattern))]
+    files = [path for path in files if not path.name.endswith(".manifest.json")]
+    if not files:
+        raise BadInput(f"{base} holds no result of `laptop compress`, such as plan.json.")
+    for path in files:
+        name = str(path.relative_to(base))
+        yield name, read_json(path), read_json(new / name) if (new / name).is_file() else {}
 
 
 def rows(document: Mapping[str, Any]) -> Rows:
@@ -114,21 +155,16 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield f"{prefix}{key}", float(inner)
 
 
-def _concerns(gate: Gate, path: str) -> bool:
-    """`params` also means `params.after`, and `psnr_db` means `outputs.psnr_db`."""
-    return f".{gate.path}." in f".{path}."
-
-
-def _changes(base: Rows, new: Rows, gates: Sequence[Gate]) -> Iterator[Change]:
+def _changes(kind: str, base: Rows, new: Rows, gates: Sequence[Gate]) -> Iterator[Change]:
     for name, row in base.items():
         new_values = dict(leaves(new.get(name, {})))
         for path, value in leaves(row):
-            concerned = [gate for gate in gates if _concerns(gate, path)]
+            concerned = [gate for gate in gates if gate.concerns(f"{kind}.{path}")]
             if gates and not concerned:
                 continue
             now = new_values.get(path)
             breached = tuple(g.text for g in concerned if now is None or g.is_breached(value, now))
-            yield Change(name, path, value, now, breached)
+            yield Change(name, path, value, now, breached, tuple(g.text for g in concerned))
 
 
 def _check_conditions(base: Rows, new: Rows) -> None:
@@ -140,10 +176,3 @@ def _check_conditions(base: Rows, new: Rows) -> None:
                     f"row {name!r} was made under other conditions: {key} is {before} in BASE, "
                     f"{after} in NEW. Measure both in the same way."
                 )
-
-
-def _check_used(gates: Sequence[Gate], base: Rows) -> None:
-    known = sorted({path for row in base.values() for path, _ in leaves(row)})
-    for gate in gates:
-        if not any(_concerns(gate, path) for path in known):
-            raise BadInput(f"gate {gate.text!r} concerns no number here. There are {known}.")

@@ -37,7 +37,10 @@ PLAN = {
 }
 PARITY = {
     "schema": "laptop.parity/1",
-    "results": [{"target": "onnx", "component": "unet", "outputs": {"psnr_db": 80.0}}],
+    "results": [
+        {"target": "onnx", "component": "unet", "artifact": f"{folder}/unet", "psnr_db": db}
+        for folder, db in (("onnx", 80.0), ("onnx-int8", 60.0))
+    ],
 }
 EVAL = {"schema": "laptop.eval/1", "steps": 25, "models": [{"label": "t", "frechet": 1.0}]}
 SCORES = {"schema": "laptop.scores/1", "units": [{"name": "a", "kind": "resnet", "score": 0.0}]}
@@ -85,9 +88,10 @@ def test_a_relative_gate_limits_the_change(files, ms: float, is_breach: bool) ->
 def test_an_absolute_gate_limits_the_new_value_and_a_short_path_finds_it(files) -> None:
     new = copy.deepcopy(PARITY)
     assert compare(*files(PARITY, new), "psnr_db<40")[1] == []
-    new["results"][0]["outputs"]["psnr_db"] = 39.9
-    (breach,) = compare(*files(PARITY, new), "psnr_db<40")[1]
-    assert breach.path == "outputs.psnr_db"
+    new["results"][0]["psnr_db"] = 39.9
+    (breach,) = compare(*files(PARITY, new), "psnr<40")[1]
+    assert breach.row == "results: component=unet target=onnx artifact=onnx/unet"
+    assert breach.path == "psnr_db"
 
 
 def test_a_plan_has_one_row_and_a_prefix_means_all_below_it(files) -> None:
@@ -150,3 +154,60 @@ def test_without_gates_every_number_is_compared(files) -> None:
     changes, breaches = compare(*files(BENCH, BENCH))
     assert len(changes) == 7
     assert breaches == []
+
+
+def run_folder(folder: Path, **documents: dict) -> Path:
+    files = {"plan": "plan.json", "parity": "parity/report.json", "bench": "bench/local.json"}
+    for name, document in documents.items():
+        path = folder / files[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document))
+    return folder
+
+
+def test_runs_are_compared_by_all_their_results(tmp_path: Path) -> None:
+    gates = "latency_ms.p50>+10%,params>+0%,parity.psnr<70"
+    base = run_folder(tmp_path / "a", plan=PLAN, parity=PARITY, bench=BENCH)
+    new = run_folder(tmp_path / "b", plan=PLAN, parity=PARITY, bench=student_at(7.0))
+    changes, breaches = compare(base, new, gates)
+    assert {c.row.partition(":")[0] for c in changes} == {
+        "plan.json",
+        "parity/report.json",
+        "bench/local.json",
+    }
+    assert [(b.path, b.breached) for b in breaches] == [
+        ("psnr_db", ("parity.psnr<70",)),
+        ("latency_ms.p50", ("latency_ms.p50>+10%",)),
+    ]
+
+
+def test_a_run_that_lost_a_result_breaches_its_gates(tmp_path: Path) -> None:
+    base = run_folder(tmp_path / "a", plan=PLAN, parity=PARITY)
+    new = run_folder(tmp_path / "b", plan=PLAN)
+    breaches = compare(base, new, "psnr<40")[1]
+    assert [breach.new for breach in breaches] == [None, None]
+
+
+def test_conditions_matter_where_a_gate_does(tmp_path: Path) -> None:
+    elsewhere = copy.deepcopy(BENCH)
+    for row in elsewhere["results"]:
+        row["device"] = "another"
+    base = run_folder(tmp_path / "a", plan=PLAN, bench=BENCH)
+    new = run_folder(tmp_path / "b", plan=PLAN, bench=elsewhere)
+    assert compare(base, new, "plan.params>+0%")[1] == []
+    with pytest.raises(BadInput, match="device is cpu in BASE, another in NEW"):
+        compare(base, new, "p50>+10%")
+
+
+def test_a_run_and_a_file_are_not_compared(tmp_path: Path) -> None:
+    base = run_folder(tmp_path / "a", plan=PLAN)
+    with pytest.raises(BadInput, match="two files, or two folders"):
+        compare(base, base / "plan.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="holds no result"):
+        compare(tmp_path / "empty", base)
+
+
+@pytest.mark.parametrize("gate", ["latency.p50>+0%", "bench.latency_ms>+0%", "p50>+0%"])
+def test_units_and_the_kind_of_file_may_be_left_out(files, gate: str) -> None:
+    assert {b.path for b in compare(*files(BENCH, student_at(7.0)), gate)[1]} == {"latency_ms.p50"}

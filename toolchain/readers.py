@@ -58,7 +58,7 @@ def compare(
     benchmark: TextIO | None,
     as_json: bool,
 ) -> None:
-    """Compare two reports of the same kind and gate on the difference."""
+    """Compare two results of one kind, or two runs, and gate on the difference."""
     from laptop.benchmarks import gate_files
     from laptop.benchmarks.compare import compare as run
 

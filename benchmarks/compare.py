@@ -16,9 +16,8 @@ from typing import Any
 from laptop.errors import BadInput
 from laptop.run import read_json
 
-NAMES = (  # identify a row
-    "label", "name", "component", "runtime", "target", "artifact", "file", "kind", "a", "b",
-)  # fmt: skip
+NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
+FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder
 CONDITIONS = (
     "conditions", "device", "precision", "steps", "guidance", "prompts", "feature_space",
     "reference", "granularity", "criterion", "samples", "seed",
@@ -96,7 +95,7 @@ def compare(base: Path, new: Path, fail_on: str = "") -> tuple[list[Change], lis
     changes: list[Change] = []
     known: set[str] = set()
     for name, before, after in _pairs(base, new):
-        kind = str(before.get("schema")).partition("/")[0].removeprefix("laptop.")
+        kind = kind_of(before)
         before_rows, after_rows = rows(before), rows(after)
         found = list(_changes(kind, before_rows, after_rows, gates))
         if found:
@@ -135,14 +134,25 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
         yield name, read_json(path), read_json(new / name) if (new / name).is_file() else {}
 
 
+def kind_of(document: Mapping[str, Any]) -> str:
+    """Such as `bench`, of the schema `laptop.bench/1`."""
+    return str(document.get("schema")).partition("/")[0].removeprefix("laptop.")
+
+
 def rows(document: Mapping[str, Any]) -> Rows:
-    """The named objects of a document's lists, and the document itself without its lists."""
+    """The named objects of a document's lists, and the document itself without its lists.
+
+    How a device was when it was probed is no condition; each row has its name.
+    """
+    names = (*NAMES, FILES.get(kind_of(document)))
     found: Rows = {}
     for key, value in document.items():
         if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
             for r in value:
-                found[f"{key}: " + " ".join(f"{k}={r[k]}" for k in NAMES if r.get(k))] = r
+                found[f"{key}: " + " ".join(f"{k}={r[k]}" for k in names if r.get(k))] = r
     itself = {k: v for k, v in document.items() if not isinstance(v, list) and k != "schema"}
+    if isinstance(itself.get("device"), Mapping):
+        del itself["device"]
     return ({"": itself} if itself else {}) | found
 
 

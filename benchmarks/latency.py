@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,11 @@ import numpy as np
 
 from laptop.benchmarks import sustained, whole_image
 from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workload, size_bytes
-from laptop.benchmarks.subjects import Places, workloads
-from laptop.errors import CheckFailed, LaptopError
+from laptop.benchmarks.subjects import IMAGE, Places, workloads
+from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.run import Overwrite, read_json, run_stage, say, sha256, track, write_json
 
 SCHEMA = "laptop.bench/1"
-COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
 NEEDED_S = 10.0
 SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
@@ -34,7 +34,7 @@ BOOTSTRAPS = 2000
 class BenchConfig:
     """How latency is measured."""
 
-    components: tuple[str, ...] = COMPONENTS
+    components: tuple[str, ...] = IMAGE
     runtimes: tuple[str, ...] = ()  # such as "onnxruntime:cuda"; (): all there are, on processors
     guidance: bool = True  # the U-Net runs on a conditional and an unconditional half
     steps: int = 20  # U-Net calls of a whole image
@@ -50,6 +50,19 @@ class BenchConfig:
     python: str = "python3"  # on a board: one that can import the runtime
     devices: tuple[str, ...] = ("local",)  # of `laptop compress`
     seed: int = 0  # of the inputs and of the bootstrap
+
+
+def check_config(config: BenchConfig) -> None:
+    """Raise `BadInput` for numbers that cannot be measured by."""
+    for least, names in (
+        (1, ("threads", "rounds", "steps")),
+        (0, ("iterations", "seconds", "warmup_iterations", "warmup_s", "sustained_s")),
+        (0, ("cool_down_s", "cv_bound")),
+    ):
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not least <= value < math.inf:  # NaN is not, either
+                raise BadInput(f"[bench] {name} is {value}; at least {least} is needed.")
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,7 @@ def bench(
     target; of labels in `unet_only` only the U-Net is timed. Raises `BadInput` when they cannot be,
     `LaptopError` when the process of one dies or the device is gone.
     """
+    check_config(config)
 
     def find(facts: Facts) -> list[Workload]:
         return workloads(
@@ -98,6 +112,7 @@ def bench(
     facts = (None if overwrite else known_facts(out, device)) or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
+    say_uncompared(found)
     identity = {k: v for k, v in asdict(config).items() if k != "devices"} | {
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
         "device": f"{device.address}: {facts.name}",
@@ -134,6 +149,18 @@ def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> Non
         raise LaptopError(
             f"{device.address} has {facts.free_disk_bytes / 1e9:.2f} GB free; the artifacts take "
             f"{size / 1e9:.2f} GB. Free some space there, or bench fewer components."
+        )
+
+
+def say_uncompared(found: Sequence[Workload]) -> None:
+    """Say of which subjects there will be no ratio, for want of a second one like them."""
+    labels = {w.label for w in found}
+    kinds = Counter((w.component, w.runtime, w.target) for w in found)
+    paired = {w.label for w in found if kinds[w.component, w.runtime, w.target] > 1}
+    if len(labels) > 1 and (alone := sorted(labels - paired)):
+        say(
+            f"bench: no ratio for {', '.join(alone)}: no other subject has a component in the same "
+            "runtime and target. Export both alike, or bench two models."
         )
 
 

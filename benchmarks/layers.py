@@ -20,7 +20,7 @@ from torch import nn
 from laptop import models
 from laptop.benchmarks import eager, graph_layers, sensors
 from laptop.benchmarks.computers import Computer, facts_here
-from laptop.benchmarks.latency import BenchConfig, conditions, share
+from laptop.benchmarks.latency import BenchConfig, check_config, conditions, share
 from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
@@ -49,6 +49,7 @@ def bench_layers(
     In PyTorch on this machine unless the config names ONNX Runtime; on others in that. `resolution`
     in pixels; None for the model's own.
     """
+    check_config(config)
     runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
     facts = device.probe()
     workload = _workload(model, config, resolution, facts)

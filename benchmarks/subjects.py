@@ -17,6 +17,7 @@ from laptop.export.artifacts import LIST, read_list, resolution
 from laptop.export.settings import COMPONENTS
 from laptop.run import read_json, say
 
+IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
 RUNS = {  # targets that can be timed, and where
     "onnx": "onnxruntime",
@@ -77,6 +78,7 @@ def workloads(
                         f"{label!r} names two models for {one.runtime}: {other.source} and "
                         f"{one.source}."
                     )
+    _check_asked(subjects, components, runtimes, list(found.values()), {k[0] for k in found})
     tokens = next((t for one in found.values() if (t := read_tokens(one))), CLIP_TOKENS)
     pixels = next((one.resolution for one in found.values() if one.resolution), None)
     made = [
@@ -96,6 +98,24 @@ def workloads(
     ]
     check_same_shapes(made)
     return made
+
+
+def _check_asked(
+    subjects: Collection[str],
+    components: Sequence[str],
+    runtimes: Sequence[str],
+    found: Sequence[Found],
+    labels: Collection[str],
+) -> None:
+    """Raise `BadInput` for what was asked for by name and is not there."""
+    if runtimes and (without := [label for label in subjects if label not in labels]):
+        raise BadInput(
+            f"{', '.join(without)} has nothing that runs in {', '.join(runtimes)}: export it for "
+            "that runtime first, or leave --runtime out."
+        )
+    there = {one.component for one in found}
+    if tuple(components) != IMAGE and (missing := [c for c in components if c not in there]):
+        raise BadInput(f"there is no {', '.join(missing)} to bench; there are {sorted(there)}.")
 
 
 def is_timed(folder: Path) -> bool:

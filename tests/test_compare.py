@@ -12,9 +12,11 @@ from laptop.errors import BadInput
 
 BENCH = {
     "schema": "laptop.bench/1",
+    "device": {"address": "local", "free_memory_bytes": 5},
     "results": [
         {
             "label": label,
+            "artifact": "runs/a/onnx/unet",
             "component": "unet",
             "runtime": "pytorch",
             "precision": "fp32",
@@ -206,6 +208,13 @@ def test_a_run_and_a_file_are_not_compared(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="holds no result"):
         compare(tmp_path / "empty", base)
+
+
+def test_where_a_model_lay_and_what_was_free_are_no_conditions(files) -> None:
+    new = copy.deepcopy(BENCH)
+    new["device"]["free_memory_bytes"] = 4
+    new["results"][0]["artifact"] = "runs/b/onnx/unet"
+    assert compare(*files(BENCH, new), "latency_ms.p50>+0%")[1] == []
 
 
 @pytest.mark.parametrize("gate", ["latency.p50>+0%", "bench.latency_ms>+0%", "p50>+0%"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx_files import onnx_folder
 
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.latency import (
@@ -27,7 +28,7 @@ from laptop.benchmarks.latency import (
 from laptop.benchmarks.metering import Facts, Heat, Round, Workload
 from laptop.benchmarks.worker import Loaded
 from laptop.cli import main
-from laptop.errors import BadInput, CheckFailed, LaptopError, UnknownModel
+from laptop.errors import CheckFailed, LaptopError
 from laptop.export.places import Local
 from laptop.run import write_json
 
@@ -91,24 +92,6 @@ def stand_in(
 
 def rounds(*samples_ms: float, others: float | None = None) -> list[Round]:
     return [Round((ms,), others=others) for ms in samples_ms]
-
-
-def onnx_folder(folder: Path, config: Path) -> Path:
-    """An artifacts folder whose U-Net is a real ONNX graph, though one that only doubles."""
-    import onnx
-
-    names = ("sample", "encoder_hidden_states", "text_embeds", "time_ids")
-    value = onnx.helper.make_tensor_value_info
-    inputs = [value(n, 1, [None] * (4 if n == "sample" else 2)) for n in names if n[0] != "e"]
-    inputs += [value("encoder_hidden_states", 1, [None] * 3), value("timestep", 7, [])]
-    node = onnx.helper.make_node("Add", ["sample", "sample"], ["out_sample"])
-    graph = onnx.helper.make_graph([node], "g", inputs, [value("out_sample", 1, [None] * 4)])
-    opset = [onnx.helper.make_opsetid("", 17)]
-    unet = folder / "onnx" / "unet"
-    unet.mkdir(parents=True)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), unet / "model.onnx")
-    (unet / "config.json").write_text(config.read_text())
-    return folder
 
 
 def test_a_known_duration_is_measured_within_2_percent_and_1_ms(tmp_path: Path) -> None:
@@ -328,28 +311,6 @@ def test_every_precision_of_a_target_is_timed_and_has_its_own_ratio(
     assert [pair["target"] for pair in found["ratios"]] == ["onnx", "onnx-int8"]
 
 
-def test_subjects_that_take_different_inputs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    config = json.loads((tiny_folder / "unet" / "config.json").read_text())
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(config | {"sample_size": 16}))
-    subjects = {"a": tiny_folder, "b": onnx_folder(tmp_path / "b", other)}
-    with pytest.raises(BadInput, match="cannot be compared"):
-        bench(subjects, tmp_path / "x.json", QUICK, HERE)
-
-
-def test_a_subject_that_is_nothing_we_know_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel):
-        bench({"a": tmp_path}, tmp_path / "x.json", QUICK, HERE)
-
-
-def test_a_runtime_that_is_not_there_is_refused_with_those_that_are(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    config = replace(QUICK, runtimes=("onnxruntime:qnn",))
-    with pytest.raises(BadInput, match=r"onnxruntime:qnn is not on .*there are pytorch 2"):
-        bench({"a": tiny_folder}, tmp_path / "x.json", config, HERE)
-
-
 def test_the_command_exits_1_for_what_is_not_valid_unless_told_otherwise(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -362,6 +323,12 @@ def test_the_command_exits_1_for_what_is_not_valid_unless_told_otherwise(
     assert "2 samples; 20 are needed" in done.output
     assert out.exists()
     assert CliRunner().invoke(main, [*command, "--allow-invalid"]).exit_code == 0
+    copy, second = shutil.copytree(tiny_folder, tmp_path / "copy"), tmp_path / "y.json"
+    command[1], command[-1] = str(copy), str(second)
+    assert CliRunner().invoke(main, [*command, "--allow-invalid"]).exit_code == 0
+    gates = "latency_ms.p50>+100000%,params>+0%"
+    done = CliRunner().invoke(main, ["compare", str(out), str(second), "--fail-on", gates])
+    assert done.exit_code == 0, done.output
 
 
 def test_a_plot_lies_beside_a_sustained_report(tiny_folder: Path, tmp_path: Path) -> None:

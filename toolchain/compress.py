@@ -18,6 +18,7 @@ import numpy as np
 from laptop import models
 from laptop.benchmarks.devices import device
 from laptop.benchmarks.latency import bench
+from laptop.benchmarks.latency import check_config as check_bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.benchmarks.subjects import RUNS, is_timed
@@ -185,6 +186,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
     check_training(recipe.distill, recipe.train)
     check_score(recipe.score)
     check_prune(recipe.prune)
+    check_bench(recipe.bench)
     _evaluation_prompts(recipe)
     known = _anatomy(recipe)
     limits.check_config(recipe.plan, known, recipe.model)

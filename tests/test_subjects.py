@@ -1,0 +1,67 @@
+"""What `bench` takes, and what it refuses before anything is timed."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from onnx_files import onnx_folder
+
+from laptop.benchmarks.computers import Computer
+from laptop.benchmarks.latency import BenchConfig, bench
+from laptop.errors import BadInput, UnknownModel
+from laptop.export.places import Local
+
+QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)
+HERE = Computer(Local())
+
+
+def test_subjects_that_take_different_inputs_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_folder / "unet" / "config.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(config | {"sample_size": 16}))
+    subjects = {"a": tiny_folder, "b": onnx_folder(tmp_path / "b", other)}
+    with pytest.raises(BadInput, match="cannot be compared"):
+        bench(subjects, tmp_path / "x.json", QUICK, HERE)
+
+
+def test_a_subject_that_is_nothing_we_know_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel):
+        bench({"a": tmp_path}, tmp_path / "x.json", QUICK, HERE)
+
+
+def test_a_runtime_that_is_not_there_is_refused_with_those_that_are(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, runtimes=("onnxruntime:qnn",))
+    with pytest.raises(BadInput, match=r"onnxruntime:qnn is not on .*there are pytorch 2"):
+        bench({"a": tiny_folder}, tmp_path / "x.json", config, HERE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"runtimes": ("pytorch",)}, "a has nothing that runs in pytorch"),
+        ({"components": ("unet", "vae_decoder")}, "there is no vae_decoder to bench"),
+        ({"rounds": 0}, "rounds is 0; at least 1 is needed"),
+        ({"seconds": math.inf}, "seconds is inf"),
+        ({"cv_bound": math.nan}, "cv_bound is nan"),
+        ({"threads": -1}, "threads is -1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    tiny_folder: Path, tmp_path: Path, asked: dict[str, object], said: str
+) -> None:
+    graph = onnx_folder(tmp_path / "a", tiny_folder / "unet" / "config.json")
+    with pytest.raises(BadInput, match=said):
+        bench({"a": graph}, tmp_path / "x.json", replace(QUICK, **asked), HERE)
+
+
+def test_subjects_without_a_ratio_are_said(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = tiny_folder / "unet" / "config.json"
+    subjects = {"a": tiny_folder, "b": onnx_folder(tmp_path / "b", unet)}
+    bench(subjects, tmp_path / "x.json", replace(QUICK, components=("unet",)), HERE)
+    assert "no ratio for a, b" in capsys.readouterr().err

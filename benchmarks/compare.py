@@ -18,6 +18,7 @@ from laptop.run import read_json
 
 NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
 FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder
+MEASURED = ("latency_ms", "load_s", "peak_memory_bytes", "power_w", "energy_j", "parts_ms")
 CONDITIONS = (
     "conditions", "device", "precision", "steps", "guidance", "prompts", "feature_space",
     "reference", "granularity", "criterion", "samples", "seed",
@@ -41,9 +42,11 @@ class Gate:
     limit: float
     is_relative: bool
 
-    def is_breached(self, base: float, new: float) -> bool:
-        """Also by a value that is not a number, which no limit can vouch for."""
-        v = change_percent(base, new) if self.is_relative else new
+    def is_breached(self, base: float | None, new: float | None) -> bool:
+        """Also by a value that is lost, or not a number, which no limit can vouch for."""
+        if new is None or (base is None and self.is_relative):
+            return True
+        v = change_percent(base, new) if self.is_relative and base is not None else new
         return math.isnan(v) or bool(OPERATORS[self.op](v, self.limit))
 
     def concerns(self, path: str) -> bool:
@@ -88,14 +91,15 @@ def compare(base: Path, new: Path, fail_on: str = "") -> tuple[list[Change], lis
     """All changes of the gated numbers (of every number without gates), and the breaches.
 
     Both are files of one kind, or folders of `laptop compress`, whose results are compared file by
-    file. A number that NEW has lost is a breach. Raises `BadInput` for a gate that concerns nothing
-    and for files, rows or conditions that cannot be compared.
+    file. A number that NEW has lost is a breach, and so is one of a measurement that is not valid.
+    Raises `BadInput` for a gate that concerns nothing and for files, rows or conditions that cannot
+    be compared.
     """
     gates = parse_gates(fail_on) if fail_on else []
     changes: list[Change] = []
     known: set[str] = set()
     for name, before, after in _pairs(base, new):
-        kind = kind_of(before)
+        kind = kind_of(before or after)
         before_rows, after_rows = rows(before), rows(after)
         found = list(_changes(kind, before_rows, after_rows, gates))
         if found:
@@ -125,13 +129,20 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
             raise BadInput(f"{base} and {new} have no row in common: {[*found]}; {[*other]}.")
         yield "", *documents
         return
-    files = [path for pattern in RESULTS for path in sorted(base.glob(pattern))]
-    files = [path for path in files if not path.name.endswith(".manifest.json")]
-    if not files:
-        raise BadInput(f"{base} holds no result of `laptop compress`, such as plan.json.")
-    for path in files:
-        name = str(path.relative_to(base))
-        yield name, read_json(path), read_json(new / name) if (new / name).is_file() else {}
+    for run in (base, new):
+        if not _results(run):
+            raise BadInput(f"{run} holds no result of `laptop compress`, such as plan.json.")
+    for name in dict.fromkeys((*_results(base), *_results(new))):
+        before, after = (
+            read_json(run / name) if (run / name).is_file() else {} for run in (base, new)
+        )
+        yield name, before, after
+
+
+def _results(run: Path) -> list[str]:
+    """The results in a run folder, as paths in it."""
+    found = [path for pattern in RESULTS for path in sorted(run.glob(pattern))]
+    return [str(p.relative_to(run)) for p in found if not p.name.endswith(".manifest.json")]
 
 
 def kind_of(document: Mapping[str, Any]) -> str:
@@ -166,15 +177,23 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def _changes(kind: str, base: Rows, new: Rows, gates: Sequence[Gate]) -> Iterator[Change]:
-    for name, row in base.items():
-        new_values = dict(leaves(new.get(name, {})))
-        for path, value in leaves(row):
+    """Of rows and numbers that only NEW has, those that a gate on the value concerns."""
+    for name in dict.fromkeys((*base, *new)):
+        sides = [side.get(name, {}) for side in (base, new)]
+        before, after = (dict(leaves(row)) for row in sides)
+        untrusted = any(row.get("valid") is False for row in sides)
+        for path in dict.fromkeys((*before, *after)):
             concerned = [gate for gate in gates if gate.concerns(f"{kind}.{path}")]
-            if gates and not concerned:
+            was, now = before.get(path), after.get(path)
+            if was is None:
+                concerned = [gate for gate in concerned if not gate.is_relative]
+            if not concerned and (gates or was is None):
                 continue
-            now = new_values.get(path)
-            breached = tuple(g.text for g in concerned if now is None or g.is_breached(value, now))
-            yield Change(name, path, value, now, breached, tuple(g.text for g in concerned))
+            if untrusted and path.partition(".")[0] in MEASURED:
+                breached = tuple(f"{gate.text} (measurement not valid)" for gate in concerned)
+            else:
+                breached = tuple(g.text for g in concerned if g.is_breached(was, now))
+            yield Change(name, path, was, now, breached, tuple(g.text for g in concerned))
 
 
 def _check_conditions(base: Rows, new: Rows) -> None:

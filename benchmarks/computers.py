@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +45,8 @@ class Computer:
     def probe(self) -> Facts:
         if isinstance(self.where, Local):
             return facts_here()
-        return _facts(self._ask("facts"))
+        how_to = f"pip install it there, for {self.python}"
+        return replace(_facts(self._ask("facts")), how_to=how_to)
 
     def heat(self) -> Heat:
         return Heat(**(sensors.heat() if isinstance(self.where, Local) else self._ask("heat")))
@@ -92,14 +93,14 @@ class Computer:
                 f"({(done.err.strip().splitlines() or ['no message'])[-1]}). Install it, or name "
                 "another in a recipe: [bench] python."
             )
-        found: dict[str, Any] = json.loads(done.out)
-        return found
+        return _last_json(done.out)
 
     def _send(self, files: Sequence[Path]) -> str:
         """The folder there that holds these files; they are sent once."""
         digests = [sha256(path) for path in files]
         name = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
-        home = places.checked(self.where, 'echo "$HOME"').strip()
+        # the last line: shells greet, too
+        home = places.checked(self.where, 'echo "$HOME"').splitlines()[-1]
         folder = f"{home}/{CACHE}/{name}"
         places.send(self.where, dict(zip(files, digests, strict=True)), folder)
         return folder
@@ -113,6 +114,12 @@ class Computer:
         arguments = trtexec.run_arguments(made.plan, made.path, {}, dynamic)
         settings = {"trtexec": board.trtexec, "arguments": arguments[1:]}
         return {"source": made.path, "files": [made.path], "settings": settings}
+
+
+def _last_json(text: str) -> dict[str, Any]:
+    """The object on the last line."""
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return found
 
 
 def facts_here() -> Facts:
@@ -221,11 +228,11 @@ class Process:
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            while (line := self._process.stdout.readline()) and not line.startswith("{"):
+                continue  # a shell's greeting
         except BrokenPipeError:
             return None
-        found: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
-        return found
+        return _last_json(line) if line.endswith("\n") else None
 
     def _died(self, doing: str) -> LaptopError:
         code = self._process.wait()

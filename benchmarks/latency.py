@@ -25,6 +25,7 @@ from laptop.run import Overwrite, read_json, run_stage, say, sha256, track, writ
 SCHEMA = "laptop.bench/1"
 NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
 NEEDED_S = 10.0
+NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that holds what it says
 SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
 OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbers
 BOOTSTRAPS = 2000
@@ -134,10 +135,11 @@ def known_facts(out: Path, device: Device) -> Facts | None:
     """What an earlier report says of a board: a finished one needs no board to be kept."""
     if device.address == "local" or not out.is_file():
         return None
-    found = read_json(out, SCHEMA).get("device", {})
-    if found.pop("address", None) != device.address:
+    try:
+        found = dict(read_json(out, SCHEMA)["device"])
+        return Facts(**found) if found.pop("address") == device.address else None
+    except (KeyError, TypeError, ValueError):  # of another version
         return None
-    return Facts(**found)
 
 
 def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> None:
@@ -298,10 +300,19 @@ def invalid_reasons(rounds: Sequence[Round], cv_bound: float) -> list[str]:
     """Why a row cannot be trusted; empty when it can."""
     samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
     reasons = []
+    if len(rounds) < NEEDED_ROUNDS:
+        reasons.append(f"{len(rounds)} rounds; {NEEDED_ROUNDS} are needed")
     if len(samples_ms) < NEEDED_SAMPLES:
         reasons.append(f"{len(samples_ms)} samples; {NEEDED_SAMPLES} are needed")
     if (total_s := sum(samples_ms) / 1000) < NEEDED_S:
         reasons.append(f"{total_s:.1f} s measured; {NEEDED_S:.0f} s are needed")
+    return reasons + unsteady(rounds, cv_bound)
+
+
+def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
+    """What says that the device, or its load, changed while it was measured."""
+    samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
+    reasons = []
     if (cv := summary(samples_ms)["cv"]) > cv_bound:
         reasons.append(f"cv {cv:.2f} is above {cv_bound:.2f}: the machine was busy or hot")
     if (times := slowing(rounds)) > SLOWER:
@@ -346,7 +357,8 @@ def ratio(
 ) -> dict[str, float]:
     """Latency of b over that of a: median over rounds, and its 95 % interval by bootstrap.
 
-    A round's ratio is that of its two medians, which lie next to each other in time.
+    A round's ratio is that of its two medians, which lie next to each other in time. Of less than
+    `NEEDED_ROUNDS` rounds the interval is too narrow, and the rows are not valid.
     """
     by_round = np.array([np.median(y) / np.median(x) for x, y in zip(a, b, strict=True)])
     rng = np.random.default_rng(seed)

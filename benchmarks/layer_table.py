@@ -11,22 +11,32 @@ from typing import Any
 
 from torch import nn
 
-from laptop.benchmarks.latency import BenchConfig, invalid_reasons, summary
+from laptop.benchmarks.latency import BenchConfig, invalid_reasons, summary, unsteady
 from laptop.benchmarks.metering import Round
+from laptop.errors import LaptopError
 from laptop.pruning.units import SUBLAYERS
 
 
 def measured(
     whole: Sequence[Round], bare: Sequence[Round], shares: Mapping[str, float], config: BenchConfig
 ) -> dict[str, Any]:
-    """What a table holds: of rounds of the U-Net, of it without its layers, and of their shares."""
+    """What a table holds: of rounds of the U-Net, of it without its layers, and of their shares.
+
+    Raises `LaptopError` when the U-Net took no less without them.
+    """
     samples = [sample for turn in whole for sample in turn.samples_ms]
     found, reasons = summary(samples), invalid_reasons(whole, config.cv_bound)
+    reasons += [f"without layers: {reason}" for reason in unsteady(bare, config.cv_bound)]
     left = median(
         median(without.samples_ms) / median(turn.samples_ms)
         for turn, without in zip(whole, bare, strict=True)
     )
-    each = found["p50"] * max(0.0, 1 - left) / sum(shares.values())
+    if left >= 1:
+        raise LaptopError(
+            f"the U-Net without its layers took {left:.2f} × the time of the whole one: other work "
+            "ran beside it. Measure again on a quiet machine."
+        )
+    each = found["p50"] * (1 - left) / sum(shares.values())
     return {
         "n": len(samples),
         "unet_ms": found,

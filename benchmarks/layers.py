@@ -56,7 +56,9 @@ def bench_layers(
     known = anatomy(models.empty_unet(model), granularity=granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    if runtime not in facts.runtimes or runtime.partition(":")[0] not in ("pytorch", "onnxruntime"):
+    if runtime not in facts.runtimes or not (
+        runtime == "pytorch" or runtime.startswith("onnxruntime")
+    ):
         raise BadInput(
             f"layers are timed in pytorch or onnxruntime, not in {runtime} on {device.address}; "
             f"there are {', '.join(facts.runtimes)}."
@@ -83,8 +85,9 @@ def bench_layers(
         }
         write_json(folder / out.name, table | found)
 
-    settings = asdict(config) | asked | which | {"device": f"{device.address}: {facts.name}"}
-    return run_stage("bench", out, settings, inputs, work, overwrite=overwrite)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("devices", "components")}
+    settings |= asked | which | {"device": f"{device.address}: {facts.name}"}
+    return run_stage("layers", out, settings, inputs, work, overwrite=overwrite)
 
 
 def _workload(model: str, config: BenchConfig, resolution: int | None, facts: Facts) -> Workload:
@@ -187,4 +190,4 @@ def shares_of(
     }
     rest = np.array(samples) - sum(times.values())
     total = np.median(rest) + sum(np.median(ms) for ms in times.values())
-    return {name: float(np.median(ms) / total) for name, ms in times.items()}
+    return {name: max(0.0, float(np.median(ms) / total)) for name, ms in times.items()}

@@ -7,13 +7,14 @@ so that a day on which the machine is slower does not count. A killed call goes 
 """
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from laptop.benchmarks.graphs import make_graph
 from laptop.benchmarks.latency import BenchConfig, measure
 from laptop.benchmarks.metering import Workload
 from laptop.benchmarks.subjects import workloads
+from laptop.errors import BadInput
 from laptop.export.places import Local
 from laptop.machine import machine
 from laptop.pruning.latency_table import SCHEMA
@@ -112,7 +114,11 @@ def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig)
     known = anatomy(models.empty_unet(model), granularity=table["granularity"])
     work = out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
-    rows = read_json(out, KIND)["plans"] if out.exists() else []
+    asked = {"plans": plans, "table": table["samples_ms"], **asdict(config)}
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    rows = read_json(out, KIND)["rows"] if out.exists() else []
+    if rows and read_json(out, KIND).get("key") != key:
+        raise BadInput(f"{out} was made of another table or with other settings. Remove it.")
     for number in range(len(rows), plans):
         ratio = known.largest_ratio * (number + 0.5) / plans
         remove = random_plan(list(known.units), ratio, known.params, number)
@@ -120,9 +126,13 @@ def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig)
         errors = [abs(row["error"]) for row in rows]
         say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")
         told = ("model", "runtime", "device", "conditions", "granularity", "unet_ms")
-        errors_of = {"median_error": statistics.median(errors), "worst_error": max(errors)}
-        document = {"schema": KIND, **{k: table[k] for k in told}, **errors_of, **machine()}
-        write_json(out, document | {"plans": rows})
+        found = {
+            "median_error": statistics.median(errors),
+            "worst_error": max(errors),
+            "valid": sum(row["valid"] for row in rows),
+        }
+        document = {"schema": KIND, "key": key, **{k: table[k] for k in told}, **found, **machine()}
+        write_json(out, document | {"rows": rows})
     shutil.rmtree(work)
     return read_json(out, KIND)
 
@@ -134,11 +144,11 @@ def prediction_chart(reports: Sequence[Json], stem: Path) -> None:
         axes.plot([0, 1], [0, 1], color=theme.grid, linewidth=1.2, zorder=0)
         for report, colour in zip(reports, theme.curves, strict=False):
             whole = report["unet_ms"]["p50"]
-            predicted = [row["predicted_ms"] / whole for row in report["plans"]]
-            measured = [row["measured_ms"] / whole for row in report["plans"]]
+            predicted = [row["predicted_ms"] / whole for row in report["rows"]]
+            measured = [row["measured_ms"] / whole for row in report["rows"]]
             arms = [
-                [(row["measured_ms"] - row["low_ms"]) / whole for row in report["plans"]],
-                [(row["high_ms"] - row["measured_ms"]) / whole for row in report["plans"]],
+                [(row["measured_ms"] - row["low_ms"]) / whole for row in report["rows"]],
+                [(row["high_ms"] - row["measured_ms"]) / whole for row in report["rows"]],
             ]
             title = f"{Path(report['model']).name}, {RUNTIMES[report['runtime']]}"
             axes.errorbar(
@@ -158,7 +168,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, help="the result, a .json file")
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=4.0, help="a model, over all rounds")
+    parser.add_argument("--seconds", type=float, default=10.0, help="a model, over all rounds")
     parser.add_argument("--figure", type=Path, help="FIGURE.svg of the results in --of")
     parser.add_argument("--of", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
@@ -171,11 +181,10 @@ def main() -> None:
     config = BenchConfig(
         threads=table["conditions"]["threads"],
         rounds=asked.rounds,
-        iterations=asked.rounds,
         seconds=asked.seconds,
     )
     found = predict(asked.model, table, asked.out, asked.plans, config)
-    print(json.dumps({k: v for k, v in found.items() if k != "plans"}, indent=1))
+    print(json.dumps({k: v for k, v in found.items() if k != "rows"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def plot(results: Sequence[Mapping[str, Any]], stem: Path) -> None:
         axes.plot(minutes, found["p50_ms"], marker="o", label=name, color=color)
         if None not in found["temperature_c"]:
             hot.plot(minutes, found["temperature_c"], ":", color=color)
-    axes.set(xlabel="minutes", ylabel="median of a minute, ms")
+    axes.set(xlabel="minutes", ylabel="median, ms")
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     if hot.lines:

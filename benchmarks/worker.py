@@ -3,7 +3,7 @@
     {"loader": "onnxruntime", "source": "model.onnx", "shapes": {…}, …}   loads, warms up
     {"iterations": 2, "seconds": 1.0}                                     times one round
     {"profile": 2}                                                        times its operators
-    (end of input)                                                        ends
+    (end of input)                                                        ends, also in a round
 
 Each order is one line of JSON and so is each answer on stdout. Between orders it waits without
 using the processor, so that several of them can take turns (`latency.py`).
@@ -19,10 +19,12 @@ import importlib
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ else:  # on a board
     import sensors
 
 Order = dict[str, Any]
+GRACE_S = 1  # after the end of the input, to end by itself
 EXECUTORCH_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32"}  # of its ScalarType
 
 
@@ -180,6 +183,8 @@ def value(name: str, shape: list[int], dtype: str, seed: int) -> Any:
 def serve() -> None:
     """Answer orders until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
+    threading.Thread(target=end_with_input, daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     loaded = None
@@ -193,6 +198,18 @@ def serve() -> None:
             answer = turn(loaded, order["iterations"], order["seconds"])
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def end_with_input() -> None:
+    """End this process, at the latest after the inference that it is in, when the input has ended.
+
+    A round may be long, and the one who asked for it gone.
+    """
+    poll = select.poll()
+    poll.register(0, 0)  # a hang-up is told in any case
+    poll.poll()
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def start(order: Order) -> tuple[dict[str, Any], Loaded]:

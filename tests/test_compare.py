@@ -210,6 +210,21 @@ def test_a_run_and_a_file_are_not_compared(tmp_path: Path) -> None:
         compare(tmp_path / "empty", base)
 
 
+@pytest.mark.parametrize("side", ["base", "new"])
+def test_what_was_not_measured_validly_breaches_a_gate_on_time_only(files, side: str) -> None:
+    documents = {"base": copy.deepcopy(BENCH), "new": copy.deepcopy(BENCH)}
+    documents[side]["results"][0]["valid"] = False
+    breaches = compare(*files(**documents), "latency_ms.p50>+10%,params>+0%")[1]
+    assert [b.breached for b in breaches] == [("latency_ms.p50>+10% (measurement not valid)",)]
+
+
+def test_a_row_that_only_the_new_one_has_is_held_to_limits_on_values(files) -> None:
+    new = copy.deepcopy(PARITY)
+    new["results"].append(new["results"][0] | {"component": "vae_decoder", "psnr_db": 3.0})
+    changes, (breach,) = compare(*files(PARITY, new), "psnr_db<40,psnr_db<-5%")
+    assert (len(changes), breach.base, breach.new) == (3, None, 3.0)
+
+
 def test_where_a_model_lay_and_what_was_free_are_no_conditions(files) -> None:
     new = copy.deepcopy(BENCH)
     new["device"]["free_memory_bytes"] = 4

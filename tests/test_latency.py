@@ -331,12 +331,30 @@ def test_the_command_exits_1_for_what_is_not_valid_unless_told_otherwise(
     assert done.exit_code == 0, done.output
 
 
+def test_a_worker_ends_in_its_round_when_the_one_who_asked_is_gone() -> None:
+    with HERE.meter(stand_in("a", 20), 1, 0) as meter:
+        worker = meter._process
+        worker.stdin.write('{"iterations": 1, "seconds": 1000}\n')
+        worker.stdin.close()
+        assert worker.wait(10) != 0
+        worker.stdin = Path(os.devnull).open("w")  # noqa: SIM115, for the meter to close
+
+
+def test_a_plot_is_not_written_over_what_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "x.svg").write_text("precious")
+    done = CliRunner().invoke(
+        main, ["bench", "tiny-sdxl", "--sustained", "1s", "-o", str(tmp_path / "x.json")]
+    )
+    assert done.exit_code == 1
+    assert "x.svg exists" in done.output
+
+
 def test_a_plot_lies_beside_a_sustained_report(tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.json"
     command = ["bench", str(tiny_folder), "--component", "unet", "--sustained", "1s"]
     done = CliRunner().invoke(main, [*command, "--allow-invalid", "-o", str(out)])
     assert done.exit_code == 0, done.output
-    assert "last / first minute: " in done.output
+    assert "last / first part: " in done.output
     assert "<svg" in (tmp_path / "x.svg").read_text()
     done = CliRunner().invoke(main, ["bench", "x", "--sustained", "10", "-o", str(out)])
     assert done.exit_code == 2

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -18,7 +19,9 @@ def duration(_: object, __: object, text: str | None) -> float | None:
         return None
     if not (found := DURATION.fullmatch(text)):
         raise click.BadParameter(f"{text!r} is no duration; write 90s, 10m or 1h.")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    if not (seconds := float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]):
+        raise click.BadParameter("a sustained load of no time is none; leave it out.")
+    return seconds
 
 
 def measuring(function: Function) -> Function:
@@ -70,12 +73,23 @@ def layers(function: Function) -> Function:
 
 
 def need_fitting(
-    layers: bool, against: str | None, granularity: str | None, resolution: int | None
+    layers: bool,
+    against: str | None,
+    measuring: Mapping[str, Any],
+    granularity: str | None,
+    resolution: int | None,
 ) -> None:
     """A usage error for options of `laptop bench` that do not go together."""
-    if layers and against is not None:
+    never = {
+        "--against": against,
+        "--component": measuring["components"],
+        "--sustained": measuring["sustained_s"],
+        "more than one --runtime": (measuring["runtimes"] or ())[1:] or None,
+    }
+    if layers and (wrong := [flag for flag, value in never.items() if value is not None]):
         raise click.UsageError(
-            "--against with --layers: a table is of one model. Leave one of them out."
+            f"{', '.join(wrong)} with --layers: a table is of one U-Net in one runtime. Leave one "
+            "of them out."
         )
     given = {"--granularity": granularity, "--resolution": resolution}
     if not layers and (alone := [flag for flag, value in given.items() if value is not None]):

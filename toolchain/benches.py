@@ -9,7 +9,7 @@ from laptop.benchmarks.devices import device, known, states
 from laptop.benchmarks.latency import BenchConfig, bench
 from laptop.benchmarks.layers import bench_layers
 from laptop.benchmarks.sustained import plot
-from laptop.errors import BadInput
+from laptop.errors import BadInput, OutputExists
 from laptop.run import read_json
 
 Made = tuple[dict[str, Any], str]
@@ -24,7 +24,9 @@ def of_models(
     overwrite: bool,
 ) -> Made:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
-    where = device(address, config.python)
+    where, figure = device(address, config.python), out.with_suffix(".svg")
+    if config.sustained_s and figure.exists() and not out.exists() and not overwrite:
+        raise OutputExists(f"{figure} exists, where the plot would lie. Choose another -o.")
     report = read_json(bench(subjects, out, config, where, overwrite=overwrite))
     lines = [f"{_name(r)}{_quality(r, r['latency_ms'])}" for r in report["results"]]
     lines += [
@@ -40,10 +42,10 @@ def of_models(
     if config.sustained_s:
         plot(report["results"], out.with_suffix(""))
         lines += [
-            f"{_name(r)}last / first minute: {r['sustained']['last_over_first']:.3f}"
+            f"{_name(r)}last / first part: {r['sustained']['last_over_first']:.3f}"
             for r in report["results"]
         ]
-        lines.append(f"Plot: {out.with_suffix('.svg')}")
+        lines.append(f"Plot: {figure}")
     return report, "\n".join(lines)
 
 

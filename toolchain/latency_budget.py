@@ -6,13 +6,15 @@ runtime on this machine: at the same time, which loses less of the output?
 """
 
 import argparse
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.prediction import time_plans
+from laptop.errors import BadInput
 from laptop.machine import machine
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.latency_table import SCHEMA
@@ -75,13 +77,20 @@ def main() -> None:
     )
     work = asked.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(
+        json.dumps([asdict(config), table["samples_ms"], str(asked.scores)]).encode()
+    ).hexdigest()
     rows = read_json(asked.out)["rows"] if asked.out.exists() else []
-    for ratio in asked.ratios[len(rows) :]:
+    if rows and read_json(asked.out).get("key") != key:
+        raise BadInput(f"{asked.out} was made of another table or with other settings. Remove it.")
+    done = [row["ratio"] for row in rows]
+    for ratio in (ratio for ratio in asked.ratios if ratio not in done):
         rows.append(compare_at(ratio, asked.scores, asked.table, config, work))
         say(f"{ratio:.0%}: {rows[-1]}")
         told = {k: table[k] for k in ("model", "runtime", "device", "conditions", "unet_ms")}
         write_json(
-            asked.out, {"schema": "laptop.latency-budget/1", **told, **machine(), "rows": rows}
+            asked.out,
+            {"schema": "laptop.latency-budget/1", "key": key, **told, **machine(), "rows": rows},
         )
     print(json.dumps(rows, indent=1))
 

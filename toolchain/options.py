@@ -253,6 +253,8 @@ def need_json(path: Path) -> None:
     """A usage error unless `path` names a .json file."""
     if path.suffix != ".json":
         raise click.UsageError(f"-o {path}: the result is one file; its name must end in .json.")
+    if path.is_dir():
+        raise click.UsageError(f"-o {path} is a folder; the result is one file.")
 
 
 def healing(function: Function) -> Function:

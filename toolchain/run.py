@@ -311,8 +311,9 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
         raise BadInput(
             f"{path} is not valid JSON ({e}); it may be cut off. Make it anew."
         ) from None
-    found = value.get("schema") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or (schema and found != schema):
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} is no JSON object but a {type(value).__name__}.")
+    if schema and (found := value.get("schema")) != schema:
         raise BadInput(f"{path} has schema {found!r}; needed is {schema!r}.")
     return value
 

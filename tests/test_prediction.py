@@ -1,0 +1,80 @@
+"""What a latency table predicts, and a budget of time beside one of parameters, on a tiny model."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from laptop import latency_budget, models
+from laptop.benchmarks import prediction
+from laptop.benchmarks.latency import BenchConfig
+from laptop.cli import main
+from laptop.errors import BadInput
+from laptop.pruning.units import anatomy
+from laptop.run import read_json
+
+FEW = BenchConfig(threads=1, rounds=2, iterations=2, seconds=0.0, warmup_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scores and a table of the tiny model, both of few samples."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "few.toml").write_text(
+        "[score]\nsamples = 2\nsteps = 2\n[prompts]\ncalibration = 1\n"
+        "[bench]\nrounds = 2\niterations = 2\nseconds = 0.0\nwarmup_s = 0.0\nthreads = 1\n"
+    )
+    for command in (
+        ["score", "--model", str(tiny_folder), "-o", str(folder / "scores")],
+        ["bench", str(tiny_folder), "--layers", "--allow-invalid", "-o", str(folder / "t.json")],
+    ):
+        done = CliRunner().invoke(main, [*command, "-c", str(folder / "few.toml")])
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() -> None:
+    known = anatomy(models.empty_unet("tiny-sdxl"), granularity="fine")
+    units = {unit.name: unit for unit in known.units}
+    for seed in range(5):
+        gone = prediction.random_plan(list(known.units), 0.4, known.params, seed)
+        assert sum(units[name].params for name in gone) >= 0.4 * known.params
+        assert all(set(units[name].needs) <= set(gone) for name in gone)
+
+
+def test_plans_are_predicted_and_measured_and_a_killed_call_goes_on(
+    scored: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    table, out = read_json(scored / "t.json"), tmp_path / "prediction.json"
+    whole = prediction.predict(str(tiny_folder), table, out, 2, FEW)
+    saves = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
+    for row in whole["rows"]:
+        left = table["unet_ms"]["p50"] - sum(saves[name] for name in row["remove"])
+        assert row["predicted_ms"] == pytest.approx(left)
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+    assert whole["valid"] == 0, "two samples are too few"
+    out.write_text(json.dumps(whole | {"rows": whole["rows"][:1]}))
+    assert prediction.predict(str(tiny_folder), table, out, 2, FEW)["rows"][0] == whole["rows"][0]
+    with pytest.raises(BadInput, match="another table or with other settings"):
+        prediction.predict(str(tiny_folder), table, out, 3, FEW)
+    prediction.prediction_chart([whole], tmp_path / "figure")
+    assert "<svg" in (tmp_path / "figure.svg").read_text()
+
+
+def test_budgets_of_time_and_parameters_are_measured_beside_each_other(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "budget.json"
+    command = ["x", str(scored / "scores"), str(scored / "t.json"), "-o", str(out)]
+    few = ["--ratios", "0.3", "--rounds", "1", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, *few])
+    latency_budget.main()
+    (row,) = read_json(out)["rows"]
+    plans = row["plans"]
+    assert plans["time"]["predicted_ms"] <= plans["params"]["predicted_ms"] + 1e-6
+    assert row["time_over_params"]["median"] > 0
+    monkeypatch.setattr(sys, "argv", [*command, *few, "--rounds", "2"])
+    with pytest.raises(BadInput, match="Remove it"):
+        latency_budget.main()

@@ -14,7 +14,8 @@ import board as boards
 import psutil
 import pytest
 from board import Board, Proxy, Server, needs_sshd
-from test_latency import QUICK, onnx_folder, stand_in
+from onnx_files import onnx_folder
+from test_latency import QUICK, stand_in
 
 from laptop.benchmarks import computers
 from laptop.benchmarks.computers import Computer

@@ -26,7 +26,7 @@ from laptop.export.places import Local, Ssh
 FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
 ADB = re.compile(r"adb://([\w.:-]*)")
-HOST = re.compile(r"^\s*host\s+(.+)$", re.I)
+HOST = re.compile(r"^\s*host[\s=]+([^#]+)", re.I)
 
 
 def device(address: str, python: str = "python3") -> Device:
@@ -97,5 +97,5 @@ def ssh_hosts(config: Path = SSH_CONFIG) -> list[str]:
     if not path.is_file():
         return []
     lines = (HOST.match(line) for line in path.read_text(errors="replace").splitlines())
-    names = [name for match in lines if match for name in match[1].split()]
+    names = [name for match in lines if match for name in re.split(r'[\s"]+', match[1])]
     return [name for name in names if re.fullmatch(r"\w[\w.-]*", name)]

@@ -116,7 +116,8 @@ def bench(
     say_uncompared(found)
     identity = {k: v for k, v in asdict(config).items() if k != "devices"} | {
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
-        "device": f"{device.address}: {facts.name}",
+        "device": f"{device.address}: {facts.name}, {facts.os}, {facts.power_mode}",
+        "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},
     }
     inputs = {
         f"{w.label}.{w.target}.{w.runtime}.{w.component}": w.artifact for w in found if w.artifact
@@ -124,9 +125,12 @@ def bench(
 
     def work(folder: Path) -> None:
         facts = device.probe()
-        wait_until_cool(device, config.cool_down_s)
+        why = wait_until_cool(device, config.cool_down_s)
         document = {"schema": SCHEMA, "device": {"address": device.address, **asdict(facts)}}
-        write_json(folder / out.name, document | measure(find(facts), config, device, facts))
+        found = measure(find(facts), config, device, facts)
+        for row in found["results"] if why else ():
+            row |= {"valid": False, "invalid_reasons": [*row["invalid_reasons"], f"began: {why}"]}
+        write_json(folder / out.name, document | found)
 
     return run_stage("bench", out, identity, inputs, work, overwrite=overwrite)
 
@@ -166,12 +170,16 @@ def say_uncompared(found: Sequence[Workload]) -> None:
         )
 
 
-def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> None:
-    """Wait for a device that is hot, a bounded time; measuring says what it is then."""
+def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> str | None:
+    """Wait for a device that is not ready, a bounded time; why it is not even then."""
     end = time.monotonic() + most_s
-    while (heat := device.heat()).why and time.monotonic() < end:
-        say(f"bench: {device.address} is hot ({heat.why}); waiting until it is cool")
+    said = None
+    while (why := device.heat().why) and time.monotonic() < end:
+        if why != said:
+            say(f"bench: {device.address} is not ready ({why}); waiting, at most {most_s:g} s")
+        said = why
         time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
+    return why
 
 
 def measure(

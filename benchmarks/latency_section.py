@@ -112,7 +112,8 @@ def _images(found: Sequence[tuple[Json, Json]]) -> str:
 
 def _device(report: Json) -> str:
     """All rows of one device."""
-    results = report["results"]
+    if not (results := report["results"]):
+        return ""
     device = report.get("device", {})
     title = f"### {words(device.get('address', 'local'))}: {words(results[0]['device'])}"
     facts = [device.get("state"), device.get("power_mode")]

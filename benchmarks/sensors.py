@@ -62,15 +62,18 @@ def name() -> str:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use."""
+    return len(usable()) or os.cpu_count() or 1
+
+
+def usable() -> set[int]:
+    """Their numbers; empty where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def runtimes() -> dict[str, str]:
     """Versions of what can run artifacts here, by the runtime's name."""
-    from importlib import metadata, util
+    from importlib import metadata
 
     found = {}
     for runtime, packages in (
@@ -82,13 +85,15 @@ def runtimes() -> dict[str, str]:
                 found[runtime] = metadata.version(package)
             except metadata.PackageNotFoundError:
                 continue
-    if "onnxruntime" in found and util.find_spec("onnxruntime"):
-        import onnxruntime
-
-        there = onnxruntime.get_available_providers()
-        found.update(
-            {f"onnxruntime:{k}": found["onnxruntime"] for k, v in PROVIDERS.items() if v in there}
-        )
+    if "onnxruntime" in found:
+        try:
+            import onnxruntime
+        except ImportError as e:  # of another numpy, or without its CUDA
+            print(f"onnxruntime {found.pop('onnxruntime')} does not load: {e}", file=sys.stderr)
+        else:
+            there = onnxruntime.get_available_providers()
+            known = {k: found["onnxruntime"] for k, v in PROVIDERS.items() if v in there}
+            found.update({f"onnxruntime:{k}": version for k, version in known.items()})
     if path := trtexec():
         banner = re.search(r"TensorRT v\d[\d.]*", _said(path, "--help") or "")
         found["tensorrt"] = banner[0] if banner else "unknown"
@@ -183,7 +188,7 @@ class Watch:
         own, busy = own_s() - self.own, busy_s()
         others = None
         if busy is not None and self.busy is not None and elapsed > 0.2:  # it counts 10 ms each
-            others = max(0.0, busy - self.busy - own) / (elapsed * (os.cpu_count() or 1))
+            others = max(0.0, busy - self.busy - own) / (elapsed * cores())
         now, times = heat(), throttles() - self.throttles
         slowed = f"the processor slowed down {times} times" if times else now["why"]
         return {
@@ -195,11 +200,15 @@ class Watch:
 
 
 def busy_s(stat: Path = Path("/proc/stat")) -> float | None:
-    """Seconds of all processors that were not idle, those taken by other machines included."""
+    """Seconds in which usable cores were not idle, those taken by other machines included."""
     if not stat.is_file():
         return None
-    user, nice, system, _, _, *more = (int(x) for x in stat.read_text().split()[1:9])
-    return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
+    rows = (line.split() for line in stat.read_text().splitlines() if re.match(r"cpu\d", line))
+    ticks = 0
+    for core, user, nice, system, _, _, *more in rows:
+        if int(core[3:]) in usable():
+            ticks += int(user) + int(nice) + int(system) + sum(int(x) for x in more[:3])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def own_s() -> float:

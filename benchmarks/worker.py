@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import math
 import os
 import resource
 import select
@@ -49,6 +50,7 @@ class Loaded:
     params: int | None = None  # None where the runtime does not tell
     precision: str | None = None  # None: as the artifact's list says
     round: Callable[[int, float], list[float]] | None = None  # of a runtime that times itself: ms
+    first: Callable[[], float] | None = None  # of such a one: the first inference, ms
     profile: Callable[[int], list[tuple[str, float]]] | None = None  # operators: name, median ms
 
 
@@ -140,17 +142,19 @@ def load_trtexec(order: Order) -> Loaded:
     settings = order["settings"]
     command = [settings["trtexec"], f"--loadEngine={order['source']}", *settings["arguments"]]
 
-    def turn(iterations: int, seconds: float) -> list[float]:
+    def turn(iterations: int, seconds: float, *more: str) -> list[float]:
         with tempfile.NamedTemporaryFile("r", suffix=".json") as times:
-            asked = [f"--iterations={iterations}", f"--duration={max(1, round(seconds))}"]
+            asked = [f"--iterations={iterations}", f"--duration={math.ceil(seconds)}"]
             done = subprocess.run(
-                [*command, *asked, f"--exportTimes={times.name}"], capture_output=True, text=True
+                [*command, *asked, *more, f"--exportTimes={times.name}"],
+                capture_output=True,
+                text=True,
             )
             if done.returncode:
                 raise RuntimeError(f"trtexec failed: {done.stdout[-600:]} {done.stderr[-300:]}")
             return [row["latencyMs"] for row in json.load(times)]
 
-    return Loaded(lambda: turn(1, 0), round=turn)
+    return Loaded(lambda: turn(1, 0), round=turn, first=lambda: turn(1, 0, "--warmUp=0")[0])
 
 
 LOADERS = {
@@ -183,7 +187,8 @@ def value(name: str, shape: list[int], dtype: str, seed: int) -> Any:
 def serve() -> None:
     """Answer orders until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
+    for told in (signal.SIGHUP, signal.SIGTERM):  # so that temporary files go
+        signal.signal(told, lambda *_: sys.exit(1))
     threading.Thread(target=end_with_input, daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -223,8 +228,10 @@ def start(order: Order) -> tuple[dict[str, Any], Loaded]:
     del loaded
     gc.collect()
     warm_s, loaded = _load(load, order)
-    (first_ms, *_) = run_round(loaded, 1, 0)
+    first_ms = loaded.first() if loaded.first else run_round(loaded, 1, 0)[0]
     run_round(loaded, order["warmup_iterations"], order["warmup_s"])
+    if loaded.round:  # it loads in each round, and does not tell
+        cold_s = warm_s = None
     ready = {"cold_s": cold_s, "warm_s": warm_s, "first_ms": first_ms}
     kept = {"params": loaded.params, "precision": loaded.precision, "pid": os.getpid()}
     return {**ready, **kept}, loaded

@@ -274,7 +274,7 @@ def test_this_machine_is_reachable_and_an_unknown_host_says_why() -> None:
 
 def test_hosts_come_from_the_ssh_configuration_without_patterns(tmp_path: Path) -> None:
     config = tmp_path / "config"
-    config.write_text("Host orin nano-2\n  User me\nHost *\nHOST !bad ?x mac.local\n")
+    config.write_text("Host orin nano-2 # my boards\n  User me\nHost *\nHOST=!bad ?x \"mac.local\"\n")
     assert ssh_hosts(config) == ["orin", "nano-2", "mac.local"]
     assert ssh_hosts(tmp_path / "none") == []
     assert Computer(Local()).address == "local"

@@ -61,6 +61,8 @@ def test_a_mac_that_limits_its_processor_says_so() -> None:
 
 def test_time_of_processors_that_are_not_idle_includes_what_others_took(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
-    stat.write_text("cpu  100 20 30 9000 50 1 2 40 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    mine, other = min(sensors.usable()), max(sensors.usable()) + 1
+    row = "100 20 30 9000 50 1 2 40 0 0"
+    stat.write_text(f"cpu  900 0 0 0 0 0 0 0 0 0\ncpu{mine} {row}\ncpu{other} {row}\n")
     assert sensors.busy_s(stat) == pytest.approx((100 + 20 + 30 + 1 + 2 + 40) / 100)
     assert sensors.busy_s(tmp_path / "none") is None

@@ -275,6 +275,12 @@ def bench_path(run: Path, address: str) -> Path:
 
 def check_devices(recipe: Recipe, out: Path) -> None:
     """Raise for devices that are not there, or have nothing to run, unless they are done with."""
+    paths: dict[Path, str] = {}
+    for address in dict.fromkeys(recipe.bench.devices):
+        if (other := paths.setdefault(bench_path(out, address), address)) != address:
+            raise BadInput(f"{other} and {address} would share one report. Leave one of them out.")
+    if not paths:
+        raise BadInput("--device names no device; without it, this machine is measured.")
     for address in dict.fromkeys(recipe.bench.devices):
         where = device(address, recipe.bench.python)
         if address == "local" or bench_path(out, address).exists():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from laptop.benchmarks.android_meter import free_bytes, measured
 from laptop.benchmarks.android_runners import PAGE, RUNNERS, runner_of, runtimes_of
@@ -59,6 +60,8 @@ class Battery:
 class Android:
     """A `Device`: a phone, and the folder of this machine with the programs built for it."""
 
+    # of ONNX Runtime's own format its runner takes each free dimension for 1
+    refused: ClassVar[tuple[str, ...]] = ("coreml", "ort")
     place: Place
     runners: Path | None = None  # None: ~/.cache/laptop/android/ABI
 
@@ -81,7 +84,6 @@ class Android:
             state=f"{battery}{'' if has_service else '; no thermal service'}",
             cores=int(cores) if (cores := self.place.run("nproc").out.strip()).isdigit() else None,
             how_to=f"{PAGE} says how to build it",
-            refused=("ort",),  # in that format the runner takes each free dimension for 1
         )
 
     def heat(self) -> Heat:

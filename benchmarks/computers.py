@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from laptop.benchmarks import sensors
 from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
@@ -35,6 +35,7 @@ ENDS_S = 5  # that a worker may take to end
 class Computer:
     """A device on which a worker's process runs."""
 
+    refused: ClassVar[tuple[str, ...]] = ("coreml",)
     where: Local | Ssh
     python: str = "python3"  # on a board: one that can import the runtime
 

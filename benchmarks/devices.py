@@ -3,65 +3,51 @@
 local                        this computer
 ssh://[user@]host[:port]     a Linux board or a Mac, by OpenSSH
 adb://SERIAL                 an Android phone, by adb
-ios://UDID                   an iPhone, from a Mac
+ios://UDID                   an iPhone or iPad, from a Mac
 """
 
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laptop.benchmarks import android
+from laptop.benchmarks import android, ios
 from laptop.benchmarks.computers import Computer
+from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.metering import Device
-from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.errors import BadInput, LaptopError
 from laptop.export import adb, places
 from laptop.export.places import Local, Ssh
 
 FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
 ADB = re.compile(r"adb://([\w.:-]*)")
+IOS = re.compile(r"ios://([\w-]+)")
+DEFAULTS = BenchConfig()
 HOST = re.compile(r"^\s*host[\s=]+([^#]+)", re.I)
 
 
-def device(address: str, python: str = "python3") -> Device:
-    """The device behind an address; raises `BadInput` for none, `Unsupported` for one not here."""
-    if address.startswith("ios://"):
-        raise Unsupported(ios_refusal(address))
+def device(address: str, config: BenchConfig = DEFAULTS) -> Device:
+    """The device behind an address, not yet reached; `BadInput` where it is none."""
+    if udid := IOS.fullmatch(address):
+        return ios.Apple(udid[1], config.team)
     if serial := ADB.fullmatch(address):
         return android.device(serial[1])
     if not (address == "local" or address.startswith("ssh://")):
         raise BadInput(f"{address!r} is no device: use {FORMS}.")
     where = places.place(address)
     assert isinstance(where, Local | Ssh)
-    return Computer(where, python)
-
-
-def ios_refusal(address: str) -> str:
-    """What measuring on an iPhone needs, and what of it is missing here."""
-    missing = [
-        what
-        for what, is_there in (
-            ("a Mac (this is not one)", sys.platform == "darwin"),
-            ("Xcode's devicectl", shutil.which("xcrun") is not None),
-        )
-        if not is_there
-    ]
-    return (
-        f"{address}: an iPhone is measured from a Mac with Xcode, to which it is connected, by "
-        f"coremltools' remote device; missing here: {', '.join(missing) or 'nothing'}. This "
-        "version has not got that yet: open the .mlpackage in Xcode, tab Performance, in its place."
-    )
+    return Computer(where, config.python)
 
 
 def known() -> list[str]:
-    """Addresses: this computer, hosts in the user's ssh configuration, what adb knows."""
-    return ["local", *(f"ssh://{host}" for host in ssh_hosts()), *phones()]
+    """Addresses: this computer, hosts of the user's ssh configuration, phones on a cable."""
+    return ["local", *(f"ssh://{host}" for host in ssh_hosts()), *phones(), *apples()]
 
 
 def phones() -> list[str]:
@@ -71,16 +57,23 @@ def phones() -> list[str]:
     return [f"adb://{serial}" for serial, _ in adb.devices()]
 
 
-def states(addresses: Sequence[str], python: str = "python3") -> list[dict[str, Any]]:
+def apples() -> list[str]:
+    """Addresses of connected iPhones and iPads; none where they cannot be asked for."""
+    with suppress(LaptopError):
+        return [f"ios://{found.udid}" for found in ios.connected()]
+    return []
+
+
+def states(addresses: Sequence[str], config: BenchConfig = DEFAULTS) -> list[dict[str, Any]]:
     """Each device with its facts and heat, or the error of reaching it; all are asked at once."""
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(partial(state, python=python), addresses))
+        return list(pool.map(partial(state, config=config), addresses))
 
 
-def state(address: str, python: str = "python3") -> dict[str, Any]:
+def state(address: str, config: BenchConfig = DEFAULTS) -> dict[str, Any]:
     """`{"address", "facts" and "heat", or "error"}`."""
     try:
-        found = device(address, python)
+        found = device(address, config)
         match found:  # a look, no insisting
             case Computer(where=Ssh() as where):
                 found = replace(found, where=replace(where, tries=1))

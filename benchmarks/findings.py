@@ -20,6 +20,7 @@ RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
     "executorch": "ExecuTorch",
     "tensorrt": "TensorRT",
+    "coreml": "Core ML",
 }
 Json = dict[str, Any]
 

@@ -49,6 +49,7 @@ class BenchConfig:
     sustained_s: float = 0  # more than 0: one model after the other, so long, by the minute
     cool_down_s: float = 300  # at most, to wait for a device that is hot
     python: str = "python3"  # on a board: one that can import the runtime
+    team: str = ""  # Apple's, that signs what measures on an iPhone
     devices: tuple[str, ...] = ("local",)  # of `laptop compress`
     seed: int = 0  # of the inputs and of the bootstrap
 
@@ -104,6 +105,7 @@ def bench(
             config.components,
             facts,
             unet_only=unet_only,
+            refused=device.refused,
             runtimes=config.runtimes,
             guidance=config.guidance,
             threads=config.threads,
@@ -114,7 +116,7 @@ def bench(
     found = find(facts)
     need_fitting(found, facts, device)
     say_uncompared(found)
-    identity = {k: v for k, v in asdict(config).items() if k != "devices"} | {
+    identity = {k: v for k, v in asdict(config).items() if k not in ("devices", "team")} | {
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
         "device": f"{device.address}: {facts.name}, {facts.os}, {facts.power_mode}",
         "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},
@@ -273,6 +275,7 @@ def _row(timed: Timed, config: BenchConfig, facts: Facts) -> dict[str, Any]:
         "invalid_reasons": reasons,
         "samples_ms": [round(s, 4) for s in samples],
         "rounds": [{"n": len(t.samples_ms), **_how(t)} for t in timed.rounds],
+        **({"placement": ready.placement} if ready.placement else {}),
     }
 
 

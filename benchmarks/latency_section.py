@@ -15,7 +15,7 @@ from laptop.benchmarks.findings import (
     setup_of,
     setups,
 )
-from laptop.benchmarks.text import DASH, number, scaled, table, words
+from laptop.benchmarks.text import DASH, number, scaled, share, table, words
 
 SHOWN = ("teacher", "student")
 
@@ -128,7 +128,7 @@ def _device(report: Json) -> str:
         if not r["valid"]
     ]
     rows = table(header, [_row(r) for r in results])
-    notes = "\n".join([*reasons, *_conditions(results)])
+    notes = "\n".join([*reasons, *_placements(results), *_conditions(results)])
     return "\n\n".join(part for part in (title, known, rows, notes) if part)
 
 
@@ -153,6 +153,21 @@ def _subject(r: Mapping[str, Any]) -> str:
     runtime = RUNTIMES.get(r["runtime"], r["runtime"])
     part = "" if r["component"] == "unet" else f"'s {r['component']}"
     return f"{TITLES.get(r['label'], r['label'])}{part} in {runtime}"
+
+
+def _placements(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the operations of a row run, for those that tell."""
+    return [
+        f"- {words(_subject(r))} runs on: "
+        + "; ".join(
+            f"{words(where.replace('_', ' '))} {share(part['operations'])} of the operations, "
+            f"{share(part['cost'])} of their estimated cost"
+            for where, part in r["placement"].items()
+        )
+        + "."
+        for r in results
+        if r.get("placement")
+    ]
 
 
 def _conditions(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 Shapes = Mapping[str, tuple[int, ...]]
+PACKAGE = ".mlpackage"  # Core ML's, a folder
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Workload:
     def artifact(self) -> Path | None:
         """The component's file or folder; None when it lies in the Hub's cache."""
         source = Path(self.source)
+        if source.suffix == PACKAGE:
+            return source
         if source.is_dir():
             return source / ("vae" if self.component.startswith("vae_") else self.component)
         if not source.is_file():
@@ -48,6 +51,7 @@ class Ready:
     first_ms: float | None  # the first inference
     params: int | None = None
     precision: str | None = None  # of the computation, where it is not what the workload says
+    placement: Mapping[str, Mapping[str, float]] | None = None  # shares by cpu, gpu, neural_engine
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,12 @@ class Facts:
     state: str | None = None  # further words, such as a battery's
     cores: int | None = None
     how_to: str | None = None  # how a runtime comes there; None: by pip
-    refused: tuple[str, ...] = ()  # targets that cannot be timed there
 
 
 class Device(Protocol):
     """Where latency is measured."""
+
+    refused: ClassVar[tuple[str, ...]]  # targets that cannot be timed there
 
     @property
     def address(self) -> str:
@@ -120,6 +125,8 @@ def size_bytes(artifact: Path) -> int:
     """The size of a component's float weights on disk (of an ONNX component with its graph)."""
     if artifact.is_file():
         return artifact.stat().st_size
+    if artifact.suffix == PACKAGE:
+        return sum(p.stat().st_size for p in artifact.rglob("*") if p.is_file())
     files = [p for p in artifact.iterdir() if p.is_file() and ".fp16." not in p.name]
     for kinds in ((".onnx", ".onnx_data", ".data"), (".safetensors",), (".bin",)):
         if found := [p.stat().st_size for p in files if p.suffix in kinds]:

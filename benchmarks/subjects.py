@@ -24,13 +24,14 @@ RUNS = {  # targets that can be timed, and where
     "ort": "onnxruntime",
     "executorch": "executorch",
     "tensorrt": "tensorrt",
+    "coreml": "coreml",
 }
 IMPORTS = {  # before the clock of the first load starts
     "pytorch": ("torch", "diffusers.models.unets.unet_2d_condition"),
     "onnxruntime": ("onnxruntime",),
     "executorch": ("executorch.runtime",),
 }
-FIXED = ("executorch", "tensorrt")  # runtimes of artifacts that may take one shape only
+FIXED = ("executorch", "tensorrt", "coreml")  # runtimes of artifacts that may take one shape only
 EXTRAS = {"onnxruntime": "onnx", "executorch": "executorch"}  # of ours, which install a runtime
 Places = str | Path | Sequence[str | Path]
 
@@ -54,6 +55,7 @@ def workloads(
     facts: Facts,
     *,
     unet_only: Collection[str] = (),
+    refused: Collection[str] = (),
     runtimes: Sequence[str] = (),
     guidance: bool = True,
     threads: int | None = None,
@@ -61,9 +63,10 @@ def workloads(
 ) -> list[Workload]:
     """One workload for each component of each subject and runtime, checked before anything runs.
 
-    Of the labels in `unet_only` no other component is timed. `runtimes` are those asked for; none:
-    all that the device has, on its processor. Raises `BadInput` for subjects that cannot be
-    compared, `MissingExtra` where no runtime is there, `UnknownModel` for what is no model.
+    Of the labels in `unet_only` no other component is timed, of targets in `refused` none.
+    `runtimes` are those asked for; none: all that the device has, on its processor. Raises
+    `BadInput` for subjects that cannot be compared, `MissingExtra` where no runtime is there,
+    `UnknownModel` for what is no model.
     """
     if unknown := set(components) - set(COMPONENTS):
         raise BadInput(f"cannot bench {sorted(unknown)}; known components: {COMPONENTS}.")
@@ -71,7 +74,8 @@ def workloads(
     for label, places in subjects.items():
         wanted = [c for c in components if c == "unet" or label not in unet_only]
         for place in [places] if isinstance(places, str | Path) else places:
-            for one in _on_device(place, list(_components(place, wanted)), facts, runtimes):
+            there = [c for c in _components(place, wanted) if _kind(c.target) not in refused]
+            for one in _on_device(place, there, facts, runtimes):
                 key = (label, one.component, one.runtime, one.target)
                 if (other := found.setdefault(key, one)) != one:
                     raise BadInput(
@@ -118,9 +122,16 @@ def _check_asked(
         raise BadInput(f"there is no {', '.join(missing)} to bench; there are {sorted(there)}.")
 
 
-def is_timed(folder: Path) -> bool:
-    """Whether a folder of artifacts holds some that can be timed."""
-    return (folder / LIST).is_file() and any(row["target"] in RUNS for row in read_list(folder))
+def is_timed(folder: Path, refused: Collection[str]) -> bool:
+    """Whether a folder of artifacts holds some that a device can time, which refuses these."""
+    return (folder / LIST).is_file() and any(
+        row["target"] in RUNS and row["target"] not in refused for row in read_list(folder)
+    )
+
+
+def _kind(folder: str) -> str:
+    """The target of its folder, which has the precision: onnx of onnx-fp16."""
+    return folder.partition("-")[0]
 
 
 def _settings(runtime: str) -> dict[str, Any]:
@@ -176,9 +187,6 @@ def _on_device(
     made = []
     lost = set()
     for one in found:
-        if (kind := one.target.partition("-")[0]) in facts.refused:
-            say(f"bench: {place}: {facts.name} cannot time target {kind}. It is left out.")
-            continue
         asked = [r for r in runtimes if r.partition(":")[0] == one.runtime]
         for runtime in asked if runtimes else [one.runtime]:
             if runtime in there:

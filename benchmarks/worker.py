@@ -230,9 +230,9 @@ def start(order: Order) -> tuple[dict[str, Any], Loaded]:
     warm_s, loaded = _load(load, order)
     first_ms = loaded.first() if loaded.first else run_round(loaded, 1, 0)[0]
     run_round(loaded, order["warmup_iterations"], order["warmup_s"])
-    if loaded.round:  # it loads in each round, and does not tell
-        cold_s = warm_s = None
-    ready = {"cold_s": cold_s, "warm_s": warm_s, "first_ms": first_ms}
+    tells = loaded.round is None  # else it loads in each round
+    loads = {"cold_s": cold_s if tells else None, "warm_s": warm_s if tells else None}
+    ready = {**loads, "first_ms": first_ms}
     kept = {"params": loaded.params, "precision": loaded.precision, "pid": os.getpid()}
     return {**ready, **kept}, loaded
 

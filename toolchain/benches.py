@@ -24,7 +24,7 @@ def of_models(
     overwrite: bool,
 ) -> Made:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
-    where, figure = device(address, config.python), out.with_suffix(".svg")
+    where, figure = device(address, config), out.with_suffix(".svg")
     if config.sustained_s and figure.exists() and not out.exists() and not overwrite:
         raise OutputExists(f"{figure} exists, where the plot would lie. Choose another -o.")
     report = read_json(bench(subjects, out, config, where, overwrite=overwrite))
@@ -64,7 +64,7 @@ def of_layers(
     overwrite: bool,
 ) -> Made:
     """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
-    where = device(address, config.python)
+    where = device(address, config)
     if not isinstance(where, Computer):
         raise BadInput(f"--layers with --device {address}: layers are timed on local and ssh://.")
     path = bench_layers(model, out, config, where, granularity, resolution, overwrite=overwrite)
@@ -87,9 +87,9 @@ def _quality(row: Mapping[str, Any], times: Mapping[str, float]) -> str:
     )
 
 
-def of_devices(addresses: Sequence[str], python: str) -> Made:
+def of_devices(addresses: Sequence[str], config: BenchConfig) -> Made:
     """What is known of devices: of those named, or of all that this machine knows."""
-    found = states(addresses or known(), python)
+    found = states(addresses or known(), config)
     document = {"schema": "laptop.devices/1", "devices": found}
     return document, "\n".join(line for one in found for line in _state(one))
 

@@ -157,10 +157,12 @@ def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrit
 
 def _measured(recipe: Recipe) -> tuple[str, ...]:
     """Targets whose latency is compared with the teacher's: those that run, in their precision."""
+    devices = [device(address, recipe.bench) for address in recipe.bench.devices]
+    timed = [target for target in RUNS if any(target not in d.refused for d in devices)]
     return tuple(
         request.target
         for request in requests(recipe.export)
-        if request.target in RUNS and request.folder == request.target
+        if request.target in timed and request.folder == request.target
     )
 
 
@@ -256,14 +258,14 @@ Removed layers:
 
 def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:
     """Teacher and student on one device; PyTorch on this machine only."""
+    where = device(address, recipe.bench)
     subjects: dict[str, list[str | Path]] = {}
     for label, model, exported in (
         ("teacher", recipe.model, out / "baseline"),
         ("student", out / "model", out / "artifacts"),
     ):
         places = [model] if address == "local" else []
-        subjects[label] = [*places, *([exported] if is_timed(exported) else [])]
-    where = device(address, recipe.bench.python)
+        subjects[label] = [*places, *([exported] if is_timed(exported, where.refused) else [])]
     result = bench_path(out, address)
     return bench(subjects, result, recipe.bench, where, unet_only=("teacher",), overwrite=again)
 
@@ -282,20 +284,21 @@ def check_devices(recipe: Recipe, out: Path) -> None:
     if not paths:
         raise BadInput("--device names no device; without it, this machine is measured.")
     for address in dict.fromkeys(recipe.bench.devices):
-        where = device(address, recipe.bench.python)
+        where = device(address, recipe.bench)
         if address == "local" or bench_path(out, address).exists():
             continue
-        needed = {RUNS[target] for target in _measured(recipe)}
+        needed = {RUNS[t] for t in _measured(recipe) if t not in where.refused}
         if not needed:
             raise BadInput(
                 f"--device {address} measures artifacts, and none of --to "
-                f"{','.join(recipe.export.targets)} runs there: add one of {', '.join(RUNS)}."
+                f"{','.join(recipe.export.targets)} runs there: add one of "
+                f"{', '.join(target for target in RUNS if target not in where.refused)}."
             )
-        there = where.probe().runtimes
-        if not needed & {name.partition(":")[0] for name in there}:
+        facts = where.probe()
+        if not needed & {name.partition(":")[0] for name in facts.runtimes}:
             raise BadInput(
                 f"{address} has none of {', '.join(sorted(needed))}; there are "
-                f"{', '.join(there) or 'no runtimes'}. Install one there: pip install onnxruntime."
+                f"{', '.join(facts.runtimes) or 'no runtimes'}. {facts.how_to or 'Install one'}."
             )
 
 

@@ -126,8 +126,9 @@ def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None
     With ADDRESSES, of those only; exit 1 when one of them cannot be reached.
     """
     from laptop import benches
+    from laptop.benchmarks.latency import BenchConfig
 
-    document, text = benches.of_devices(addresses, python)
+    document, text = benches.of_devices(addresses, BenchConfig(python=python))
     click.echo(json.dumps(document, indent=1) if as_json else text)
     lost = [one["address"] for one in document["devices"] if "error" in one]
     if addresses and lost:

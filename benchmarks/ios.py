@@ -14,7 +14,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,7 +87,8 @@ class Apple:
                 meter.warm_up(warmup_iterations, warmup_s)
                 yield meter
             finally:
-                meter.stop()
+                with suppress(LaptopError):  # an error on the way here says more
+                    meter.stop()
 
     def _found(self) -> Any:
         """The device as devicectl knows it, connected; `LaptopError` where it is not."""

@@ -58,9 +58,9 @@ def phones() -> list[str]:
 
 
 def apples() -> list[str]:
-    """Addresses of connected iPhones and iPads; none where they cannot be asked for."""
+    """Addresses of iPhones and iPads that this Mac knows; none where they cannot be asked for."""
     with suppress(LaptopError):
-        return [f"ios://{found.udid}" for found in ios.connected()]
+        return [f"ios://{found.udid}" for found in ios.listed()]
     return []
 
 

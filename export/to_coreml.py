@@ -117,7 +117,7 @@ def _palettize_(traced: Graph, job: Job, examples: list[dict[str, torch.Tensor]]
 
 def _convert(traced: Graph, example: dict[str, torch.Tensor], precision: str, target: str) -> Any:
     example = at_least_rank_1({name: example[name] for name in traced.inputs})
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         ct = library()
         program = torch.export.export(traced.module, tuple(example.values()))
         program = program.run_decompositions({})
@@ -150,7 +150,7 @@ def _with_palettes(model: Any) -> Any:
         for op in read(Path(model.package_path)).operations
         if op.kind == "const" and _is_palettized(op)
     ]
-    with _quiet():
+    with quiet():
         coreml = library().optimize.coreml
         rule = coreml.OpPalettizerConfig(
             mode="custom", lut_function=palettes.encode, weight_threshold=palettes.SMALLEST
@@ -173,7 +173,7 @@ def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without coremltools' progress bars, and its warnings of its own deprecated functions."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -211,7 +211,7 @@ def chunks_of(path: Path) -> tuple[Path, Path]:
 
 def chunk(path: Path) -> None:
     """Write the package at `path` as two of about the same size beside it."""
-    with _quiet():
+    with quiet():
         library().models.utils.bisect_model(
             str(path), str(path.parent), check_output_correctness=False
         )

@@ -10,7 +10,7 @@ import torch
 from laptop.export import components, mil_interpreter, to_coreml
 from laptop.export.job import Job
 from laptop.export.mil_program import Program
-from laptop.export.to_coreml import _quiet, library
+from laptop.export.to_coreml import library, quiet
 
 library()
 from coremltools.converters.mil import Builder as mb  # noqa: E402
@@ -46,7 +46,7 @@ def save(build: Callable[[dict[str, Any]], list[Any]], path: Path, target: str) 
     names = ", ".join(GIVEN)
     scope: dict[str, Any] = {"traced": traced}
     exec(f"def program({names}):\n    return traced({names})", scope)  # mb reads parameter names
-    with _quiet():
+    with quiet():
         program = mb.program(input_specs=specs, opset_version=ct.target[target])(scope["program"])
         model = ct.convert(
             program,

@@ -1,19 +1,19 @@
 """Measuring on an iPhone: coremltools' own benchmark against a stand-in of the app on the phone."""
 
 import json
-from collections.abc import Iterator
+import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import coremltools as ct
-import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
-from coremltools.models.ml_program.experimental import perf_utils, remote_device
+from coremltools.models.ml_program.experimental import async_wrapper, perf_utils, remote_device
 
-from laptop.benchmarks import ios
+from laptop.benchmarks import ios, ios_app
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.devices import apples, device
 from laptop.benchmarks.ios import Apple
@@ -49,58 +49,99 @@ def listed(state: str = "connected") -> dict[str, Any]:
 
 
 class Phone:
-    """What coremltools asks of the app: loads in 30 ms, then 20; predictions take 5, 6, 7 … ms."""
+    """`devicectl` and the app: loads take 30 ms, then 20; predictions 5, 6, 7 … ms."""
 
     def __init__(self) -> None:
-        self.loaded: list[Any] = []
+        self.requests: dict[str, dict[str, Any]] = {}
+        self.sizes: dict[str, int] = {}
+        self.loaded: set[str] = set()
+        self.most_loaded = 0
         self.units: list[str] = []
         self.predictions = 0
-        self.fails_at: int | None = None
-        self.stopped = 0
+        self.looks = 1  # for an answer
+        self.dies_at: int | None = None
+        self.is_alive = True
+        self.state = "connected"
 
-    async def load(self, model: Any, device: Any) -> "Loaded":
-        assert device.session is self.session
-        self.units.append(model.compute_unit.name)
-        loaded = Loaded(self, model.get_spec())
-        self.loaded.append(loaded)
-        return loaded
+    def run(self, command: str) -> dict[str, Any]:
+        """What devicectl writes for a command."""
+        words = shlex.split(command.removeprefix("xcrun "))
+        given = dict(pairwise(words))
+        match words[1:3]:
+            case ["list", "devices"]:
+                return listed(self.state)
+            case ["device", "info"]:
+                self.state = "connected"
+            case ["device", "copy"] if words[3] == "to":
+                source = Path(given["--source"])
+                if source.name == "message.json":
+                    message = json.loads(source.read_text())
+                    self.requests[message["id"]] = message | {"looks": 0}
+            case ["device", "copy"]:
+                self.answer(given["--source"], Path(given["--destination"]))
+            case _:
+                raise AssertionError(command)
+        return {"result": {"source": "s", "destination": "d"}}
 
-    @property
-    def session(self) -> Any:
-        return self
+    def answer(self, source: str, target: Path) -> None:
+        request = self.requests[Path(source).parent.name]
+        request["looks"] += 1
+        if not self.is_alive or request["looks"] < self.looks:
+            raise remote_device._DeviceCtlError("no such file", 1)
+        if target.name != "message.json":
+            target.write_bytes(bytes(4))
+            return
+        result = self.result(request["method"].partition(".")[2], request["params"])
+        if result is None:
+            raise remote_device._DeviceCtlError("no such file", 1)
+        message = {"jsonrpc": "2.0", "id": request["id"], "result": result}
+        if "outputs" in result:
+            message["resource"] = "out.bin"
+        target.write_text(json.dumps(message))
 
-    def stop(self) -> None:
-        self.stopped += 1
+    def result(self, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
+        result = {"modelID": params["modelID"]}
+        if method == "Load":
+            self.units.append(params["computeUnits"])
+            self.loaded.add(params["modelID"])
+            self.most_loaded = max(self.most_loaded, len(self.loaded))
+            result["duration"] = (40 - 10 * len(self.units)) * 1_000_000
+        elif method == "Unload":
+            self.loaded.remove(params["modelID"])
+        else:
+            assert method == "Prediction"
+            assert params["modelID"] in self.loaded
+            given = {name: (v["shape"], v["dataType"]) for name, v in params["inputs"].items()}
+            assert given == {"sample": ([2, 4, 8, 8], "Float32"), "input_ids": ([2, 7], "Int32")}
+            if self.predictions == self.dies_at:
+                self.is_alive = False
+                return None
+            result["duration"] = (5 + self.predictions) * 1_000_000
+            self.predictions += 1
+            storage = {"offset": 0, "size": 4}
+            y = {"shape": [1], "strides": [1], "dataType": "Float32", "storage": storage}
+            result["outputs"] = {"y": y}
+        return result
+
+    # the process of `devicectl device process launch`
+
+    def poll(self) -> int | None:
+        return None if self.is_alive else 1
+
+    def terminate(self) -> None:
+        self.is_alive = False
+
+    def communicate(self, timeout: float | None = None) -> None:
+        assert not self.is_alive
 
 
-class Loaded:
-    def __init__(self, phone: Phone, spec: Any):
-        self.phone, self.spec = phone, spec
-        self.load_duration_in_nano_seconds = (30 - 10 * len(phone.loaded)) * 1_000_000
-        self.last_predict_duration_in_nano_seconds = 0
-
-    def make_state_if_needed(self) -> None:
-        return None
-
-    async def predict(self, inputs: dict[str, Any], state: object) -> None:
-        for wanted in self.spec.description.input:
-            value = inputs[wanted.name]
-            assert value.shape == tuple(wanted.type.multiArrayType.shape)
-            assert value.dtype == (np.int32 if wanted.name == "input_ids" else np.float32)
-        if self.phone.predictions == self.phone.fails_at:
-            raise ConnectionError("the app is gone")
-        self.last_predict_duration_in_nano_seconds = (5 + self.phone.predictions) * 1_000_000
-        self.phone.predictions += 1
-
-    async def retrieve_compute_plan(self) -> Any:
-        return SimpleNamespace(
-            model_structure=self.spec,
-            get_compute_device_usage_for_mlprogram_operation=usage,
-            get_estimated_cost_for_mlprogram_operation=cost,
-        )
-
-    async def unload(self) -> None:
-        self.phone.loaded.remove(self)
+async def plan(loaded: Any) -> Any:
+    """The compute plan, which needs macOS to be read."""
+    return SimpleNamespace(
+        model_structure=loaded.spec_or_path,
+        get_compute_device_usage_for_mlprogram_operation=usage,
+        get_estimated_cost_for_mlprogram_operation=cost,
+    )
 
 
 def usage(operation: Any) -> Any:
@@ -115,20 +156,33 @@ def cost(operation: Any) -> Any:
 
 
 @pytest.fixture
-def phone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Phone]:
+def phone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Phone:
     phone = Phone()
+
+    def launch(device: Any, build: Path, working: Path, *_: Any) -> Any:
+        phone.is_alive = True
+        info = remote_device._AppInstallationInfo("com.a1b2.laptop.modelrunner", "uuid")
+        working.mkdir(exist_ok=True)
+        return remote_device._AppSession(device, phone, info, working)
+
+    def prepared(device: Any, folder: Path, working: Path, *more: Any) -> Any:
+        session = launch(device, folder, working, *more)
+        session.device = replace(device, session=session)
+        return session
+
     monkeypatch.setattr(ios, "missing_programs", list)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    run = staticmethod(lambda command: listed())
-    monkeypatch.setattr(remote_device._DeviceCtl, "_run_command", run)
-    launch = lambda *_: phone.session  # noqa: E731
-    monkeypatch.setattr(remote_device.Device, "_build_and_launch_model_runner_app", launch)
-    benchmarker = perf_utils.MLModelBenchmarker
-    monkeypatch.setattr(benchmarker, "_create_loaded_model", staticmethod(phone.load))
-    structure = lambda model_structure: perf_utils.map_model_spec_to_path(model_structure)  # noqa: E731
-    monkeypatch.setattr(perf_utils, "map_model_structure_to_path", structure)
-    yield phone
-    ios.prepared.cache_clear()
+    monkeypatch.setattr(remote_device._DeviceCtl, "_run_command", staticmethod(phone.run))
+    monkeypatch.setattr(remote_device.Device, "_build_and_launch_model_runner_app", prepared)
+    compiled = lambda model, destination_path: Path(destination_path).mkdir()  # noqa: E731
+    monkeypatch.setattr(async_wrapper, "compile_model", compiled)
+    monkeypatch.setattr(async_wrapper.RemoteMLModelAsyncWrapper, "retrieve_compute_plan", plan)
+    monkeypatch.setattr(
+        perf_utils,
+        "map_model_structure_to_path",
+        lambda model_structure: perf_utils.map_model_spec_to_path(model_structure),
+    )
+    return phone
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +249,10 @@ def test_bench_takes_the_times_that_the_phone_tells(
     assert row["placement"]["cpu"]["cost"] == pytest.approx(1 / 7)
     assert "neural engine 66.7 % of the operations, 85.7 % of their" in _placements([row])[0]
     assert phone.units == ["ALL", "ALL"]
-    assert not phone.loaded, "nothing stays on the phone"
+    assert phone.most_loaded == 1, "iOS ends apps that take much memory"
+    assert not phone.loaded
+    assert not phone.is_alive, "the app is ended"
+    assert not list((tmp_path / ".cache/laptop/ios").rglob("*.json")), "what went to and fro"
 
 
 def test_a_runtime_names_the_compute_units(phone: Phone, package: Path, tmp_path: Path) -> None:
@@ -204,19 +261,52 @@ def test_a_runtime_names_the_compute_units(phone: Phone, package: Path, tmp_path
     assert set(phone.units) == {"CPU_AND_NE"}
 
 
+def test_two_models_share_the_app(phone: Phone, package: Path, tmp_path: Path) -> None:
+    subjects = {"base": package, "new": package}
+    bench(subjects, tmp_path / "x.json", FEW, Apple(UDID, "A1B2"))
+    assert phone.most_loaded == 2
+    assert not phone.loaded
+
+
 def test_an_app_that_dies_is_an_error_that_says_when(phone: Phone, package: Path) -> None:
     with Apple(UDID, "A1B2").meter(workload(package), 1, 0) as meter:
-        phone.fails_at = phone.predictions + 1
-        with pytest.raises(LaptopError, match=r"predicting failed: ConnectionError: the app is"):
+        phone.dies_at = phone.predictions + 1
+        with pytest.raises(LaptopError, match=r"running 'a' .*: the app there has ended"):
             meter.run_round(5, 0)
-    assert not phone.loaded
+    phone.dies_at = None
+    with Apple(UDID, "A1B2").meter(workload(package), 0, 0) as meter:
+        assert len(meter.run_round(2, 0).samples_ms) == 2, "a new app"
+
+
+def test_an_answer_may_take_long(
+    phone: Phone, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone.looks = 25  # coremltools gives up after 20
+    monkeypatch.setattr(ios_app, "POLL_S", 0.01)
+    with Apple(UDID, "A1B2").meter(workload(package), 0, 0) as meter:
+        assert meter.ready.cold_s == 0.03
+        phone.looks = 1
+
+
+def test_without_a_compute_plan_the_times_stay(
+    phone: Phone, package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refused(loaded: Any) -> None:
+        raise ValueError("needs iOS 17.4")
+
+    wrapper = async_wrapper.RemoteMLModelAsyncWrapper
+    monkeypatch.setattr(wrapper, "retrieve_compute_plan", refused)
+    with Apple(UDID, "A1B2").meter(workload(package), 0, 0) as meter:
+        assert meter.ready.placement is None
+        assert meter.ready.first_ms == 5
+    assert "needs iOS 17.4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("asked", "team", "said"),
     [
         ({}, "", r"must be signed. Set \[bench\] team"),
-        ({"shapes": {"sample": (2, 4, 16, 16)}}, "A1B2", r"shape \(2, 4, 8, 8\); asked for is"),
+        ({"shapes": {"sample": (2, 8, 4, 8)}}, "A1B2", r"takes sample of \[2, 4, 8, 8\]"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_app_is_built(
@@ -231,14 +321,15 @@ def test_what_cannot_be_measured_is_refused_before_the_app_is_built(
 
 
 def test_a_phone_that_is_not_connected_is_an_error_that_lists_those_that_are(
-    phone: Phone, monkeypatch: pytest.MonkeyPatch
+    phone: Phone,
 ) -> None:
-    with pytest.raises(LaptopError, match=rf"there is ios://{UDID} \(a phone\)"):
+    with pytest.raises(LaptopError, match=rf"there is ios://{UDID} \(a phone, connected\)"):
         Apple("another").probe()
-    run = staticmethod(lambda command: listed("disconnected"))
-    monkeypatch.setattr(remote_device._DeviceCtl, "_run_command", run)
-    with pytest.raises(LaptopError, match="there is no device"):
-        Apple(UDID).probe()
+
+
+def test_devicectl_is_asked_to_connect(phone: Phone) -> None:
+    phone.state = "disconnected"
+    assert Apple(UDID).probe().name == "a phone"
 
 
 def test_elsewhere_it_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from laptop import models
 from laptop.benchmarks.devices import device
+from laptop.benchmarks.ios import Apple
 from laptop.benchmarks.latency import bench
 from laptop.benchmarks.latency import check_config as check_bench
 from laptop.benchmarks.quality import evaluate
@@ -287,6 +288,8 @@ def check_devices(recipe: Recipe, out: Path) -> None:
         where = device(address, recipe.bench)
         if address == "local" or bench_path(out, address).exists():
             continue
+        if isinstance(where, Apple):
+            where.need_team()
         needed = {RUNS[t] for t in _measured(recipe) if t not in where.refused}
         if not needed:
             raise BadInput(

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--of", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
     if asked.figure:
-        prediction_chart([read_json(path, KIND) for path in asked.of], asked.figure)
+        prediction_chart([read_json(path, KIND) for path in asked.of], asked.figure.with_suffix(""))
         return
     if not (asked.model and asked.table and asked.out):
         parser.error("MODEL, TABLE and -o, or --figure and --of")

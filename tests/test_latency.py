@@ -160,7 +160,9 @@ def test_a_row_with_too_few_samples_is_not_valid_and_says_why() -> None:
     assert row["n"] == 6
     assert not row["valid"]
     assert "6 samples; 20 are needed" in row["invalid_reasons"]
-    with pytest.raises(CheckFailed, match=r"1 of 1 measurements are not valid \(a unet x: 6 samp"):
+    with pytest.raises(
+        CheckFailed, match=r"1 of 1 measurements are not valid \(a unet x: 3 rounds; 6"
+    ):
         check_valid({"results": [row]})
 
 

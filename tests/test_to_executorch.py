@@ -26,7 +26,6 @@ from laptop.export.places import Local
 from laptop.export.settings import CoremlConfig
 from laptop.run import write_json
 
-pytest.importorskip("executorch", reason="the extra executorch is not installed")
 PROMPTS = ["a large red circle on white"]
 
 

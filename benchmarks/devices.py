@@ -8,7 +8,7 @@ ios://UDID                   an iPhone or iPad, from a Mac
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +29,8 @@ SSH_CONFIG = Path("~/.ssh/config")
 ADB = re.compile(r"adb://([\w.:-]*)")
 IOS = re.compile(r"ios://([\w-]+)")
 DEFAULTS = BenchConfig()
-HOST = re.compile(r"^\s*host[\s=]+([^#]+)", re.I)
+HOST, INCLUDE = (re.compile(rf"^\s*{word}[\s=]+([^#]+)", re.I) for word in ("host", "include"))
+MOST_INCLUDED = 16  # deep, as in ssh
 
 
 def device(address: str, config: BenchConfig = DEFAULTS) -> Device:
@@ -85,10 +86,26 @@ def state(address: str, config: BenchConfig = DEFAULTS) -> dict[str, Any]:
 
 
 def ssh_hosts(config: Path = SSH_CONFIG) -> list[str]:
-    """The hosts that the user's ssh configuration names, patterns left out."""
-    path = config.expanduser()
-    if not path.is_file():
-        return []
-    lines = (HOST.match(line) for line in path.read_text(errors="replace").splitlines())
-    names = [name for match in lines if match for name in re.split(r'[\s"]+', match[1])]
-    return [name for name in names if re.fullmatch(r"\w[\w.-]*", name)]
+    """The hosts that the user's ssh configuration and what it includes name, without patterns."""
+    names = (name for line in _lines(config.expanduser(), 0) for name in _words(HOST, line))
+    return list(dict.fromkeys(name for name in names if re.fullmatch(r"\w[\w.-]*", name)))
+
+
+def _lines(config: Path, depth: int) -> Iterator[str]:
+    """Of a configuration, with those of the files that it includes in their place."""
+    if depth > MOST_INCLUDED or not config.is_file():
+        return
+    for line in config.read_text(errors="replace").splitlines():
+        for name in _words(INCLUDE, line):
+            # as ssh has it: beside the user's configuration, wherever the including file lies
+            pattern = SSH_CONFIG.expanduser().parent / Path(name).expanduser()
+            root = Path(pattern.anchor)
+            for path in sorted(root.glob(str(pattern.relative_to(root)))):
+                yield from _lines(path, depth + 1)
+        yield line
+
+
+def _words(keyword: re.Pattern[str], line: str) -> list[str]:
+    """The arguments of a line that begins with the keyword; none of others."""
+    found = keyword.match(line)
+    return [word for word in re.split(r'[\s"]+', found[1]) if word] if found else []

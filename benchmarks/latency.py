@@ -1,7 +1,7 @@
 """Latency that can be trusted: own processes, interleaved rounds, raw samples, stated conditions.
 
-Models are timed in turn (A B A B ...), so that heat and other load meet all of them alike; the
-ratio of two is taken round by round. A row that does not meet the protocol says so in `valid`.
+Models are timed in turn (A B A B ...), so that heat and other load meet all of them alike. What
+makes a row valid stands in `validity.py`.
 """
 
 import contextlib
@@ -19,16 +19,20 @@ import numpy as np
 from laptop.benchmarks import sustained, whole_image
 from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workload, size_bytes
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
-from laptop.errors import BadInput, CheckFailed, LaptopError
-from laptop.run import Overwrite, read_json, run_stage, say, sha256, track, write_json
+from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
+from laptop.errors import BadInput, LaptopError
+from laptop.run import (
+    Overwrite,
+    read_json,
+    resume_folder,
+    run_stage,
+    say,
+    sha256,
+    track,
+    write_json,
+)
 
 SCHEMA = "laptop.bench/1"
-NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
-NEEDED_S = 10.0
-NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that holds what it says
-SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
-OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbers
-BOOTSTRAPS = 2000
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def bench(
 
     `subjects` maps a label to a PyTorch model (name or folder), to an artifacts folder, or to
     several of these that are the same model. Subjects are compared within a component, runtime and
-    target; of labels in `unet_only` only the U-Net is timed. Raises `BadInput` when they cannot be,
+    target; of labels in `unet_only` only the U-Net is timed. A killed call goes on with the first
+    of these groups that it has not finished. Raises `BadInput` when subjects cannot be compared,
     `LaptopError` when the process of one dies or the device is gone.
     """
     check_config(config)
@@ -129,10 +134,8 @@ def bench(
         facts = device.probe()
         why = wait_until_cool(device, config.cool_down_s)
         document = {"schema": SCHEMA, "device": {"address": device.address, **asdict(facts)}}
-        found = measure(find(facts), config, device, facts)
-        for row in found["results"] if why else ():
-            row |= {"valid": False, "invalid_reasons": [*row["invalid_reasons"], f"began: {why}"]}
-        write_json(folder / out.name, document | found)
+        measured = measure(find(facts), config, device, facts, why, resume_folder(folder))
+        write_json(folder / out.name, document | measured)
 
     return run_stage("bench", out, identity, inputs, work, overwrite=overwrite)
 
@@ -185,28 +188,62 @@ def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> str | 
 
 
 def measure(
-    found: Sequence[Workload], config: BenchConfig, device: Device, facts: Facts
+    found: Sequence[Workload],
+    config: BenchConfig,
+    device: Device,
+    facts: Facts,
+    not_ready: str | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """`{"results": [...], "ratios": [...]}`; what is compared is interleaved."""
+    """`{"results": [...], "images": [...], "ratios": [...]}`; what is compared is interleaved.
+
+    `not_ready` says why no row can be valid. In the folder `kept` lies what an earlier call has
+    measured, and goes what this one does.
+    """
+    groups = _groups(found, apart=config.sustained_s > 0)
+    made = []
+    for number, group in enumerate(groups):
+        path = kept / f"group-{number}.json" if kept else None
+        if path and path.exists():
+            say(f"bench: {group[0].component} {group[0].target} was measured before the kill")
+            made.append(read_json(path))
+            continue
+        made.append(_measured(group, config, device, facts))
+        for row in made[-1]["results"] if not_ready else ():
+            reasons = [*row["invalid_reasons"], f"began: {not_ready}"]
+            row |= {"valid": False, "invalid_reasons": reasons}
+        if path:
+            write_json(path, made[-1])
+    results, ratios = ([row for one in made for row in one[key]] for key in ("results", "ratios"))
+    images = whole_image.rows(results, config.steps)
+    return {"results": results, "images": images, "ratios": ratios}
+
+
+def _groups(found: Sequence[Workload], *, apart: bool) -> list[list[Workload]]:
+    """Those that are compared, or each alone."""
+    if apart:
+        return [[workload] for workload in found]
     groups: dict[tuple[str, str, str], list[Workload]] = {}
     for workload in found:
         key = (workload.component, workload.runtime, workload.target)
         groups.setdefault(key, []).append(workload)
-    results: list[dict[str, Any]] = []
-    ratios: list[dict[str, Any]] = []
-    for (component, runtime, target), group in groups.items():
-        if config.sustained_s:
-            results += [_sustained(w, config, device, facts) for w in group]
-            continue
-        timed = _interleave(group, config, device)
-        results += [_row(one, config, facts) for one in timed]
-        for a, b in itertools.combinations(timed, 2):
-            names = {"component": component, "runtime": runtime, "target": target}
-            pair = {"a": a.workload.label, "b": b.workload.label}
-            of_a, of_b = ([turn.samples_ms for turn in one.rounds] for one in (a, b))
-            ratios.append(names | pair | ratio(of_a, of_b, config.seed))
-    images = whole_image.rows(results, config.steps)
-    return {"results": results, "images": images, "ratios": ratios}
+    return list(groups.values())
+
+
+def _measured(
+    group: Sequence[Workload], config: BenchConfig, device: Device, facts: Facts
+) -> dict[str, Any]:
+    """Rows of one group and the ratios of each two of them."""
+    if config.sustained_s:
+        return {"results": [_sustained(w, config, device, facts) for w in group], "ratios": []}
+    timed = _interleave(group, config, device)
+    named = {key: getattr(group[0], key) for key in ("component", "runtime", "target")}
+    ratios = []
+    for a, b in itertools.combinations(timed, 2):
+        pair = {"a": a.workload.label, "b": b.workload.label}
+        of_a, of_b = ([turn.samples_ms for turn in one.rounds] for one in (a, b))
+        ratios.append(named | pair | ratio(of_a, of_b, config.seed))
+    return {"results": [_row(one, config, facts) for one in timed], "ratios": ratios}
 
 
 def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) -> list[Timed]:
@@ -298,81 +335,6 @@ def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[st
     }
 
 
-def summary(samples_ms: Sequence[float]) -> dict[str, float]:
-    """Percentiles, mean, standard deviation (n - 1) and coefficient of variation."""
-    p50, p90, p95, p99 = np.percentile(samples_ms, [50, 90, 95, 99]).tolist()
-    mean = float(np.mean(samples_ms))
-    stdev = float(np.std(samples_ms, ddof=1)) if len(samples_ms) > 1 else 0.0
-    spread = {"mean": mean, "stdev": stdev, "cv": stdev / mean}
-    return {"p50": p50, "p90": p90, "p95": p95, "p99": p99, **spread}
-
-
-def invalid_reasons(rounds: Sequence[Round], cv_bound: float) -> list[str]:
-    """Why a row cannot be trusted; empty when it can."""
-    samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
-    reasons = []
-    if len(rounds) < NEEDED_ROUNDS:
-        reasons.append(f"{len(rounds)} rounds; {NEEDED_ROUNDS} are needed")
-    if len(samples_ms) < NEEDED_SAMPLES:
-        reasons.append(f"{len(samples_ms)} samples; {NEEDED_SAMPLES} are needed")
-    if (total_s := sum(samples_ms) / 1000) < NEEDED_S:
-        reasons.append(f"{total_s:.1f} s measured; {NEEDED_S:.0f} s are needed")
-    return reasons + unsteady(rounds, cv_bound)
-
-
-def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
-    """What says that the device, or its load, changed while it was measured."""
-    samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
-    reasons = []
-    if (cv := summary(samples_ms)["cv"]) > cv_bound:
-        reasons.append(f"cv {cv:.2f} is above {cv_bound:.2f}: the machine was busy or hot")
-    if (times := slowing(rounds)) > SLOWER:
-        reasons.append(f"throttled: the last rounds took {times:.2f} × the first ones' time")
-    if said := [turn.throttled for turn in rounds if turn.throttled]:
-        reasons.append(f"throttled in {len(said)} of {len(rounds)} rounds: {said[0]}")
-    taken = [turn.others for turn in rounds if turn.others is not None]
-    if taken and (others := float(np.median(taken))) > OTHERS:
-        reasons.append(f"device busy: {others:.0%} of its processors' time went to other work")
-    return reasons
-
-
-def slowing(rounds: Sequence[Round]) -> float:
-    """The median of the last third of the rounds over that of the first; 1 for few rounds."""
-    medians = [float(np.median(turn.samples_ms)) for turn in rounds]
-    third = len(medians) // 3
-    return float(np.median(medians[-third:]) / np.median(medians[:third])) if third >= 2 else 1.0
-
-
-def check_valid(report: Mapping[str, Any]) -> None:
-    """Raise `CheckFailed` where a row of a report, or a table of layers, cannot be trusted."""
-    rows = report.get("results", [report])
-    if bad := [r for r in rows if not r["valid"]]:
-        lines = "; ".join(f"{_which(r)}: {', '.join(r['invalid_reasons'])}" for r in bad)
-        raise CheckFailed(
-            f"{len(bad)} of {len(rows)} measurements are not valid ({lines}). They are written "
-            "down as such. Measure again on a quiet, cool device, or pass --allow-invalid."
-        )
-
-
-def _which(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row[k]) for k in ("label", "component", "target") if k in row) or "layers"
-
-
 def share(total: float, rounds: int) -> int:
     """How many of `total` iterations one of `rounds` must do."""
     return max(1, math.ceil(total / rounds))
-
-
-def ratio(
-    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int
-) -> dict[str, float]:
-    """Latency of b over that of a: median over rounds, and its 95 % interval by bootstrap.
-
-    A round's ratio is that of its two medians, which lie next to each other in time. Of less than
-    `NEEDED_ROUNDS` rounds the interval is too narrow, and the rows are not valid.
-    """
-    by_round = np.array([np.median(y) / np.median(x) for x, y in zip(a, b, strict=True)])
-    rng = np.random.default_rng(seed)
-    draws = rng.choice(by_round, (BOOTSTRAPS, len(by_round)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5]).tolist()
-    return {"median": float(np.median(by_round)), "low": low, "high": high}

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from laptop.benchmarks.latency import BenchConfig, invalid_reasons, summary, unsteady
+from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.metering import Round
+from laptop.benchmarks.validity import invalid_reasons, summary, unsteady
 from laptop.errors import LaptopError
 from laptop.pruning.units import SUBLAYERS
 

@@ -32,9 +32,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from laptop.architectures import UNETS
-from laptop.benchmarks.latency import ratio
 from laptop.benchmarks.loops import CONFIG, WAYS, Pair
 from laptop.benchmarks.reuse import random_rows
+from laptop.benchmarks.validity import ratio
 from laptop.distill.batches import Batch
 from laptop.distill.forecast import of_unets
 from laptop.distill.session import HALVES, TrainConfig

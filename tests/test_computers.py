@@ -17,7 +17,7 @@ from board import Board, Proxy, Server, needs_sshd
 from onnx_files import onnx_folder
 from test_latency import QUICK, stand_in
 
-from laptop.benchmarks import computers
+from laptop.benchmarks import computers, devices
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.devices import device, ssh_hosts, state
 from laptop.benchmarks.latency import bench, measure, need_fitting
@@ -277,4 +277,19 @@ def test_hosts_come_from_the_ssh_configuration_without_patterns(tmp_path: Path) 
     config.write_text('Host orin nano-2 # my boards\n  User me\nHost *\nHOST=!bad ?x "mac.local"\n')
     assert ssh_hosts(config) == ["orin", "nano-2", "mac.local"]
     assert ssh_hosts(tmp_path / "none") == []
+
+
+def test_hosts_of_included_files_are_listed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "SSH_CONFIG", tmp_path / "config")
+    (tmp_path / "boards.d").mkdir()
+    outside = tmp_path / "elsewhere"
+    outside.write_text("Host mac\n")
+    (tmp_path / "config").write_text(f"Include boards.d/*\nInclude {outside}\nHost own\n")
+    (tmp_path / "boards.d" / "1").write_text("Host orin\nInclude config\n")  # in a circle
+    assert sorted(ssh_hosts(tmp_path / "config")) == ["mac", "orin", "own"]
+
+
+def test_this_machine_has_an_address() -> None:
     assert Computer(Local()).address == "local"

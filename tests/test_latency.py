@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,10 @@ import pytest
 from click.testing import CliRunner
 from onnx_files import onnx_folder
 
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.latency import (
-    BenchConfig,
-    bench,
-    check_valid,
-    invalid_reasons,
-    measure,
-    ratio,
-    slowing,
-    summary,
-    wait_until_cool,
-)
+from laptop.benchmarks.computers import Computer, Process
+from laptop.benchmarks.latency import BenchConfig, bench, measure, wait_until_cool
 from laptop.benchmarks.metering import Facts, Heat, Round, Workload
+from laptop.benchmarks.validity import check_valid, invalid_reasons, ratio, slowing, summary
 from laptop.benchmarks.worker import Loaded
 from laptop.cli import main
 from laptop.errors import CheckFailed, LaptopError
@@ -282,35 +273,79 @@ def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     assert out.stat().st_mtime_ns == before, "a finished bench is not done again"
 
 
+def two_precisions(folder: Path, unet: Path) -> Path:
+    """Artifacts in two precisions that run here, and one that does not."""
+    onnx_folder(folder, unet)
+    shutil.copytree(folder / "onnx", folder / "onnx-int8")
+    rows = [
+        {
+            "target": target,
+            "component": "unet",
+            "file": f"{made}/unet/model.onnx",
+            "precision": precision,
+        }
+        for target, made, precision in (
+            ("onnx", "onnx", "fp32"),
+            ("onnx", "onnx-int8", "int8"),
+            ("coreml", "onnx", "fp16"),  # for Apple's systems only
+        )
+    ]
+    listed = {"schema": "laptop.artifacts/1", "resolution": None, "artifacts": rows}
+    write_json(folder / "artifacts.json", listed)
+    return folder
+
+
 def test_every_precision_of_a_target_is_timed_and_has_its_own_ratio(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    for name in ("a", "b"):
-        folder = onnx_folder(tmp_path / name, tiny_folder / "unet" / "config.json")
-        shutil.copytree(folder / "onnx", folder / "onnx-int8")
-        rows = [
-            {
-                "target": target,
-                "component": "unet",
-                "file": f"{made}/unet/model.onnx",
-                "precision": precision,
-            }
-            for target, made, precision in (
-                ("onnx", "onnx", "fp32"),
-                ("onnx", "onnx-int8", "int8"),
-                ("coreml", "onnx", "fp16"),  # for Apple's systems only
-            )
-        ]
-        listed = {"schema": "laptop.artifacts/1", "resolution": None, "artifacts": rows}
-        write_json(folder / "artifacts.json", listed)
-    out = tmp_path / "x.json"
-    bench({"a": tmp_path / "a", "b": tmp_path / "b"}, out, QUICK, HERE)
+    unet = tiny_folder / "unet" / "config.json"
+    subjects = {name: two_precisions(tmp_path / name, unet) for name in ("a", "b")}
+    out = bench(subjects, tmp_path / "x.json", QUICK, HERE)
     found = json.loads(out.read_text())
     assert [(r["label"], r["target"], r["precision"]) for r in found["results"]] == [
         ("a", "onnx", "fp32"), ("b", "onnx", "fp32"), ("a", "onnx-int8", "int8"),
         ("b", "onnx-int8", "int8"),
     ]  # fmt: skip
     assert [pair["target"] for pair in found["ratios"]] == ["onnx", "onnx-int8"]
+
+
+@dataclass(frozen=True)
+class Stopped(Computer):
+    """This machine, until `stops` is loaded there; `loaded` has what was."""
+
+    stops: str = ""
+    loaded: list[str] = field(default_factory=list)
+
+    def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> Process:
+        if workload.target == self.stops:
+            raise KeyboardInterrupt
+        self.loaded.append(workload.target)
+        return super().meter(workload, warmup_iterations, warmup_s)
+
+
+def test_a_stopped_bench_goes_on_with_what_it_had_not_finished(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subjects = {"a": two_precisions(tmp_path / "a", tiny_folder / "unet" / "config.json")}
+    out = tmp_path / "x.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench(subjects, out, QUICK, Stopped(Local(), stops="onnx-int8"))
+    (kept,) = tmp_path.glob(".x.json.partial/.resume/group-*.json")
+    (before,) = json.loads(kept.read_text())["results"]
+    again = Stopped(Local())
+    bench(subjects, out, QUICK, again)
+    assert again.loaded == ["onnx-int8"]
+    assert "unet onnx was measured before" in capsys.readouterr().err
+    first, second = json.loads(out.read_text())["results"]
+    assert first == before
+    assert second["target"] == "onnx-int8"
+    assert not list(tmp_path.glob(".x*"))
+
+
+def test_a_device_that_is_not_ready_makes_no_valid_row() -> None:
+    found = measure([stand_in("a", 1)], QUICK, HERE, FACTS, "thermal status 2")
+    assert "began: thermal status 2" in found["results"][0]["invalid_reasons"]
+    assert not found["results"][0]["valid"]
 
 
 def test_the_command_exits_1_for_what_is_not_valid_unless_told_otherwise(

@@ -226,6 +226,19 @@ def test_a_disk_that_fills_up_is_one_message_and_keeps_what_was_done(tmp_path: P
     assert again.found == ["half.txt"]
 
 
+def test_a_disk_that_is_full_for_the_manifest_is_the_same_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_json", full)
+        with pytest.raises(NoSpace, match="Free some space"):
+            run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
+    assert run.run_stage("toy", tmp_path / "out", Config(), {}, Work()).is_dir()
+
+
 def test_weights_that_do_not_fit_on_the_disk_are_the_same_message(tmp_path: Path) -> None:
     """safetensors does not raise OSError when the disk is full."""
     from safetensors import SafetensorError

@@ -9,7 +9,7 @@ import logging
 
 __version__ = "0.1.0"
 
-# ExecuTorch brings torchao, which diffusers imports wherever it is, and which warns of libraries for
-# GPUs and of its own deprecated calls: nothing that a user could mend.
+# ExecuTorch brings torchao, which diffusers imports wherever it is. It warns of libraries for GPUs
+# and of its own deprecated calls: nothing that a user could mend.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -296,7 +296,7 @@ def bench(
     recipe = common.recipe(subject, score={"granularity": granularity}, bench=measuring)
     yield recipe
     from laptop import benches
-    from laptop.benchmarks.latency import check_valid
+    from laptop.benchmarks.validity import check_valid
 
     again, kind = common.overwrite, recipe.score.granularity
     if layers:

@@ -100,19 +100,20 @@ def _make(
     """Do the work in `partial`, and write its manifest last of all."""
     start = time.perf_counter()
     reset_peak_memory()
-    facts = _carry_out(work, partial)
-    manifest = {
-        "schema": "laptop.manifest/1",
-        **identity,
-        "seed": settings.get("seed"),
-        "seconds": round(time.perf_counter() - start, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
-        **machine(),
-        **facts,
-    }
-    if out.suffix == ".json":
-        manifest["result_sha256"] = sha256(partial / out.name)
-    write_json(partial / MANIFEST, manifest)
+    with _full_disk_told(partial):
+        facts = work(partial) or {}
+        manifest = {
+            "schema": "laptop.manifest/1",
+            **identity,
+            "seed": settings.get("seed"),
+            "seconds": round(time.perf_counter() - start, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+            **machine(),
+            **facts,
+        }
+        if out.suffix == ".json":
+            manifest["result_sha256"] = sha256(partial / out.name)
+        write_json(partial / MANIFEST, manifest)
 
 
 @contextlib.contextmanager
@@ -171,12 +172,11 @@ def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
     mark.write_text(key)
 
 
-def _carry_out(
-    work: Callable[[Path], Mapping[str, Any] | None], partial: Path
-) -> Mapping[str, Any]:
-    """The facts that `work` returns; a full disk becomes `NoSpace`."""
+@contextlib.contextmanager
+def _full_disk_told(partial: Path) -> Iterator[None]:
+    """A full disk becomes `NoSpace`; a folder in which nothing was done yet goes."""
     try:
-        return work(partial) or {}
+        yield
     except LaptopError:
         if {p.name for p in partial.rglob("*")} == {RESUME, KEY, LOCK}:
             shutil.rmtree(partial)  # nothing done: no obstacle to a next call

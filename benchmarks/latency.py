@@ -327,6 +327,7 @@ def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[st
         "batch": next(iter(workload.shapes.values()), (None,))[0],
         "guidance": config.guidance,
         "steps": config.steps,
+        "resolution": workload.resolution,
         "shapes": {k: list(v) for k, v in workload.shapes.items()},
         "threads": workload.threads,
         "runtime_version": facts.runtimes.get(workload.runtime),

@@ -1,5 +1,6 @@
 """What a run's report says of latency: bars by device, whole images, every row, its conditions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from laptop.benchmarks.findings import (
 from laptop.benchmarks.text import DASH, number, scaled, share, table, words
 
 SHOWN = ("teacher", "student")
+NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
 
 
 def latency_section(f: Findings) -> str:
@@ -122,13 +124,8 @@ def _device(report: Json) -> str:
         "model", "runtime", "part", "valid", "p50 ms", "p90", "p99", "cv", "n", "first", "load s",
         "warm s", "peak memory",
     ]  # fmt: skip
-    reasons = [
-        f"- Not valid: {words(_subject(r))}: {words('; '.join(r['invalid_reasons']))}."
-        for r in results
-        if not r["valid"]
-    ]
     rows = table(header, [_row(r) for r in results])
-    notes = "\n".join([*reasons, *_placements(results), *_conditions(results)])
+    notes = "\n".join([*_reasons(results), *_placements(results), *_conditions(results)])
     return "\n\n".join(part for part in (title, known, rows, notes) if part)
 
 
@@ -153,6 +150,25 @@ def _subject(r: Mapping[str, Any]) -> str:
     runtime = RUNTIMES.get(r["runtime"], r["runtime"])
     part = "" if r["component"] == "unet" else f"'s {r['component']}"
     return f"{TITLES.get(r['label'], r['label'])}{part} in {runtime}"
+
+
+def _reasons(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why rows are not valid, once for those that share it but for its first number."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for r in results:
+        for reason in r["invalid_reasons"]:
+            number = NUMBER.search(reason)
+            text = NUMBER.sub("…", reason, 1)
+            found.setdefault(text, []).append((_subject(r), number[0] if number else ""))
+    lines = []
+    for text, of in found.items():
+        if len({number for _, number in of}) == 1:
+            names = "every row" if len(of) == len(results) else ", ".join(name for name, _ in of)
+            lines.append(f"- Not valid: {words(text.replace('…', of[0][1]))}: {words(names)}.")
+        else:
+            names = ", ".join(f"{name} ({number})" for name, number in of)
+            lines.append(f"- Not valid: {words(text)}: {words(names)}.")
+    return lines
 
 
 def _placements(results: Sequence[Mapping[str, Any]]) -> list[str]:

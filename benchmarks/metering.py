@@ -28,6 +28,7 @@ class Workload:
     threads: int = 1
     seed: int = 0  # of the inputs' values
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else the loader needs
+    pixels_per_latent: int | None = None  # of a side; None: not known
 
     @property
     def artifact(self) -> Path | None:
@@ -40,6 +41,13 @@ class Workload:
         if not source.is_file():
             return None
         return source.parent if source.name == "model.onnx" else source
+
+    @property
+    def resolution(self) -> tuple[int, ...] | None:
+        """Height and width in pixels of the pictures that the inputs are of; None: not known."""
+        _, _, *sides = self.shapes.get("latent_sample") or self.shapes.get("sample") or (0, 0)
+        scale = 1 if self.component == "vae_encoder" else self.pixels_per_latent
+        return tuple(side * scale for side in sides) if sides and scale else None
 
 
 @dataclass(frozen=True)

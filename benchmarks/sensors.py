@@ -6,6 +6,7 @@ library are enough. What a system does not tell is None.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -75,29 +76,26 @@ def runtimes() -> dict[str, str]:
     """Versions of what can run artifacts here, by the runtime's name."""
     from importlib import metadata
 
-    found = {}
-    for runtime, packages in (
-        ("onnxruntime", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn")),
-        ("executorch", ("executorch",)),
-    ):
-        for package in packages:
-            try:
-                found[runtime] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
-    if "onnxruntime" in found:
-        try:
-            import onnxruntime
-        except ImportError as e:  # of another numpy, or without its CUDA
-            print(f"onnxruntime {found.pop('onnxruntime')} does not load: {e}", file=sys.stderr)
-        else:
-            there = onnxruntime.get_available_providers()
-            known = {k: found["onnxruntime"] for k, v in PROVIDERS.items() if v in there}
-            found.update({f"onnxruntime:{k}": version for k, version in known.items()})
+    found = onnxruntimes()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["executorch"] = metadata.version("executorch")
     if path := trtexec():
         banner = re.search(r"TensorRT v\d[\d.]*", _said(path, "--help") or "")
         found["tensorrt"] = banner[0] if banner else "unknown"
     return found
+
+
+def onnxruntimes() -> dict[str, str]:
+    """ONNX Runtime with its providers; asked itself, for its packages have many names."""
+    try:
+        import onnxruntime
+    except ImportError as e:  # not there; or of another numpy, or without its CUDA
+        if e.name != "onnxruntime":
+            print(f"onnxruntime does not load: {e}", file=sys.stderr)
+        return {}
+    there = onnxruntime.get_available_providers()
+    names = ["onnxruntime", *(f"onnxruntime:{k}" for k, v in PROVIDERS.items() if v in there)]
+    return dict.fromkeys(names, onnxruntime.__version__)
 
 
 def trtexec() -> str | None:

@@ -13,10 +13,11 @@ from typing import Any
 from laptop import models
 from laptop.benchmarks.metering import Facts, Shapes, Workload
 from laptop.errors import BadInput, MissingExtra
-from laptop.export.artifacts import LIST, read_list, resolution
+from laptop.export.artifacts import LIST, pixels_per_latent, read_list, resolution
 from laptop.export.settings import COMPONENTS
 from laptop.run import read_json, say
 
+GRAPH = "model.onnx"
 IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
 RUNS = {  # targets that can be timed, and where
@@ -47,6 +48,7 @@ class Found:
     precision: str = "fp32"
     shapes: Shapes | None = None  # recorded ones
     resolution: int | None = None  # pixels, where they were asked for; None: the model's own
+    pixels_per_latent: int | None = None  # None: not known
 
 
 def workloads(
@@ -97,6 +99,7 @@ def workloads(
             threads or facts.cores or 1,
             seed,
             _settings(one.runtime.partition(":")[0]),
+            one.pixels_per_latent,
         )
         for (label, *_), one in found.items()
     ]
@@ -144,6 +147,7 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
     folder = Path(place)
     if (folder / LIST).is_file():
         rows, size = read_list(folder), resolution(folder)
+        scale = read_json(folder / LIST).get("pixels_per_latent")
         for row in rows:
             if row["target"] in RUNS and row["component"] in wanted:
                 shapes = row.get("shapes")
@@ -155,11 +159,12 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
                     row["precision"],
                     {k: tuple(v) for k, v in shapes.items()} if shapes else None,
                     size,
+                    scale,
                 )
         return
     graphs = {
         name: next(
-            (p for p in (folder / "onnx" / name, folder / name) if (p / "model.onnx").is_file()),
+            (p for p in (folder / "onnx" / name, folder / name) if (p / GRAPH).is_file()),
             None,
         )
         for name in wanted
@@ -167,14 +172,19 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
     if any(graphs.values()):
         for name, graph in graphs.items():
             if graph:
-                yield Found(name, "onnxruntime", "onnx", str(graph / "model.onnx"))
+                scale, source = (
+                    pixels_per_latent(graph.with_name("vae_decoder")),
+                    str(graph / GRAPH),
+                )
+                yield Found(name, "onnxruntime", "onnx", source, pixels_per_latent=scale)
         return
     source = models.locate(str(place))
     index = read_json(models.folder(str(place)) / "model_index.json") if len(wanted) > 1 else {}
     for name in wanted:
         part = "vae" if name.startswith("vae_") else name
         if name == "unet" or (index.get(part) or [None])[0] is not None:
-            yield Found(name, "pytorch", "pytorch", source)
+            scale = pixels_per_latent(Path(source) / "vae")
+            yield Found(name, "pytorch", "pytorch", source, pixels_per_latent=scale)
 
 
 def _on_device(

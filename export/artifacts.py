@@ -3,8 +3,9 @@
     OUT/<target>/…        one folder a target (`onnx`), with its precision where it is not the
                           target's default (`onnx-fp16`)
     OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null,
-                          "artifacts": [{"target", "component", "file", "bytes", "sha256",
-                          "precision", "chunks", "shapes", "seconds", "peak_memory_bytes"}],
+                          "pixels_per_latent", "artifacts": [{"target", "component", "file",
+                          "bytes", "sha256", "precision", "chunks", "shapes",
+                          "seconds", "peak_memory_bytes"}],
                           "failed": [{"target", "precision", "component", "error"}]}
 
 `file` is relative to OUT; `chunks` are packages that hold the same in parts, for Core ML. Such a
@@ -65,7 +66,12 @@ def export_model(
     def work(folder: Path) -> dict[str, Any]:
         failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
-        listed = {"resolution": config.resolution, "artifacts": rows, "failed": failed}
+        listed = {
+            "resolution": config.resolution,
+            "pixels_per_latent": pixels_per_latent(models.folder(model) / "vae"),
+            "artifacts": rows,
+            "failed": failed,
+        }
         run.write_json(folder / LIST, {"schema": SCHEMA, **listed})
         return {"plan_sha256": _plan(models.locate(model)), "files": _files(folder)}
 
@@ -298,6 +304,13 @@ def resolution(artifacts: Path) -> int | None:
     """Pixels of the pictures that the artifacts were exported for; None: the model's own."""
     found: int | None = run.read_json(artifacts / LIST, SCHEMA).get("resolution")
     return found
+
+
+def pixels_per_latent(vae: Path) -> int | None:
+    """How many pixels a side become one latent, by the folder of a VAE; None without one."""
+    config = vae / "config.json"
+    levels = run.read_json(config).get("block_out_channels") if config.is_file() else None
+    return 2 ** (len(levels) - 1) if levels else None
 
 
 def read_list(artifacts: Path) -> list[Mapping[str, Any]]:

@@ -246,6 +246,10 @@ def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     assert row["size_bytes"] > row["params"]
     assert row["load_s"]["cold"] > 0
     assert row["latency_ms"]["first"] > 0
+    for one in found["results"]:
+        has_size = one["component"] == "vae_decoder" or one["runtime"] == "pytorch"
+        size = [64, 64] if has_size and not one["component"].startswith("text") else None
+        assert one["conditions"]["resolution"] == size, "the stand-in's export has no VAE beside it"
     shapes = row["conditions"]["shapes"]
     assert shapes["encoder_hidden_states"] == [2, 16, 128]
     assert shapes["text_embeds"] == [2, 64]

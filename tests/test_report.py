@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from laptop.benchmarks import figures, page
+from laptop.benchmarks import figures, latency_section, page
 from laptop.benchmarks.findings import network_order
 from laptop.benchmarks.report import write_report
 from laptop.benchmarks.text import number, scaled
@@ -179,7 +179,25 @@ def test_what_was_not_run_is_never_shown_as_verified_nor_a_bad_row_as_valid(
     students = [x for x in section(text, "Latency").splitlines() if x.startswith("| distilled")]
     assert len(students) == 2
     assert all("| **no** |" in x for x in students)
-    assert "Not valid: distilled in PyTorch: cv 0.20 is above 0.10" in text
+    assert (
+        "Not valid: cv 0.20 is above 0.10: the machine was busy or hot: distilled in PyTorch,"
+        in text
+    )
+
+
+def test_reasons_that_rows_share_are_told_once() -> None:
+    rows = [
+        {"label": label, "component": "unet", "runtime": "pytorch", "invalid_reasons": reasons}
+        for label, reasons in (
+            ("teacher", ["3 rounds; 6 are needed", "cv 0.20 is above 0.10"]),
+            ("student", ["3 rounds; 6 are needed", "cv 0.31 is above 0.10", "began: hot"]),
+        )
+    ]
+    assert latency_section._reasons(rows) == [
+        "- Not valid: 3 rounds; 6 are needed: every row.",
+        "- Not valid: cv … is above 0.10: teacher in PyTorch (0.20), distilled in PyTorch (0.31).",
+        "- Not valid: began: hot: distilled in PyTorch.",
+    ]
 
 
 def test_the_page_is_self_contained_and_has_every_section(reported: Path) -> None:

@@ -1,6 +1,8 @@
 """How a computer is: what its files and programs say, as they are documented."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +26,18 @@ def test_the_hottest_zone_counts_and_a_processor_that_is_slowed_down(tmp_path: P
     assert sensors.heat(tmp_path) == {"why": None, "temperature_c": 63.25}
     write(tmp_path, "class/thermal/cooling_device2/cur_state", "2")
     assert sensors.heat(tmp_path)["why"] == "cpufreq-cpu0 is slowed down, by 2 steps"
+
+
+def test_onnx_runtime_is_known_whatever_its_package_is_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    openvino = SimpleNamespace(__version__="1.24.1", get_available_providers=lambda: names)
+    monkeypatch.setitem(sys.modules, "onnxruntime", openvino)
+    assert sensors.onnxruntimes() == {"onnxruntime": "1.24.1", "onnxruntime:openvino": "1.24.1"}
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert sensors.onnxruntimes() == {}
+    assert not capsys.readouterr().err
 
 
 def test_throttles_of_all_processors_add_up(tmp_path: Path) -> None:

@@ -29,16 +29,22 @@ def measuring(function: Function) -> Function:
 
     @functools.wraps(function)
     def command(
-        runtimes: str | None, components: str | None, sustained: float | None, **values: Any
+        runtimes: str | None,
+        components: str | None,
+        sustained: float | None,
+        python: str | None,
+        **values: Any,
     ) -> Any:
         given = {
             "runtimes": options.targets(runtimes),
             "components": options.targets(components),
             "sustained_s": sustained,
+            "python": python,
         }
         return function(measuring=given, **values)
 
     for option in (
+        click.option("--python", help="Python on boards. [default: python3]"),
         click.option("--allow-invalid", is_flag=True, help="Exit 0 although a row is not valid."),
         click.option(
             "--sustained",

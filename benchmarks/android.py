@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from laptop.benchmarks.android_meter import free_bytes, measured
+from laptop.benchmarks.android_meter import free_bytes, home_of, measured
 from laptop.benchmarks.android_runners import PAGE, RUNNERS, runner_of, runtimes_of
 from laptop.benchmarks.metering import Facts, Heat, Meter, Workload
 from laptop.errors import LaptopError
 from laptop.export.adb import TMP, Adb
-from laptop.export.places import Place, checked
+from laptop.export.places import Place, checked, holds
 from laptop.run import sha256
 
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
@@ -91,6 +91,10 @@ class Android:
         if thermal.temperature_c is not None:
             return Heat(not_ready(thermal, battery, saves), thermal.temperature_c)
         return Heat(not_ready(thermal, battery, saves), battery.temperature_c)
+
+    def has(self, workload: Workload) -> bool:
+        folder, sums = home_of(runner_of(workload).files(workload))
+        return holds(self.place, sums, folder)
 
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float

@@ -129,12 +129,17 @@ def measured(
 
 def send(place: Place, files: Sequence[Path]) -> str:
     """The device's folder with these files; those that lie there and are whole are not sent."""
-    sums = {file: sha256(file) for file in files}
-    name = hashlib.sha256(" ".join(f"{file.name} {sums[file]}" for file in files).encode())
-    folder = f"{FILES}/{name.hexdigest()}"
+    folder, sums = home_of(files)
     places.send(place, sums, folder)
     checked(place, f"chmod 755 {shlex.quote(folder)}/*")  # adb gives files the mode they have here
     return folder
+
+
+def home_of(files: Sequence[Path]) -> tuple[str, dict[Path, str]]:
+    """Where these files belong on a device, and their sha256."""
+    sums = {file: sha256(file) for file in files}
+    name = hashlib.sha256(" ".join(f"{file.name} {sums[file]}" for file in files).encode())
+    return f"{FILES}/{name.hexdigest()}", sums
 
 
 def free_bytes(df: str) -> int | None:

@@ -52,6 +52,12 @@ class Computer:
     def heat(self) -> Heat:
         return Heat(**(sensors.heat() if isinstance(self.where, Local) else self._ask("heat")))
 
+    def has(self, workload: Workload) -> bool:
+        if isinstance(self.where, Local):
+            return True
+        folder, digests = self._folder(files_of(workload))
+        return places.holds(self.where, digests, folder)
+
     def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> "Process":
         order = {
             "loader": workload.settings.get("loader", workload.runtime.partition(":")[0]),
@@ -98,13 +104,17 @@ class Computer:
 
     def _send(self, files: Sequence[Path]) -> str:
         """The folder there that holds these files; they are sent once."""
-        digests = [sha256(path) for path in files]
-        name = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
+        folder, digests = self._folder(files)
+        places.send(self.where, digests, folder)
+        return folder
+
+    def _folder(self, files: Sequence[Path]) -> tuple[str, dict[Path, str]]:
+        """Where these files belong there, and their sha256."""
+        digests = {path: sha256(path) for path in files}
+        name = hashlib.sha256(" ".join(digests.values()).encode()).hexdigest()[:32]
         # the last line: shells greet, too
         home = places.checked(self.where, 'echo "$HOME"').splitlines()[-1]
-        folder = f"{home}/{CACHE}/{name}"
-        places.send(self.where, dict(zip(files, digests, strict=True)), folder)
-        return folder
+        return f"{home}/{CACHE}/{name}", digests
 
     def _engine(self, workload: Workload) -> dict[str, Any]:
         """The workload as an engine, built there."""

@@ -64,6 +64,9 @@ class Apple:
                 '[bench] team = "A1B2C3D4E5", your Apple development team, in a recipe.'
             )
 
+    def has(self, workload: Workload) -> bool:
+        return False  # packages lie in the app, compiled
+
     @contextmanager
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float

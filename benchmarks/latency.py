@@ -153,14 +153,18 @@ def known_facts(out: Path, device: Device) -> Facts | None:
 
 def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> None:
     """Raise `LaptopError` for a device on whose disk the artifacts have no place."""
-    if device.address == "local" or facts.free_disk_bytes is None:
+    free = facts.free_disk_bytes
+    if device.address == "local" or free is None or _bytes(found) <= free:
         return
-    size = sum(size_bytes(w.artifact) for w in found if w.artifact)
-    if size > facts.free_disk_bytes:
+    if (missing := _bytes([w for w in found if not device.has(w)])) > free:
         raise LaptopError(
-            f"{device.address} has {facts.free_disk_bytes / 1e9:.2f} GB free; the artifacts take "
-            f"{size / 1e9:.2f} GB. Free some space there, or bench fewer components."
+            f"{device.address} has {free / 1e9:.2f} GB free; the artifacts that it lacks take "
+            f"{missing / 1e9:.2f} GB. Free some space there, or bench fewer components."
         )
+
+
+def _bytes(found: Sequence[Workload]) -> int:
+    return sum(size_bytes(w.artifact) for w in found if w.artifact)
 
 
 def say_uncompared(found: Sequence[Workload]) -> None:

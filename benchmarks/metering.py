@@ -123,6 +123,9 @@ class Device(Protocol):
     def heat(self) -> Heat:
         """How hot it is now."""
 
+    def has(self, workload: Workload) -> bool:
+        """Whether the workload's files lie there already, whole."""
+
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float
     ) -> AbstractContextManager[Meter]:

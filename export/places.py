@@ -246,6 +246,11 @@ def has(where: Place, path: str, sha256: str) -> bool:
     return found.code == 0 and found.out.split()[0] == sha256
 
 
+def holds(where: Place, files: Mapping[Path, str], folder: str) -> bool:
+    """Whether a folder there has files of these names and contents (their sha256)."""
+    return all(has(where, f"{folder}/{path.name}", sha256) for path, sha256 in files.items())
+
+
 @contextmanager
 def scratch(where: Place) -> Iterator[str]:
     """A temporary folder there, gone at the end, with what `run_long` still runs in it."""

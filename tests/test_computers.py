@@ -214,12 +214,16 @@ def test_a_finished_report_is_kept_while_its_board_is_away(
 
 
 @needs_sshd
-def test_a_full_disk_is_refused_before_anything_is_sent(
+def test_a_full_disk_is_refused_unless_all_is_there_already(
     remote: Computer, graphs: dict[str, Path]
 ) -> None:
     facts = Facts("board", "Linux", {}, free_disk_bytes=10)
+    workload = unet_of(graphs["base"])
     with pytest.raises(LaptopError, match=r"ssh://board has 0\.00 GB free"):
-        need_fitting([unet_of(graphs["base"])], facts, remote)
+        need_fitting([workload], facts, remote)
+    with remote.meter(workload, 1, 0):
+        pass
+    need_fitting([workload], facts, remote)
 
 
 @needs_sshd

@@ -65,7 +65,13 @@ class PhoneMeter:
         while not calls or (calls[-1].is_raw and (count < iterations or total_ms < 1000 * seconds)):
             left_ms = 1000 * seconds - total_ms
             by_time = math.ceil(left_ms / self.mean_ms) if self.mean_ms else 1
-            calls.append(self._call(max(1, iterations - count, by_time)))
+            asked = max(1, iterations - count, by_time)
+            calls.append(self._call(asked))
+            if calls[-1].is_raw and not calls[-1].samples_ms:
+                raise LaptopError(
+                    f"the runner was told to run {asked} times after the first and told of none: "
+                    "it is of another version. docs/android.md says which are known."
+                )
             count += len(calls[-1].samples_ms)
             total_ms += sum(calls[-1].samples_ms)
         return calls
@@ -97,7 +103,7 @@ class Turns:
         call = self.runner.command(self.program, self.options, self.model, times, f"{at}.csv")
         libraries = f"LD_LIBRARY_PATH={self.program.rpartition('/')[0]}"
         timeout_s = LOAD_S + PATIENCE * expected_s
-        command = ["env", libraries, *call]
+        command = ["env", libraries, "ORT_DISABLE_TELEMETRY=1", *call]
         done = run_long(self.place, at, command, timeout_s, first_s=max(0.1, expected_s))
         if done.code:
             raise LaptopError(

@@ -8,6 +8,7 @@ is not among the samples: it pays for caches that the others had meanwhile.
 from their documentation and sources; no phone was at hand.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -181,8 +182,11 @@ def free_dimensions(model: Path, shapes: Shapes) -> dict[str, int]:
 def read_perf_test(log: str, result: str) -> Call:
     """A log of `onnxruntime_perf_test`, and its rows `model,seconds,peak bytes,CPU %,run`."""
     rows = [line.rsplit(",", 4) for line in result.splitlines() if line.count(",") >= 4]
-    samples = tuple(1000 * float(row[1]) for row in rows)
-    if not samples:
+    try:
+        samples = tuple(1000 * float(row[1]) for row in rows)
+    except ValueError:
+        samples = ()
+    if not samples or not all(map(math.isfinite, samples)):
         raise LaptopError(f"onnxruntime_perf_test gave no times: {complaint(log)}")
     peak = PEAK.search(log)
     return Call(samples, _number(SESSION, log), _number(FIRST, log), int(peak[1]) if peak else None)

@@ -18,7 +18,10 @@ from laptop.run import read_json
 
 NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
 FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder
-MEASURED = ("latency_ms", "load_s", "peak_memory_bytes", "power_w", "energy_j", "parts_ms")
+MEASURED = (  # what a row that is not valid says nothing of
+    "latency_ms", "load_s", "peak_memory_bytes", "power_w", "energy_j", "parts_ms", "sustained",
+    "median", "low", "high", "unet_ms", "without_layers",
+)  # fmt: skip
 CONDITIONS = (
     "conditions", "device", "precision", "steps", "guidance", "prompts", "feature_space",
     "reference", "granularity", "criterion", "samples", "seed",
@@ -153,17 +156,21 @@ def kind_of(document: Mapping[str, Any]) -> str:
 def rows(document: Mapping[str, Any]) -> Rows:
     """The named objects of a document's lists, and the document itself without its lists.
 
-    How a device was when it was probed is no condition; each row has its name.
+    What makes a document not valid makes its rows so. How a device was when it was probed is no
+    condition; each row has its name.
     """
     names = (*NAMES, FILES.get(kind_of(document)))
     found: Rows = {}
     for key, value in document.items():
         if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
             for r in value:
+                if document.get("valid") is False:
+                    r = {**r, "valid": False}
                 found[f"{key}: " + " ".join(f"{k}={r[k]}" for k in names if r.get(k))] = r
     itself = {k: v for k, v in document.items() if not isinstance(v, list) and k != "schema"}
-    if isinstance(itself.get("device"), Mapping):
-        del itself["device"]
+    for key in ("device", "probe"):
+        if isinstance(itself.get(key), Mapping):
+            del itself[key]
     return ({"": itself} if itself else {}) | found
 
 

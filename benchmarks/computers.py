@@ -27,8 +27,13 @@ from laptop.export.places import SSH_FAILED, Local, Ssh
 from laptop.run import files_in, say, sha256
 
 CACHE = ".cache/laptop/files"
+END = "laptop: end"  # of a file within a shell's script
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("worker.py", "sensors.py"))
-ENDS_S = 5  # that a worker may take to end
+ENDED = """is_ours() {{ ps -p {pid} -o args= 2>/dev/null | grep -q worker.py; }}
+is_ours && kill {pid}
+for i in 1 2 3 4 5 6 7 8 9 10; do is_ours || exit 0; sleep 0.5; done
+kill -9 {pid}"""  # the number may be another process's by now, after a new start of the board
+ENDS_S = 5  # that a worker may take to end, each time that it is told to
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,16 @@ class Computer:
         """What starts a worker there, from here."""
         if isinstance(self.where, Local):
             return [sys.executable, "-m", "laptop.benchmarks.worker"]
-        return self.where.command(f"exec {self.python} -B {shlex.quote(self._worker())}")
+        # the empty line ends a greeting that has no end
+        return self.where.command(f"echo; exec {self.python} -B {shlex.quote(self._worker())}")
 
     def _worker(self) -> str:
         return f"{self._send(SOURCES)}/worker.py"
 
     def _ask(self, what: str) -> dict[str, Any]:
-        """The JSON that `sensors.py facts` or `sensors.py heat` prints there."""
-        folder = self._send(SOURCES)
-        done = self.where.run(f"{self.python} -B {shlex.quote(folder)}/sensors.py {what}", 120)
+        """The JSON that `sensors.py facts` or `heat` prints there; nothing is written."""
+        source = Path(sensors.__file__).read_text(encoding="utf-8")
+        done = self.where.run(f"{self.python} -B - {what} <<'{END}'\n{source}\n{END}", 120)
         if done.code:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
@@ -112,8 +118,7 @@ class Computer:
         """Where these files belong there, and their sha256."""
         digests = {path: sha256(path) for path in files}
         name = hashlib.sha256(" ".join(digests.values()).encode()).hexdigest()[:32]
-        # the last line: shells greet, too
-        home = places.checked(self.where, 'echo "$HOME"').splitlines()[-1]
+        home = places.checked(self.where, 'echo "$HOME"').strip()
         return f"{home}/{CACHE}/{name}", digests
 
     def _engine(self, workload: Workload) -> dict[str, Any]:
@@ -207,6 +212,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            errors="replace",
         )
 
     def _insist(self, order: Mapping[str, Any], doing: str) -> dict[str, Any]:
@@ -227,7 +233,7 @@ class Process:
     def _again(self, *, is_loading: bool) -> None:
         """A new process in place of the lost one, loaded as that was."""
         if not is_loading:
-            self.computer.where.run(f"kill {self._pid} 2>/dev/null; true")
+            self.computer.where.run(ENDED.format(pid=self._pid))
         self._end()
         self._begin()
         if not is_loading and (ready := self._answer(self.order)):
@@ -270,11 +276,13 @@ class Process:
                 pipe.close()
             except BrokenPipeError:  # what was not sent yet
                 continue
-        try:
-            self._process.wait(ENDS_S)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            self._process.wait()
+        for insist in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(ENDS_S)
+                break
+            except subprocess.TimeoutExpired:
+                insist()
+        self._process.wait()
         self._errors.close()
 
     def __enter__(self) -> Self:

@@ -26,7 +26,7 @@ from laptop.export.places import Local, Ssh
 
 FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
-ADB = re.compile(r"adb://([\w.:-]*)")
+ADB = re.compile(r"adb://([\w.:() -]*)")
 IOS = re.compile(r"ios://([\w-]+)")
 DEFAULTS = BenchConfig()
 HOST, INCLUDE = (re.compile(rf"^\s*{word}[\s=]+([^#]+)", re.I) for word in ("host", "include"))

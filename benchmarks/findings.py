@@ -22,6 +22,7 @@ RUNTIMES = {
     "tensorrt": "TensorRT",
     "coreml": "Core ML",
 }
+BENCH = "laptop.bench/1"
 Json = dict[str, Any]
 
 
@@ -100,7 +101,11 @@ def read_run(folder: Path) -> Findings:
 
 def _read_benches(folder: Path) -> list[Json]:
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "local.json", path.name))
-    return [read_json(path, "laptop.bench/1") for path in paths if not path.name.endswith(MANIFEST)]
+    found = [(path, read_json(path)) for path in paths if not path.name.endswith(MANIFEST)]
+    reports = [(path, report) for path, report in found if report.get("schema") == BENCH]
+    if broken := [path for path, report in reports if not {"results", "ratios"} <= report.keys()]:
+        raise BadInput(f"{broken[0]} is no whole report of `laptop bench`. Measure again.")
+    return [report for _, report in reports]  # what else lies there, such as tables, is not ours
 
 
 def _optional(path: Path, schema: str) -> Json:

@@ -1,6 +1,8 @@
 """What a comparison found, as files that CI systems read."""
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
@@ -14,6 +16,7 @@ UNITS = {  # of numbers that should be small, by their path
     **dict.fromkeys(("params", "params.after"), "parameters"),
     **dict.fromkeys(("macs", "macs.after"), "MACs"),
 }
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(changes: Sequence[Change]) -> str:
@@ -22,7 +25,8 @@ def junit(changes: Sequence[Change]) -> str:
     counts = {"tests": str(len(changes)), "failures": str(breaches)}
     suite = ET.Element("testsuite", {"name": "laptop compare", **counts})
     for change in changes:
-        where = {"classname": change.row or "document", "name": change.path}
+        row = NOT_XML.sub("\N{REPLACEMENT CHARACTER}", change.row or "document")
+        where = {"classname": row, "name": NOT_XML.sub("\N{REPLACEMENT CHARACTER}", change.path)}
         case = ET.SubElement(suite, "testcase", where)
         if change.breached:
             message = f"{_shown(change.base)} -> {_shown(change.new)} ({_percent(change)})"
@@ -62,7 +66,7 @@ def benchmark(changes: Sequence[Change]) -> str:
             "value": change.new,
         }
         for change in changes
-        if change.path in UNITS and change.new is not None
+        if change.path in UNITS and change.new is not None and math.isfinite(change.new)
     ]
     return json.dumps(found, indent=1) + "\n"
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from laptop.run import (
 )
 
 SCHEMA = "laptop.bench/1"
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def check_config(config: BenchConfig) -> None:
             value = getattr(config, name)
             if value is not None and not least <= value < math.inf:  # NaN is not, either
                 raise BadInput(f"[bench] {name} is {value}; at least {least} is needed.")
+    if config.threads and config.threads > MOST_THREADS:
+        raise BadInput(f"[bench] threads is {config.threads}; at most {MOST_THREADS} make sense.")
 
 
 @dataclass(frozen=True)
@@ -103,27 +107,14 @@ def bench(
     `LaptopError` when the process of one dies or the device is gone.
     """
     check_config(config)
-
-    def find(facts: Facts) -> list[Workload]:
-        return workloads(
-            subjects,
-            config.components,
-            facts,
-            unet_only=unet_only,
-            refused=device.refused,
-            runtimes=config.runtimes,
-            guidance=config.guidance,
-            threads=config.threads,
-            seed=config.seed,
-        )
-
-    facts = (None if overwrite else known_facts(out, device)) or device.probe()
+    find = partial(timed_things, subjects, config, device, unet_only=unet_only)
+    facts = (None if overwrite is True else known_facts(out, device)) or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
     say_uncompared(found)
     identity = {k: v for k, v in asdict(config).items() if k not in ("devices", "team")} | {
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
-        "device": f"{device.address}: {facts.name}, {facts.os}, {facts.power_mode}",
+        **device_identity(device, facts),
         "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},
     }
     inputs = {
@@ -140,12 +131,55 @@ def bench(
     return run_stage("bench", out, identity, inputs, work, overwrite=overwrite)
 
 
-def known_facts(out: Path, device: Device) -> Facts | None:
-    """What an earlier report says of a board: a finished one needs no board to be kept."""
+def timed_things(
+    subjects: Mapping[str, Places],
+    config: BenchConfig,
+    device: Device,
+    facts: Facts,
+    *,
+    unet_only: Collection[str] = (),
+) -> list[Workload]:
+    """What `bench` times, checked; raises as it does."""
+    return workloads(
+        subjects,
+        config.components,
+        facts,
+        unet_only=unet_only,
+        refused=device.refused,
+        runtimes=config.runtimes,
+        guidance=config.guidance,
+        threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def estimate(subjects: Mapping[str, Places], config: BenchConfig, device: Device) -> dict[str, Any]:
+    """What `bench` would time, and how long at least; nothing is loaded or sent."""
+    check_config(config)
+    found = timed_things(subjects, config, device, device.probe())
+    each_s = config.warmup_s + (config.sustained_s or config.seconds)
+    return {
+        "device": device.address,
+        "timed": [f"{w.label}: {w.component}, {w.target} in {w.runtime}" for w in found],
+        "artifact_bytes": _bytes(found),
+        "least_seconds": round(len(found) * each_s, 1),
+    }
+
+
+def device_identity(device: Device, facts: Facts) -> dict[str, str]:
+    """What must be the same for a finished measurement to be kept."""
+    how = (facts.name, facts.os, facts.power_mode, facts.accelerator)
+    return {"device": f"{device.address}: {', '.join(map(str, how))}"}
+
+
+def known_facts(
+    out: Path, device: Device, schema: str = SCHEMA, key: str = "device"
+) -> Facts | None:
+    """What an earlier result says of a board: a finished one needs no board to be kept."""
     if device.address == "local" or not out.is_file():
         return None
     try:
-        found = dict(read_json(out, SCHEMA)["device"])
+        found = dict(read_json(out, schema)[key])
         return Facts(**found) if found.pop("address") == device.address else None
     except (KeyError, TypeError, ValueError):  # of another version
         return None
@@ -212,14 +246,12 @@ def measure(
             say(f"bench: {group[0].component} {group[0].target} was measured before the kill")
             made.append(read_json(path))
             continue
-        made.append(_measured(group, config, device, facts))
-        for row in made[-1]["results"] if not_ready else ():
-            reasons = [*row["invalid_reasons"], f"began: {not_ready}"]
-            row |= {"valid": False, "invalid_reasons": reasons}
+        made.append(_measured(group, config, device, facts, not_ready))
         if path:
             write_json(path, made[-1])
     results, ratios = ([row for one in made for row in one[key]] for key in ("results", "ratios"))
-    images = whole_image.rows(results, config.steps)
+    is_whole = set(IMAGE) <= set(config.components)
+    images = whole_image.rows(results, config.steps) if is_whole else []
     return {"results": results, "images": images, "ratios": ratios}
 
 
@@ -235,19 +267,25 @@ def _groups(found: Sequence[Workload], *, apart: bool) -> list[list[Workload]]:
 
 
 def _measured(
-    group: Sequence[Workload], config: BenchConfig, device: Device, facts: Facts
+    group: Sequence[Workload],
+    config: BenchConfig,
+    device: Device,
+    facts: Facts,
+    not_ready: str | None,
 ) -> dict[str, Any]:
     """Rows of one group and the ratios of each two of them."""
     if config.sustained_s:
         return {"results": [_sustained(w, config, device, facts) for w in group], "ratios": []}
     timed = _interleave(group, config, device)
+    rows = [_row(one, config, facts, not_ready) for one in timed]
     named = {key: getattr(group[0], key) for key in ("component", "runtime", "target")}
     ratios = []
-    for a, b in itertools.combinations(timed, 2):
+    for (a, row_a), (b, row_b) in itertools.combinations(zip(timed, rows, strict=True), 2):
         pair = {"a": a.workload.label, "b": b.workload.label}
         of_a, of_b = ([turn.samples_ms for turn in one.rounds] for one in (a, b))
-        ratios.append(named | pair | ratio(of_a, of_b, config.seed))
-    return {"results": [_row(one, config, facts) for one in timed], "ratios": ratios}
+        found = ratio(of_a, of_b, config.seed)
+        ratios.append({**named, **pair, **found, "valid": row_a["valid"] and row_b["valid"]})
+    return {"results": rows, "ratios": ratios}
 
 
 def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) -> list[Timed]:
@@ -279,18 +317,19 @@ def _sustained(
     workload: Workload, config: BenchConfig, device: Device, facts: Facts
 ) -> dict[str, Any]:
     """A row of one workload that runs for long, with its medians by the minute."""
-    wait_until_cool(device, config.cool_down_s)
+    not_ready = wait_until_cool(device, config.cool_down_s)
     with _loaded(workload, config, device) as meter:
         rounds = sustained.run(meter, config.sustained_s, workload.label)
         timed = Timed(workload, meter.ready, rounds, meter.stop())
-    return _row(timed, config, facts) | {"sustained": sustained.summary(rounds)}
+    return _row(timed, config, facts, not_ready) | {"sustained": sustained.summary(rounds)}
 
 
-def _row(timed: Timed, config: BenchConfig, facts: Facts) -> dict[str, Any]:
+def _row(timed: Timed, config: BenchConfig, facts: Facts, not_ready: str | None) -> dict[str, Any]:
     """One entry of `results`."""
     workload, ready, artifact = timed.workload, timed.ready, timed.workload.artifact
-    samples = timed.samples_ms
-    reasons = invalid_reasons(timed.rounds, config.cv_bound)
+    samples, may_slow = timed.samples_ms, config.sustained_s > 0
+    reasons = invalid_reasons(timed.rounds, config.cv_bound, may_slow=may_slow)
+    reasons += [f"began: {not_ready}"] if not_ready else []
     found = summary(samples)
     watts = [turn.power_w for turn in timed.rounds if turn.power_w is not None]
     power_w = float(np.mean(watts)) if watts else None
@@ -301,7 +340,7 @@ def _row(timed: Timed, config: BenchConfig, facts: Facts) -> dict[str, Any]:
         "artifact": str(artifact or workload.source),
         "sha256": sha256(artifact) if artifact else None,
         "size_bytes": size_bytes(artifact) if artifact else None,
-        "params": ready.params,
+        "params": ready.params or workload.params,
         "runtime": workload.runtime,
         "precision": ready.precision or workload.precision,
         "device": facts.name,
@@ -327,9 +366,11 @@ def _how(turn: Round) -> dict[str, Any]:
 
 def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[str, Any]:
     """All that must be equal for two rows to be compared, but for device and precision."""
+    batch = next(iter(workload.shapes.values()), (None,))[0]
     return {
-        "batch": next(iter(workload.shapes.values()), (None,))[0],
-        "guidance": config.guidance,
+        "batch": batch,
+        # a program of one shape runs the halves that it was made for
+        "guidance": batch > 1 if workload.component == "unet" else config.guidance,
         "steps": config.steps,
         "resolution": workload.resolution,
         "shapes": {k: list(v) for k, v in workload.shapes.items()},
@@ -337,6 +378,9 @@ def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[st
         "runtime_version": facts.runtimes.get(workload.runtime),
         "os": facts.os,
         "power_mode": facts.power_mode,
+        "accelerator": facts.accelerator,
+        "sustained_s": config.sustained_s,
+        "cv_bound": config.cv_bound,
     }
 
 

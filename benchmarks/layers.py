@@ -20,7 +20,15 @@ from torch import nn
 from laptop import models
 from laptop.benchmarks import eager, graph_layers, sensors
 from laptop.benchmarks.computers import Computer, facts_here
-from laptop.benchmarks.latency import BenchConfig, check_config, conditions, share
+from laptop.benchmarks.latency import (
+    BenchConfig,
+    check_config,
+    conditions,
+    device_identity,
+    known_facts,
+    share,
+    wait_until_cool,
+)
 from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
@@ -50,8 +58,12 @@ def bench_layers(
     in pixels; None for the model's own.
     """
     check_config(config)
+    if len(config.runtimes) > 1:
+        raise BadInput(f"a table of layers is of one runtime, not of {config.runtimes}.")
     runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
-    facts = device.probe()
+    facts = (
+        None if overwrite is True else known_facts(out, device, SCHEMA, "probe")
+    ) or device.probe()
     workload = _workload(model, config, resolution, facts)
     known = anatomy(models.empty_unet(model), granularity=granularity)
     if not known.units:
@@ -67,11 +79,16 @@ def bench_layers(
     inputs, which = models.identity("model", model)
 
     def work(folder: Path) -> None:
+        facts = device.probe()
+        not_ready = wait_until_cool(device, config.cool_down_s)
         if runtime == "pytorch":
             found = measure(workload, known.units, config)
         else:
             told = replace(workload, runtime=runtime)
             found = graph_layers.measure(told, known.units, config, device, folder)
+        if not_ready:
+            reasons = [*found["invalid_reasons"], f"began: {not_ready}"]
+            found |= {"valid": False, "invalid_reasons": reasons}
         table = {
             "schema": SCHEMA,
             "model": model,
@@ -81,13 +98,28 @@ def bench_layers(
             "precision": "fp32",
             "device": facts.name,
             "address": device.address,
+            "probe": {"address": device.address, **asdict(facts)},
             "conditions": conditions(replace(workload, runtime=runtime), config, facts),
         }
         write_json(folder / out.name, table | found)
 
     settings = {k: v for k, v in asdict(config).items() if k not in ("devices", "components")}
-    settings |= asked | which | {"device": f"{device.address}: {facts.name}"}
+    settings |= asked | which | device_identity(device, facts)
+    settings |= {"version": facts.runtimes[runtime]}
     return run_stage("layers", out, settings, inputs, work, overwrite=overwrite)
+
+
+def estimate(
+    model: str, config: BenchConfig, device: Computer, granularity: str = "fine"
+) -> dict[str, Any]:
+    """What `bench_layers` would time, and how long at least."""
+    check_config(config)
+    units = anatomy(models.empty_unet(model), granularity=granularity).units
+    # rounds with all layers, a third as long without, and with clocks
+    least_s = config.warmup_s + config.seconds * (1 + 1 / 3 + 1)
+    facts = device.probe()
+    where = {"device": device.address, "name": facts.name}
+    return {**where, "layers": len(units), "least_seconds": round(least_s, 1)}
 
 
 def _workload(model: str, config: BenchConfig, resolution: int | None, facts: Facts) -> Workload:

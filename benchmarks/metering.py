@@ -29,6 +29,7 @@ class Workload:
     seed: int = 0  # of the inputs' values
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else the loader needs
     pixels_per_latent: int | None = None  # of a side; None: not known
+    params: int | None = None  # as the artifact's list says
 
     @property
     def artifact(self) -> Path | None:
@@ -106,6 +107,7 @@ class Facts:
     state: str | None = None  # further words, such as a battery's
     cores: int | None = None
     how_to: str | None = None  # how a runtime comes there; None: by pip
+    accelerator: str | None = None  # the GPU's name
 
 
 class Device(Protocol):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SYS = Path("/sys")
+NO_LIMIT = 1 << 20
 SLOWED = re.compile("cpu|gpu|processor|devfreq|soc", re.I)  # cooling by slowing down, not by a fan
 PROVIDERS = {  # of ONNX Runtime, by the name that a runtime has after its colon
     "cuda": "CUDAExecutionProvider",
@@ -46,6 +47,7 @@ def facts() -> dict[str, Any]:
         "free_disk_bytes": shutil.disk_usage(Path.home()).free,
         "state": jetpack(),
         "cores": cores(),
+        "accelerator": _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
     }
 
 
@@ -62,8 +64,15 @@ def name() -> str:
     return f"{found or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def cores() -> int:
-    """How many cores this process may use."""
+def cores(limit: Path = SYS / "fs/cgroup/cpu.max") -> int:
+    """How many cores this process may use, by its affinity and its container's share of time."""
+    quota, _, period = (_text(limit) or "").partition(" ")
+    allowed = int(quota) // int(period) if quota.isdigit() and period.isdigit() else NO_LIMIT
+    return max(1, min(allowed, all_cores()))
+
+
+def all_cores() -> int:
+    """How many cores this process may run on."""
     return len(usable()) or os.cpu_count() or 1
 
 
@@ -87,6 +96,7 @@ def runtimes() -> dict[str, str]:
 
 def onnxruntimes() -> dict[str, str]:
     """ONNX Runtime with its providers; asked itself, for its packages have many names."""
+    no_telemetry()
     try:
         import onnxruntime
     except ImportError as e:  # not there; or of another numpy, or without its CUDA
@@ -98,6 +108,11 @@ def onnxruntimes() -> dict[str, str]:
     return dict.fromkeys(names, onnxruntime.__version__)
 
 
+def no_telemetry() -> None:
+    """Before ONNX Runtime is imported: it sends what it does to Microsoft otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def trtexec() -> str | None:
     """TensorRT's program, on the PATH or where NVIDIA puts it."""
     return shutil.which("trtexec", path=os.pathsep.join([os.environ.get("PATH", ""), *TRTEXEC]))
@@ -105,10 +120,16 @@ def trtexec() -> str | None:
 
 def power_mode() -> str | None:
     """Of a Jetson (`nvpmodel -q`), else how Linux chooses the processor's frequency."""
-    if said := _said("nvpmodel", "-q"):
-        return nvpmodel(said)
-    governor = SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    return governor.read_text().strip() if governor.is_file() else None
+    scaling = SYS / "devices/system/cpu/cpu0/cpufreq"
+    said = _said("nvpmodel", "-q")
+    mode = nvpmodel(said) if said else _text(scaling / "scaling_governor")
+    return f"{mode}, fixed clocks" if mode and has_fixed_clocks(scaling) else mode
+
+
+def has_fixed_clocks(scaling: Path) -> bool:
+    """Whether the processor's frequency cannot change, as after `jetson_clocks`."""
+    least, most = (_number(scaling / f"scaling_{limit}_freq") for limit in ("min", "max"))
+    return least is not None and least == most
 
 
 def nvpmodel(text: str) -> str | None:
@@ -186,7 +207,7 @@ class Watch:
         own, busy = own_s() - self.own, busy_s()
         others = None
         if busy is not None and self.busy is not None and elapsed > 0.2:  # it counts 10 ms each
-            others = max(0.0, busy - self.busy - own) / (elapsed * cores())
+            others = max(0.0, busy - self.busy - own) / (elapsed * all_cores())
         now, times = heat(), throttles() - self.throttles
         slowed = f"the processor slowed down {times} times" if times else now["why"]
         return {

@@ -5,6 +5,7 @@ those that the components' own `config.json` gives.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from laptop.export.settings import COMPONENTS
 from laptop.run import read_json, say
 
 GRAPH = "model.onnx"
+QUANTIZED = {"DequantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"}
 IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
 RUNS = {  # targets that can be timed, and where
@@ -49,6 +51,7 @@ class Found:
     shapes: Shapes | None = None  # recorded ones
     resolution: int | None = None  # pixels, where they were asked for; None: the model's own
     pixels_per_latent: int | None = None  # None: not known
+    params: int | None = None  # likewise
 
 
 def workloads(
@@ -100,6 +103,7 @@ def workloads(
             seed,
             _settings(one.runtime.partition(":")[0]),
             one.pixels_per_latent,
+            one.params,
         )
         for (label, *_), one in found.items()
     ]
@@ -160,6 +164,7 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
                     {k: tuple(v) for k, v in shapes.items()} if shapes else None,
                     size,
                     scale,
+                    row.get("params"),
                 )
         return
     graphs = {
@@ -176,7 +181,8 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
                     pixels_per_latent(graph.with_name("vae_decoder")),
                     str(graph / GRAPH),
                 )
-                yield Found(name, "onnxruntime", "onnx", source, pixels_per_latent=scale)
+                precision = graph_precision(graph / GRAPH)
+                yield Found(name, "onnxruntime", "onnx", source, precision, pixels_per_latent=scale)
         return
     source = models.locate(str(place))
     index = read_json(models.folder(str(place)) / "model_index.json") if len(wanted) > 1 else {}
@@ -185,6 +191,22 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
         if name == "unet" or (index.get(part) or [None])[0] is not None:
             scale = pixels_per_latent(Path(source) / "vae")
             yield Found(name, "pytorch", "pytorch", source, pixels_per_latent=scale)
+
+
+def graph_precision(path: Path) -> str:
+    """That of an ONNX graph of which no list tells: int8, fp16, fp32 or, without onnx, unknown."""
+    try:
+        import onnx
+    except ImportError:
+        return "unknown"
+    graph = onnx.load(path, load_external_data=False).graph
+    if any(node.op_type in QUANTIZED for node in graph.node):
+        return "int8"
+    sizes = {onnx.TensorProto.FLOAT16: 0, onnx.TensorProto.FLOAT: 0}
+    for weights in graph.initializer:
+        if weights.data_type in sizes:
+            sizes[weights.data_type] += math.prod(weights.dims)
+    return "fp16" if sizes[onnx.TensorProto.FLOAT16] > sizes[onnx.TensorProto.FLOAT] else "fp32"
 
 
 def _on_device(
@@ -248,7 +270,8 @@ def shapes_of(one: Found, guidance: bool, tokens: int, pixels: int | None = None
             return {"latent_sample": (1, vae["latent_channels"], height, width)}
         case "vae_encoder":
             return {"sample": (1, vae["in_channels"], scale * height, scale * width)}
-    return unet_shapes({**config, "sample_size": (height, width)}, 2 if guidance else 1, tokens)
+    halves = 2 if guidance and "cross_attention_dim" in config else 1  # guided by text only
+    return unet_shapes({**config, "sample_size": (height, width)}, halves, tokens)
 
 
 def unet_shapes(config: Mapping[str, Any], batch: int, tokens: int) -> Shapes:
@@ -287,11 +310,11 @@ def read_tokens(one: Found) -> int | None:
     root = Path(one.source)
     if one.target != "pytorch":
         root = root.parent.parent
-    config = root / "text_encoder" / "config.json"
-    if not config.is_file():
-        return None
-    tokens = read_json(config).get("max_position_embeddings")
-    return tokens if isinstance(tokens, int) else None
+    for name in ("text_encoder", "text_encoder_2"):
+        if (config := root / name / "config.json").is_file():
+            tokens = read_json(config).get("max_position_embeddings")
+            return tokens if isinstance(tokens, int) else None
+    return None
 
 
 def check_same_shapes(made: Sequence[Workload]) -> None:

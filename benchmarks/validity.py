@@ -29,8 +29,13 @@ def summary(samples_ms: Sequence[float]) -> dict[str, float]:
     return {"p50": p50, "p90": p90, "p95": p95, "p99": p99, **spread}
 
 
-def invalid_reasons(rounds: Sequence[Round], cv_bound: float) -> list[str]:
-    """Why a row cannot be trusted; empty when it can."""
+def invalid_reasons(
+    rounds: Sequence[Round], cv_bound: float, *, may_slow: bool = False
+) -> list[str]:
+    """Why a row cannot be trusted; empty when it can.
+
+    With `may_slow`, for a sustained load, heat and what it does to the times are the finding.
+    """
     samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
     reasons = []
     if len(rounds) < NEEDED_ROUNDS:
@@ -39,7 +44,7 @@ def invalid_reasons(rounds: Sequence[Round], cv_bound: float) -> list[str]:
         reasons.append(f"{len(samples_ms)} samples; {NEEDED_SAMPLES} are needed")
     if (total_s := sum(samples_ms) / 1000) < NEEDED_S:
         reasons.append(f"{total_s:.1f} s measured; {NEEDED_S:.0f} s are needed")
-    return reasons + unsteady(rounds, cv_bound)
+    return reasons + (busy(rounds) if may_slow else unsteady(rounds, cv_bound))
 
 
 def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
@@ -52,10 +57,15 @@ def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
         reasons.append(f"throttled: the last rounds took {times:.2f} × the first ones' time")
     if said := [turn.throttled for turn in rounds if turn.throttled]:
         reasons.append(f"throttled in {len(said)} of {len(rounds)} rounds: {said[0]}")
+    return reasons + busy(rounds)
+
+
+def busy(rounds: Sequence[Round]) -> list[str]:
+    """What says that other work ran beside it."""
     taken = [turn.others for turn in rounds if turn.others is not None]
     if taken and (others := float(np.median(taken))) > OTHERS:
-        reasons.append(f"device busy: {others:.0%} of its processors' time went to other work")
-    return reasons
+        return [f"device busy: {others:.0%} of its processors' time went to other work"]
+    return []
 
 
 def slowing(rounds: Sequence[Round]) -> float:

@@ -12,12 +12,14 @@ SHARED = ("text_encoder", "text_encoder_2", "vae_decoder")  # that pruning does 
 
 
 def rows(results: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """One row for each U-Net that has a VAE decoder and a text encoder beside it.
+    """One row for each U-Net beside which all lies that a picture needs.
 
-    A component that was not timed under its label is another label's, of the same runtime and
-    target: `parts` says whose.
+    That is a VAE decoder, a text encoder (the second one for SDXL), and whatever was timed in any
+    other runtime. A component that was not timed under its label is another label's, of the same
+    runtime and target: `parts` says whose.
     """
     found = {(r["component"], r["label"], r["runtime"], r["target"]): r for r in results}
+    timed = {r["component"] for r in results} & set(SHARED) | {"vae_decoder"}
     made = []
     for unet in (r for r in results if r["component"] == "unet"):
         where = (unet["runtime"], unet["target"])
@@ -26,7 +28,9 @@ def rows(results: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any
             for name in SHARED
             if (part := found.get((name, unet["label"], *where)) or _other(results, name, where))
         }
-        if "vae_decoder" in parts and len(parts) > 2:
+        is_sdxl = "text_embeds" in unet["conditions"]["shapes"]
+        needed = timed | ({"text_encoder_2"} if is_sdxl else set())
+        if needed <= parts.keys() and len(parts) > 2:
             made.append(_row(unet, parts, steps))
     return made
 

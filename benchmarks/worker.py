@@ -39,6 +39,7 @@ else:  # on a board
 
 Order = dict[str, Any]
 GRACE_S = 1  # after the end of the input, to end by itself
+LAST_GRACE_S = 3  # after it was told to, so that temporary files go
 EXECUTORCH_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32"}  # of its ScalarType
 
 
@@ -73,9 +74,7 @@ def load_onnxruntime(order: Order) -> Loaded:
             with Path(profiled.end_profiling()).open() as file:
                 return operators(json.load(file))
 
-    is_half = dtypes.get("sample") == "float16"
-    precision = "fp16" if is_half else None
-    return Loaded(lambda: session.run(None, feed), precision=precision, profile=profile)
+    return Loaded(lambda: session.run(None, feed), profile=profile)
 
 
 def _session(order: Order, profile: str | None = None) -> Any:
@@ -186,6 +185,7 @@ def value(name: str, shape: list[int], dtype: str, seed: int) -> Any:
 
 def serve() -> None:
     """Answer orders until the input ends."""
+    sensors.no_telemetry()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     for told in (signal.SIGHUP, signal.SIGTERM):  # so that temporary files go
         signal.signal(told, lambda *_: sys.exit(1))
@@ -206,15 +206,14 @@ def serve() -> None:
 
 
 def end_with_input() -> None:
-    """End this process, at the latest after the inference that it is in, when the input has ended.
-
-    A round may be long, and the one who asked for it gone.
-    """
+    """End this process when the input has ended: the one who asked for a round may be gone."""
     poll = select.poll()
     poll.register(0, 0)  # a hang-up is told in any case
     poll.poll()
     time.sleep(GRACE_S)
     os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(LAST_GRACE_S)
+    os._exit(1)  # it is in a call that Python cannot interrupt, such as a long load
 
 
 def start(order: Order) -> tuple[dict[str, Any], Loaded]:
@@ -275,6 +274,7 @@ def drop_page_cache(files: list[str]) -> None:
     """Ask the system to forget the files' cached pages, so that a cold load reads the disk."""
     for path in files if hasattr(os, "posix_fadvise") else ():
         with Path(path).open("rb") as file:
+            os.fsync(file.fileno())  # pages that are not written yet would stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

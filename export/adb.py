@@ -32,6 +32,10 @@ FOREVER = re.compile(r"more than one (?:device|emulator)|unauthorized|insufficie
 TRANSPORT = re.compile(f"{LOST.pattern}|{FOREVER.pattern}", re.IGNORECASE)
 COPY_S = 3600  # a phone that hangs is given up; a model of 5 GB takes minutes
 NETWORK = re.compile(r".+:\d+")  # a serial that `adb connect` takes
+ROW = re.compile(  # of `adb devices -l`; a serial may hold spaces
+    r"(.+?)\s+(device|offline|unauthorized|authorizing|connecting|recovery|rescue|sideload"
+    r"|bootloader|host|unknown|detached|no permissions)\b"
+)
 INSTALL = (
     "Install Android's platform-tools: `apt install adb`, `brew install android-platform-tools`, "
     "or https://developer.android.com/tools/releases/platform-tools, and have adb on PATH."
@@ -158,10 +162,8 @@ def devices() -> list[tuple[str, str]]:
 
 def read_devices(text: str) -> list[tuple[str, str]]:
     """The rows of `adb devices -l`."""
-    rows = [line.split(maxsplit=1) for line in text.splitlines() if not line.startswith("*")]
-    found = [row for row in rows if len(row) == 2 and row[0] != "List"]
-    # all other states are one word
-    return [(serial, re.findall(r"^no permissions|\S+", rest)[0]) for serial, rest in found]
+    lines = (line for line in text.splitlines() if not line.startswith(("*", "List of")))
+    return [(found[1], found[2]) for line in lines if (found := ROW.match(line))]
 
 
 def _listed(found: Sequence[tuple[str, str]]) -> str:

@@ -4,7 +4,7 @@
                           target's default (`onnx-fp16`)
     OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null,
                           "pixels_per_latent", "artifacts": [{"target", "component", "file",
-                          "bytes", "sha256", "precision", "chunks", "shapes",
+                          "bytes", "sha256", "precision", "chunks", "shapes", "params",
                           "seconds", "peak_memory_bytes"}],
                           "failed": [{"target", "precision", "component", "error"}]}
 
@@ -199,7 +199,9 @@ def _export_target(
             _need_memory(doing, weights * each)
             what = f"{request.folder} of {component}"
             took = run_apart(what, export, job, temporary=folder.parent)
-            found[component] = {"shapes": example_shapes(given), **took}
+            # of the VAE, whose halves lie in one file, it would be too many
+            params = None if component.startswith("vae_") else weights
+            found[component] = {"shapes": example_shapes(given), "params": params, **took}
         except LaptopError as e:
             raise ComponentFailed(request, component, e) from None
     if not found:

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 from laptop.errors import BadInput, LaptopError
 
 SSH_FAILED = 255  # ssh's own exit code
+BEGIN = "laptop: begin"  # what a shell prints before this, such as a greeting, is not a script's
 URL = re.compile(
     r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>\[[\da-fA-F:.]+\]|\w[\w.-]*)(?::(?P<port>\d+))?/?"
 )
@@ -96,20 +97,30 @@ class Ssh:
 
     @property
     def name(self) -> str:
-        return f"ssh://{self._login}{f':{self.port}' if self.port else ''}"
+        login = f"{self.user}@{self._bracketed}" if self.user else self._bracketed
+        return f"ssh://{login}{f':{self.port}' if self.port else ''}"
 
     @property
     def _login(self) -> str:
         return f"{self.user}@{self.host}" if self.user else self.host
 
+    @property
+    def _bracketed(self) -> str:
+        """The host; an address of IPv6 in brackets, for its colons."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
     def run(self, script: str, timeout_s: float = 60) -> Done:
         # its own 255 would pass for ssh's
-        command = self.command(f"( {script}\n)\ns=$?; [ $s -eq {SSH_FAILED} ] && s=254; exit $s")
-        return self._insist(
+        command = self.command(
+            f"echo; echo {shlex.quote(BEGIN)}\n( {script}\n)\n"
+            f"s=$?; [ $s -eq {SSH_FAILED} ] && s=254; exit $s"
+        )
+        done = self._insist(
             lambda: called(command, timeout_s, self.name),
             "run a command",
             lambda done: done.code == SSH_FAILED,
         )
+        return done._replace(out=done.out.partition(f"{BEGIN}\n")[2])
 
     def command(self, script: str) -> list[str]:
         """The command line, for here, that runs a shell script there."""
@@ -117,7 +128,7 @@ class Ssh:
 
     def _at(self, path: str) -> str:
         """A path there, as scp takes it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self._bracketed
         return f"{self.user}@{host}:{path}" if self.user else f"{host}:{path}"
 
     def put(self, source: Path, target: str) -> None:
@@ -170,12 +181,17 @@ class Ssh:
             f"Does `ssh {shlex.join([*self._options('-p'), self._login])} true` work?"
         )
 
+    @property
+    def _known_as(self) -> str:
+        """The host, as known_hosts has it."""
+        return f"[{self.host}]:{self.port}" if self.port and self.port != 22 else self.host
+
     def _refused(self, said: str) -> str:
         if "HAS CHANGED" in said:
             return (
                 f"{self.name}: its host key is not the known one. If the machine was set up anew, "
-                f"remove the old key with `ssh-keygen -R {self.host}`; otherwise something else "
-                "answers in its place."
+                f"remove the old key with `ssh-keygen -R {shlex.quote(self._known_as)}`; otherwise "
+                "something else answers in its place."
             )
         if "Host key" in said:
             return (

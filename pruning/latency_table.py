@@ -49,6 +49,8 @@ def read_table(path: Path, known: Anatomy) -> Anatomy:
     try:
         whole = table["unet_ms"]["p50"]
         times = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
+        if len(times) != len(table["units"]):
+            raise BadInput(f"{path} names a layer twice. Measure again.")
     except (KeyError, TypeError) as e:
         raise BadInput(f"{path} is no whole latency table ({e!r}). Measure again.") from None
     _check_layers(path, table, times, known)

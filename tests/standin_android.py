@@ -84,6 +84,8 @@ def executor_runner(arguments: list[str]) -> int:
     ms, kind = Path(flags["model_path"]).read_text().split()
     times = int(flags["num_executions"])
     note(flags=flags)
+    if kind == "once":  # of a version that does not know the flag
+        times = 1
     if kind == "short":
         log("E", "Memory allocation failed: 4194304B requested (adjusted for alignment)")
         return 134

@@ -222,6 +222,7 @@ List of devices attached
 emulator-5554          offline
 0123456789ABCDEF       device usb:1-1 product:shiba model:Pixel_8 device:shiba transport_id:2
 192.168.1.20:5555      unauthorized transport_id:4
+adb-R58N-x (2)._adb-tls-connect._tcp device product:a model:b device:c transport_id:9
 FA6A00000000           no permissions (user in plugdev group; are your udev rules wrong?); see [http://developer.android.com/tools/device.html] usb:1-4
 
 """  # noqa: E501
@@ -229,5 +230,6 @@ FA6A00000000           no permissions (user in plugdev group; are your udev rule
         ("emulator-5554", "offline"),
         ("0123456789ABCDEF", "device"),
         ("192.168.1.20:5555", "unauthorized"),
+        ("adb-R58N-x (2)._adb-tls-connect._tcp", "device"),
         ("FA6A00000000", "no permissions"),
     ]

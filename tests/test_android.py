@@ -349,6 +349,17 @@ def test_a_runner_that_fails_is_quoted(
 
 
 @needs_adb
+def test_a_runner_that_runs_less_than_it_was_told_is_an_error(
+    device: Device, phone: Phone, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(LaptopError, match="told to run 1 times after the first and told of none"),
+        device.meter(of_executorch(tmp_path, "1 once"), 1, 0.0),
+    ):
+        pass
+
+
+@needs_adb
 def test_a_phone_that_vanishes_while_it_is_measured_is_an_error(
     device: Device, phone: Phone, tmp_path: Path
 ) -> None:

@@ -43,6 +43,12 @@ def test_times_of_onnx_runtime_are_raw_and_without_the_first() -> None:
     assert (call.load_s, call.first_ms, call.peak_bytes) == (0.217932, 196, 271122432)
 
 
+@pytest.mark.parametrize("time", ["nan", "inf", "soon"])
+def test_times_that_are_none_are_an_error(time: str) -> None:
+    with pytest.raises(LaptopError, match="gave no times"):
+        android_runners.read_perf_test("log", f"model,{time},1,1,0\n")
+
+
 def test_onnx_runtime_without_times_is_an_error_that_quotes_it() -> None:
     with pytest.raises(LaptopError, match="gave no times: Run failed:no such model"):
         android_runners.read_perf_test("using CPU\nRun failed:no such model\nbye\n", "")

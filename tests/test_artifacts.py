@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from laptop import run
+from laptop import models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError, OutputExists
 from laptop.export import artifacts, job
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -143,6 +143,8 @@ def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: 
     assert 100e6 < row["peak_memory_bytes"] < 3e9
     assert row["sha256"] == run.sha256(out / row["file"])
     assert row["shapes"]["sample"] == [2, 4, 8, 8]
+    assert row["params"] == models.load_unet(str(tiny_folder)).num_parameters()
+    assert listed(out)["pixels_per_latent"] == 8
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["files"]["onnx/unet/model.onnx"] == row["sha256"]
     assert {"versions", "device", "config", "inputs"} <= set(manifest)

@@ -235,3 +235,24 @@ def test_where_a_model_lay_and_what_was_free_are_no_conditions(files) -> None:
 @pytest.mark.parametrize("gate", ["latency.p50>+0%", "bench.latency_ms>+0%", "p50>+0%"])
 def test_units_and_the_kind_of_file_may_be_left_out(files, gate: str) -> None:
     assert {b.path for b in compare(*files(BENCH, student_at(7.0)), gate)[1]} == {"latency_ms.p50"}
+
+
+@pytest.mark.parametrize(
+    ("document", "gate"),
+    [
+        ({**BENCH, "ratios": [{**BENCH["ratios"][0], "valid": False}]}, "median>+5%"),
+        (
+            {
+                "schema": "laptop.latency-table/1",
+                "valid": False,
+                "unet_ms": {"p50": 5.0},
+                "units": [{"name": "a", "latency_ms": 1.0}],
+            },
+            "latency_ms>+10%",
+        ),
+        ({"schema": "laptop.latency-table/1", "valid": False, "unet_ms": {"p50": 5.0}}, "p50>1000"),
+    ],
+)
+def test_ratios_and_tables_that_are_not_valid_breach_too(files, document: dict, gate: str) -> None:
+    (change,) = compare(*files(document, document), gate)[1]
+    assert "measurement not valid" in change.breached[0]

@@ -14,7 +14,10 @@ import pytest
 from board import needs_sshd
 from safetensors.torch import load_file
 
-from laptop import models
+from laptop import compress as pipeline
+from laptop import models, recipe
+from laptop.benchmarks.metering import Facts
+from laptop.errors import BadInput
 from laptop.run import sha256
 
 COMMAND = [sys.executable, "-m", "laptop", "compress", "--model", "tiny-sdxl", "--ratio", "0.5"]
@@ -99,6 +102,24 @@ def test_a_board_is_measured_beside_this_machine(smoke: Path, tmp_path: Path) ->
     assert "ONNX Runtime on ssh://board, p50" in text
     assert "### ssh://board: " in text
     assert not board.left
+
+
+def test_a_board_may_measure_a_precision_that_has_no_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Board:
+        refused = ("coreml",)
+
+        def probe(self) -> Facts:
+            return Facts("board", "Linux", {"onnxruntime": "1"})
+
+    monkeypatch.setattr(pipeline, "device", lambda *_: Board())
+    read = recipe.read("tiny-sdxl")
+    asked = {"export": {"targets": ("onnx:int8",)}, "bench": {"devices": ("ssh://board",)}}
+    pipeline.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
+    asked["export"] = {"targets": ("coreml",)}
+    with pytest.raises(BadInput, match="none of --to coreml runs there"):
+        pipeline.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
 
 
 def test_the_numbers_of_the_plan_are_those_of_the_model(smoke: Path) -> None:

@@ -87,6 +87,7 @@ def test_a_probe_says_what_the_board_is(remote: Computer, board: Board) -> None:
     assert "pytorch" not in facts.runtimes, "its models are not there"
     assert facts.free_memory_bytes > 1e8
     assert facts.free_disk_bytes > 1e6
+    assert not board.kept, "a look writes nothing"
     board.write("nvpmodel", "echo 'NV Power Mode: 15W'; echo 2")
     assert remote.probe().power_mode == "15W"
 
@@ -113,6 +114,19 @@ def test_a_measurement_crosses_the_wire_and_files_are_sent_once(
     assert {path: path.stat().st_mtime_ns for path in board.kept if path.is_file()} == sent
     assert not board.left
     assert until(lambda: not workers(board))
+
+
+@needs_sshd
+@pytest.mark.parametrize(
+    "greeting", ["echo Welcome", "printf Welcome", "echo '{\"a\": 1}'; echo {"]
+)
+def test_a_board_may_greet(
+    remote: Computer, board: Board, graphs: dict[str, Path], greeting: str
+) -> None:
+    (board.home / ".bashrc").write_text(f"{greeting}\n")
+    assert "onnxruntime" in remote.probe().runtimes
+    with remote.meter(unet_of(graphs["base"]), 1, 0) as meter:
+        assert len(meter.run_round(3, 0).samples_ms) == 3
 
 
 @needs_sshd
@@ -227,12 +241,18 @@ def test_a_full_disk_is_refused_unless_all_is_there_already(
 
 
 @needs_sshd
-def test_layers_are_timed_on_the_board(remote: Computer, tiny_folder: Path, tmp_path: Path) -> None:
+def test_layers_are_timed_on_the_board(
+    remote: Computer, proxy: Proxy, tiny_folder: Path, tmp_path: Path
+) -> None:
     out = bench_layers(str(tiny_folder), tmp_path / "table.json", CONFIG, remote, "coarse")
     table = json.loads(out.read_text())
     assert (table["address"], table["runtime"]) == ("ssh://board", "onnxruntime")
     times = [unit["latency_ms"] for unit in table["units"]]
     assert 0 < sum(times) < table["unet_ms"]["p50"]
+    before = out.stat().st_mtime_ns
+    proxy.close()
+    bench_layers(str(tiny_folder), out, CONFIG, remote, "coarse")
+    assert out.stat().st_mtime_ns == before, "a finished table needs no board"
 
 
 @needs_sshd

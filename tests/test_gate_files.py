@@ -1,6 +1,7 @@
 """Files for CI systems, read back as those systems do."""
 
 import json
+import math
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -45,6 +46,13 @@ def test_a_benchmark_has_new_numbers_with_units_that_should_be_small() -> None:
         {"name": "results: student unet params", "unit": "parameters", "value": 90},
         {"name": "results: student unet latency_ms.p50", "unit": "ms", "value": 12},
     ]
+
+
+def test_what_json_and_xml_cannot_hold_is_left_out() -> None:
+    strange = Change("results: a\x01b", "params", 1, math.nan, ("params>+0%",))
+    (case,) = ET.fromstring(gate_files.junit([strange]))
+    assert case.get("classname") == "results: a\N{REPLACEMENT CHARACTER}b"
+    assert json.loads(gate_files.benchmark([strange])) == []
 
 
 @pytest.mark.parametrize(("new", "code"), [(6.0, 0), (9.0, 1)])

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from onnx_files import onnx_folder
 
+from laptop.benchmarks import computers, whole_image
 from laptop.benchmarks.computers import Computer, Process
 from laptop.benchmarks.latency import BenchConfig, bench, measure, wait_until_cool
 from laptop.benchmarks.metering import Facts, Heat, Round, Workload
@@ -104,6 +108,7 @@ def test_a_planted_slow_down_shows_in_the_ratio() -> None:
     found = measure([stand_in("a", 40), stand_in("b", 60)], config, HERE, FACTS)
     (pair,) = found["ratios"]
     assert (pair["a"], pair["b"]) == ("a", "b")
+    assert not pair["valid"], "three rounds are too few"
     assert 1.3 < pair["low"] <= pair["median"] <= pair["high"] < 1.7
     a, _ = found["results"]
     assert len(a["samples_ms"]) == a["n"] >= 6
@@ -166,6 +171,8 @@ def test_sustained_load_is_told_by_parts_and_by_the_last_over_the_first() -> Non
     config = replace(QUICK, sustained_s=1, warmup_s=0, warmup_iterations=0)
     (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS)["results"]
     found = row["sustained"]
+    assert not [x for x in row["invalid_reasons"] if "throttled" in x or "cv" in x], "the finding"
+    assert row["conditions"]["sustained_s"] == 1
     assert len(found["p50_ms"]) == len(found["temperature_c"]) == 10
     assert 0.6 < sum(found["seconds"]) < 1.3
     assert 1.8 < found["last_over_first"] < 2.2
@@ -381,6 +388,67 @@ def test_a_worker_ends_in_its_round_when_the_one_who_asked_is_gone() -> None:
         worker.stdin.close()
         assert worker.wait(10) != 0
         worker.stdin = Path(os.devnull).open("w")  # noqa: SIM115, for the meter to close
+
+
+def load_deaf(_: Order) -> Loaded:
+    """One inference takes minutes, in a call that Python cannot interrupt."""
+    import hashlib
+
+    return Loaded(lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000))
+
+
+def test_a_worker_ends_in_a_call_that_cannot_be_interrupted() -> None:
+    worker = subprocess.Popen(
+        HERE.command(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    settings = {"loader": f"{__name__}:load_deaf", "imports": [], "files": [], "path": sys.path}
+    worker.stdin.write(json.dumps({**settings, "source": "x"}) + "\n")
+    worker.stdin.close()
+    assert worker.wait(60) == 1
+
+
+def test_a_worker_that_does_nothing_any_more_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(computers, "ENDS_S", 0.2)
+    with HERE.meter(stand_in("a", 1), 1, 0) as meter:
+        meter._process.send_signal(signal.SIGSTOP)
+    assert meter._process.returncode == -signal.SIGKILL
+
+
+def test_a_dry_run_says_what_would_be_timed(tiny_folder: Path, tmp_path: Path) -> None:
+    artifacts = two_precisions(tmp_path / "a", tiny_folder / "unet" / "config.json")
+    command = ["bench", str(artifacts), "--dry-run", "-o", str(tmp_path / "x.json")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["estimate"]
+    assert found["timed"] == [
+        "model: unet, onnx in onnxruntime", "model: unet, onnx-int8 in onnxruntime",
+    ]  # fmt: skip
+    assert found["least_seconds"] == 24
+    command = ["bench", str(tiny_folder), "--layers", "--dry-run", "-o", str(tmp_path / "x.json")]
+    found = json.loads(CliRunner().invoke(main, command).stdout)["estimate"]
+    assert found["layers"] == 44
+    assert not list(tmp_path.glob("x*"))
+    done = CliRunner().invoke(main, [*command, "--device", "orin"])
+    assert "is no device" in done.output
+
+
+def test_an_image_needs_every_text_encoder_that_the_model_has() -> None:
+    def row(component: str, runtime: str) -> dict:
+        shapes = {"sample": [2, 4, 8, 8], "text_embeds": [2, 64]} if component == "unet" else {}
+        conditions = {"shapes": shapes, "guidance": True}
+        return {
+            "label": "a", "component": component, "runtime": runtime, "target": "x", "valid": True,
+            "precision": "fp32", "device": "d", "conditions": conditions, "energy_j": None,
+            "latency_ms": {"p50": 10.0},
+        }  # fmt: skip
+
+    parts = ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+    whole = [row(part, "pytorch") for part in parts]
+    (image,) = whole_image.rows(whole, 20)
+    assert image["latency_ms"]["p50"] == 10 * (2 + 2 + 20 + 1)
+    assert whole_image.rows([r for r in whole if r["component"] != "text_encoder_2"], 20) == []
+    other = [row(part, "onnxruntime") for part in parts if part != "text_encoder"]
+    assert [r["runtime"] for r in whole_image.rows(whole + other, 20)] == ["pytorch"]
 
 
 def test_a_plot_is_not_written_over_what_lies_there(tmp_path: Path) -> None:

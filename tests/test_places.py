@@ -193,6 +193,11 @@ def test_an_address_names_a_place(address: str, place: Place) -> None:
     assert places.place(address) == place
 
 
+def test_an_address_of_ipv6_has_brackets_in_its_name() -> None:
+    assert places.place("ssh://me@[::1]:2222").name == "ssh://me@[::1]:2222"
+    assert places.place("ssh://orin:2222").name == "ssh://orin:2222"
+
+
 @pytest.mark.parametrize(
     "address", ["orin", "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "ssh://-o@host", "adb://1"]
 )

@@ -226,6 +226,15 @@ def test_a_disk_that_fills_up_is_one_message_and_keeps_what_was_done(tmp_path: P
     assert again.found == ["half.txt"]
 
 
+def test_work_that_had_done_nothing_yet_is_no_obstacle_to_other_work(tmp_path: Path) -> None:
+    def stopped(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run_stage("toy", tmp_path / "out", {"a": 1}, {}, stopped)
+    assert run.run_stage("toy", tmp_path / "out", {"a": 2}, {}, Work()).is_dir()
+
+
 def test_a_disk_that_is_full_for_the_manifest_is_the_same_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

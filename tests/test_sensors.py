@@ -1,5 +1,7 @@
 """How a computer is: what its files and programs say, as they are documented."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +40,38 @@ def test_onnx_runtime_is_known_whatever_its_package_is_called(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert sensors.onnxruntimes() == {}
     assert not capsys.readouterr().err
+
+
+def test_nothing_is_told_to_others_and_nothing_kept_for_it(tmp_path: Path) -> None:
+    telling = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY")
+    bare = {k: v for k, v in os.environ.items() if k not in telling} | {"HOME": str(tmp_path)}
+    for script in (
+        "import laptop, onnxruntime, os; assert os.environ['HF_HUB_DISABLE_TELEMETRY']",
+        f"import sys; sys.path.insert(0, {str(Path(sensors.__file__).parent)!r})\n"
+        "import sensors; assert sensors.onnxruntimes()",  # as on a board
+    ):
+        subprocess.run([sys.executable, "-c", script], check=True, env=bare)
+        assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_cores_are_those_that_a_container_may_use(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    everything = sensors.cores(limit)
+    limit.write_text("max 100000\n")
+    assert sensors.cores(limit) == everything
+    limit.write_text("50000 100000\n")
+    assert sensors.cores(limit) == 1
+    limit.write_text("100000 100000\n")
+    assert sensors.cores(limit) == 1
+
+
+def test_clocks_that_cannot_change_are_told(tmp_path: Path) -> None:
+    write(tmp_path, "scaling_min_freq", "2000")
+    write(tmp_path, "scaling_max_freq", "2000")
+    assert sensors.has_fixed_clocks(tmp_path)
+    write(tmp_path, "scaling_min_freq", "800")
+    assert not sensors.has_fixed_clocks(tmp_path)
+    assert not sensors.has_fixed_clocks(tmp_path / "none")
 
 
 def test_throttles_of_all_processors_add_up(tmp_path: Path) -> None:

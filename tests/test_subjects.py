@@ -5,11 +5,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from onnx_files import onnx_folder
 
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.latency import BenchConfig, bench
+from laptop.benchmarks.subjects import Found, graph_precision, shapes_of
 from laptop.errors import BadInput, UnknownModel
 from laptop.export.places import Local
 
@@ -37,6 +39,29 @@ def test_a_runtime_that_is_not_there_is_refused_with_those_that_are(
     config = replace(QUICK, runtimes=("onnxruntime:qnn",))
     with pytest.raises(BadInput, match=r"onnxruntime:qnn is not on .*there are pytorch 2"):
         bench({"a": tiny_folder}, tmp_path / "x.json", config, HERE)
+
+
+def test_the_precision_of_a_graph_without_a_list_is_read_from_it(tmp_path: Path) -> None:
+    def graph(kind: int, op: str) -> Path:
+        weights = onnx.helper.make_tensor("w", kind, [4], [1, 2, 3, 4])
+        node = onnx.helper.make_node(op, ["x", "w"], ["y"])
+        made = onnx.helper.make_graph([node], "g", [], [], [weights])
+        path = tmp_path / f"{kind}-{op}.onnx"
+        onnx.save(onnx.helper.make_model(made), path)
+        return path
+
+    types = onnx.TensorProto
+    assert graph_precision(graph(types.FLOAT, "Mul")) == "fp32"
+    assert graph_precision(graph(types.FLOAT16, "Mul")) == "fp16"
+    assert graph_precision(graph(types.INT8, "DequantizeLinear")) == "int8"
+
+
+def test_an_unconditional_model_is_timed_without_guidance(tmp_path: Path) -> None:
+    config = {"sample_size": 16, "in_channels": 3, "_class_name": "UNet2DModel"}
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    found = Found("unet", "onnxruntime", "onnx", str(tmp_path / "unet" / "model.onnx"))
+    assert shapes_of(found, True, 77)["sample"] == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,13 @@ imports no torch.
 """
 
 import logging
+import os
 
 __version__ = "0.1.0"
+
+# No telemetry: ONNX Runtime's is on by default since 1.32, and it looks when it is imported.
+for name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(name, "1")
 
 # ExecuTorch brings torchao, which diffusers imports wherever it is. It warns of libraries for GPUs
 # and of its own deprecated calls: nothing that a user could mend.

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from laptop.benchmarks import latency, layers
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.devices import device, known, states
 from laptop.benchmarks.latency import BenchConfig, bench
@@ -25,7 +26,8 @@ def of_models(
 ) -> Made:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
     where, figure = device(address, config), out.with_suffix(".svg")
-    if config.sustained_s and figure.exists() and not out.exists() and not overwrite:
+    is_ours = out.exists() and any("sustained" in row for row in read_json(out).get("results", []))
+    if config.sustained_s and figure.exists() and not is_ours:
         raise OutputExists(f"{figure} exists, where the plot would lie. Choose another -o.")
     report = read_json(bench(subjects, out, config, where, overwrite=overwrite))
     lines = [f"{_name(r)}{_quality(r, r['latency_ms'])}" for r in report["results"]]
@@ -36,7 +38,7 @@ def of_models(
     ]
     lines += [
         f"{r['b']} / {r['a']}, {r['component']}, {r['target']}: {r['median']:.3f} "
-        f"({r['low']:.3f} to {r['high']:.3f})"
+        f"({r['low']:.3f} to {r['high']:.3f}){'' if r['valid'] else '; of rows that are not valid'}"
         for r in report["ratios"]
     ]
     if config.sustained_s:
@@ -53,6 +55,22 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['label']:<9}{row['component']:<16}{row['target']:<15}"
 
 
+def estimate(
+    subjects: Mapping[str, str], config: BenchConfig, address: str, granularity: str | None
+) -> dict[str, Any]:
+    """What would be timed, of models or, with a granularity, of one's layers; how long at least."""
+    if granularity:
+        return layers.estimate(subjects["model"], config, _computer(address, config), granularity)
+    return latency.estimate(subjects, config, device(address, config))
+
+
+def _computer(address: str, config: BenchConfig) -> Computer:
+    where = device(address, config)
+    if not isinstance(where, Computer):
+        raise BadInput(f"--layers with --device {address}: layers are timed on local and ssh://.")
+    return where
+
+
 def of_layers(
     model: str,
     out: Path,
@@ -64,9 +82,7 @@ def of_layers(
     overwrite: bool,
 ) -> Made:
     """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
-    where = device(address, config)
-    if not isinstance(where, Computer):
-        raise BadInput(f"--layers with --device {address}: layers are timed on local and ssh://.")
+    where = _computer(address, config)
     path = bench_layers(model, out, config, where, granularity, resolution, overwrite=overwrite)
     table = read_json(path)
     lines = [f"{u['latency_ms']:12.4f}  {u['name']}" for u in table["units"]]

@@ -294,17 +294,21 @@ def bench(
     options.need_json(out)
     bench_options.need_fitting(layers, against, measuring, granularity, resolution)
     recipe = common.recipe(subject, score={"granularity": granularity}, bench=measuring)
-    yield recipe
     from laptop import benches
-    from laptop.benchmarks.validity import check_valid
 
     again, kind = common.overwrite, recipe.score.granularity
+    subjects = {"base": against, "new": subject} if against else {"model": subject}
+    yield (
+        recipe,
+        lambda: benches.estimate(subjects, recipe.bench, device, kind if layers else None),
+    )
+    from laptop.benchmarks.validity import check_valid
+
     if layers:
         made = benches.of_layers(
             subject, out, recipe.bench, kind, resolution, device, overwrite=again
         )
     else:
-        subjects = {"base": against, "new": subject} if against else {"model": subject}
         made = benches.of_models(subjects, out, recipe.bench, device, overwrite=again)
     common.print(*made)
     if not allow_invalid:

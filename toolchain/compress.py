@@ -290,7 +290,8 @@ def check_devices(recipe: Recipe, out: Path) -> None:
             continue
         if isinstance(where, Apple):
             where.need_team()
-        needed = {RUNS[t] for t in _measured(recipe) if t not in where.refused}
+        targets = {request.target for request in requests(recipe.export)} & RUNS.keys()
+        needed = {RUNS[target] for target in targets if target not in where.refused}
         if not needed:
             raise BadInput(
                 f"--device {address} measures artifacts, and none of --to "

@@ -159,7 +159,7 @@ def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
     mark = partial / RESUME / KEY
     if mark.exists() and mark.read_text() == key:
         return
-    if mark.exists() and not overwrite:
+    if mark.exists() and not overwrite and not _is_empty(partial):
         raise OutputExists(
             f"{partial} holds unfinished work made with other settings. Run that command again "
             "to finish it, pass --overwrite to discard it, or choose another -o."
@@ -172,14 +172,19 @@ def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
     mark.write_text(key)
 
 
+def _is_empty(partial: Path) -> bool:
+    """Whether nothing was done there yet, so that it is no obstacle to other work."""
+    return {p.name for p in partial.rglob("*")} == {RESUME, KEY, LOCK}
+
+
 @contextlib.contextmanager
 def _full_disk_told(partial: Path) -> Iterator[None]:
     """A full disk becomes `NoSpace`; a folder in which nothing was done yet goes."""
     try:
         yield
     except LaptopError:
-        if {p.name for p in partial.rglob("*")} == {RESUME, KEY, LOCK}:
-            shutil.rmtree(partial)  # nothing done: no obstacle to a next call
+        if _is_empty(partial):
+            shutil.rmtree(partial)
         raise
     except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
         if _is_disk_full(e, partial):

@@ -366,7 +366,7 @@ def _how(turn: Round) -> dict[str, Any]:
 
 def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[str, Any]:
     """All that must be equal for two rows to be compared, but for device and precision."""
-    batch = next(iter(workload.shapes.values()), (None,))[0]
+    batch = next((shape[0] for shape in workload.shapes.values() if shape), 1)
     return {
         "batch": batch,
         # a program of one shape runs the halves that it was made for

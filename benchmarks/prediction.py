@@ -103,6 +103,8 @@ def time_plans(
 
 def _workload(model: str, table: dict[str, Any]) -> Workload:
     """The whole U-Net, with the table's shapes and threads."""
+    if table.get("address", "local") != "local":
+        raise BadInput(f"the table was measured on {table['address']}; plans are timed here.")
     conditions = table["conditions"]
     (found,) = workloads({"whole": model}, ("unet",), facts_here(), threads=conditions["threads"])
     shapes = {name: tuple(shape) for name, shape in conditions["shapes"].items()}

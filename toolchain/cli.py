@@ -285,7 +285,7 @@ def bench(
     resolution: int | None,
     out: Path,
     common: Common,
-) -> "Iterator[Recipe]":
+) -> "Iterator[object]":
     """Measure the latency of a model or of artifacts on a device; exit 1 if it is not valid.
 
     DEVICE is local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID; `laptop devices` lists

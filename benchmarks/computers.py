@@ -23,13 +23,14 @@ from laptop.benchmarks import sensors
 from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
 from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
-from laptop.export.places import SSH_FAILED, Local, Ssh
+from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh
 from laptop.run import files_in, say, sha256
 
 CACHE = ".cache/laptop/files"
-END = "laptop: end"  # of a file within a shell's script
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("worker.py", "sensors.py"))
-ENDED = """is_ours() {{ ps -p {pid} -o args= 2>/dev/null | grep -q worker.py; }}
+ENDED = """is_ours() {{
+  {{ cat /proc/{pid}/cmdline || ps -ww -p {pid} -o args=; }} 2>/dev/null | grep -q worker.py
+}}
 is_ours && kill {pid}
 for i in 1 2 3 4 5 6 7 8 9 10; do is_ours || exit 0; sleep 0.5; done
 kill -9 {pid}"""  # the number may be another process's by now, after a new start of the board
@@ -60,6 +61,8 @@ class Computer:
     def has(self, workload: Workload) -> bool:
         if isinstance(self.where, Local):
             return True
+        if workload.runtime == "tensorrt":
+            return engine.has_graph(self.where, self._home(), Path(workload.source))
         folder, digests = self._folder(files_of(workload))
         return places.holds(self.where, digests, folder)
 
@@ -90,8 +93,8 @@ class Computer:
         """What starts a worker there, from here."""
         if isinstance(self.where, Local):
             return [sys.executable, "-m", "laptop.benchmarks.worker"]
-        # the empty line ends a greeting that has no end
-        return self.where.command(f"echo; exec {self.python} -B {shlex.quote(self._worker())}")
+        begin = f"echo; echo {shlex.quote(BEGIN)}"
+        return self.where.command(f"{begin}; exec {self.python} -B {shlex.quote(self._worker())}")
 
     def _worker(self) -> str:
         return f"{self._send(SOURCES)}/worker.py"
@@ -99,12 +102,14 @@ class Computer:
     def _ask(self, what: str) -> dict[str, Any]:
         """The JSON that `sensors.py facts` or `heat` prints there; nothing is written."""
         source = Path(sensors.__file__).read_text(encoding="utf-8")
-        done = self.where.run(f"{self.python} -B - {what} <<'{END}'\n{source}\n{END}", 120)
+        run = "import sys; del sys.path[0]; exec(sys.stdin.read())"  # no module of its home folder
+        script = f"{self.python} -B -c {shlex.quote(run)} {what}"
+        done = self.where.run(script, 120, given=source)
         if done.code:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
                 f"({(done.err.strip().splitlines() or ['no message'])[-1]}). Install it, or name "
-                "another in a recipe: [bench] python."
+                "another: --python, or [bench] python in a recipe."
             )
         return _last_json(done.out)
 
@@ -118,8 +123,10 @@ class Computer:
         """Where these files belong there, and their sha256."""
         digests = {path: sha256(path) for path in files}
         name = hashlib.sha256(" ".join(digests.values()).encode()).hexdigest()[:32]
-        home = places.checked(self.where, 'echo "$HOME"').strip()
-        return f"{home}/{CACHE}/{name}", digests
+        return f"{self._home()}/{CACHE}/{name}", digests
+
+    def _home(self) -> str:
+        return places.checked(self.where, 'echo "$HOME"').strip()
 
     def _engine(self, workload: Workload) -> dict[str, Any]:
         """The workload as an engine, built there."""
@@ -205,6 +212,7 @@ class Process:
         return self.peak_memory_bytes
 
     def _begin(self) -> None:
+        self._greets = isinstance(self.computer.where, Ssh)  # what comes before it is a shell's
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, _end closes it
         self._process = subprocess.Popen(
             self.computer.command(),
@@ -245,8 +253,9 @@ class Process:
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-            while (line := self._process.stdout.readline()) and not line.startswith("{"):
-                continue  # a shell's greeting
+            while self._greets and (line := self._process.stdout.readline()):
+                self._greets = line != f"{BEGIN}\n"
+            line = self._process.stdout.readline()
         except BrokenPipeError:
             return None
         return _last_json(line) if line.endswith("\n") else None
@@ -264,8 +273,8 @@ class Process:
         w = self.workload
         return LaptopError(
             f"bench: the process of {w.label!r} ({w.component} in {w.runtime}, {w.source}) on "
-            f"{self.computer.address} ended while {doing} (exit code {code}): {cause}. Nothing was "
-            "written."
+            f"{self.computer.address} ended while {doing} (exit code {code}): {cause}. No report "
+            "was written."
         )
 
     def _end(self) -> None:

@@ -6,6 +6,7 @@ adb://SERIAL                 an Android phone, by adb
 ios://UDID                   an iPhone or iPad, from a Mac
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,6 @@ ADB = re.compile(r"adb://([\w.:() -]*)")
 IOS = re.compile(r"ios://([\w-]+)")
 DEFAULTS = BenchConfig()
 HOST, INCLUDE = (re.compile(rf"^\s*{word}[\s=]+([^#]+)", re.I) for word in ("host", "include"))
-MOST_INCLUDED = 16  # deep, as in ssh
 
 
 def device(address: str, config: BenchConfig = DEFAULTS) -> Device:
@@ -87,21 +87,23 @@ def state(address: str, config: BenchConfig = DEFAULTS) -> dict[str, Any]:
 
 def ssh_hosts(config: Path = SSH_CONFIG) -> list[str]:
     """The hosts that the user's ssh configuration and what it includes name, without patterns."""
-    names = (name for line in _lines(config.expanduser(), 0) for name in _words(HOST, line))
+    names = (name for line in _lines(config.expanduser(), set()) for name in _words(HOST, line))
     return list(dict.fromkeys(name for name in names if re.fullmatch(r"\w[\w.-]*", name)))
 
 
-def _lines(config: Path, depth: int) -> Iterator[str]:
-    """Of a configuration, with those of the files that it includes in their place."""
-    if depth > MOST_INCLUDED or not config.is_file():
+def _lines(config: Path, read: set[Path]) -> Iterator[str]:
+    """Of a configuration, with those of the files that it includes in their place, each once."""
+    if config in read or not config.is_file() or not os.access(config, os.R_OK):
         return
+    read.add(config)
     for line in config.read_text(errors="replace").splitlines():
-        for name in _words(INCLUDE, line):
+        for included in _words(INCLUDE, line):
             # as ssh has it: beside the user's configuration, wherever the including file lies
-            pattern = SSH_CONFIG.expanduser().parent / Path(name).expanduser()
+            name = os.path.expanduser(included)  # noqa: PTH111, of an unknown user it stays as it is
+            pattern = SSH_CONFIG.expanduser().parent / name
             root = Path(pattern.anchor)
             for path in sorted(root.glob(str(pattern.relative_to(root)))):
-                yield from _lines(path, depth + 1)
+                yield from _lines(path, read)
         yield line
 
 

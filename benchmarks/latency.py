@@ -108,7 +108,7 @@ def bench(
     """
     check_config(config)
     find = partial(timed_things, subjects, config, device, unet_only=unet_only)
-    facts = (None if overwrite is True else known_facts(out, device)) or device.probe()
+    facts = (None if overwrite else known_facts(out, device)) or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
     say_uncompared(found)
@@ -116,6 +116,7 @@ def bench(
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
         **device_identity(device, facts),
         "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},
+        "threads": sorted({w.threads for w in found}),
     }
     inputs = {
         f"{w.label}.{w.target}.{w.runtime}.{w.component}": w.artifact for w in found if w.artifact
@@ -198,7 +199,7 @@ def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> Non
 
 
 def _bytes(found: Sequence[Workload]) -> int:
-    return sum(size_bytes(w.artifact) for w in found if w.artifact)
+    return sum(size_bytes(artifact) for artifact in {w.artifact for w in found} if artifact)
 
 
 def say_uncompared(found: Sequence[Workload]) -> None:
@@ -236,15 +237,16 @@ def measure(
     """`{"results": [...], "images": [...], "ratios": [...]}`; what is compared is interleaved.
 
     `not_ready` says why no row can be valid. In the folder `kept` lies what an earlier call has
-    measured, and goes what this one does.
+    measured, and goes what this one does; what is not valid there is measured again.
     """
     groups = _groups(found, apart=config.sustained_s > 0)
     made = []
     for number, group in enumerate(groups):
         path = kept / f"group-{number}.json" if kept else None
-        if path and path.exists():
-            say(f"bench: {group[0].component} {group[0].target} was measured before the kill")
-            made.append(read_json(path))
+        before = read_json(path) if path and path.exists() else None
+        if before and all(row["valid"] for row in before["results"]):
+            say(f"bench: {group[0].component} {group[0].target} was measured by an earlier call")
+            made.append(before)
             continue
         made.append(_measured(group, config, device, facts, not_ready))
         if path:

@@ -160,16 +160,16 @@ def _reasons(results: Sequence[Mapping[str, Any]]) -> list[str]:
     found: dict[str, list[tuple[str, str]]] = {}
     for r in results:
         for reason in r["invalid_reasons"]:
-            number = NUMBER.search(reason)
+            first = NUMBER.search(reason)
             text = NUMBER.sub("…", reason, 1)
-            found.setdefault(text, []).append((_subject(r), number[0] if number else ""))
+            found.setdefault(text, []).append((_subject(r), first[0] if first else ""))
     lines = []
     for text, of in found.items():
-        if len({number for _, number in of}) == 1:
+        if len({value for _, value in of}) == 1:
             names = "every row" if len(of) == len(results) else ", ".join(name for name, _ in of)
             lines.append(f"- Not valid: {words(text.replace('…', of[0][1]))}: {words(names)}.")
         else:
-            names = ", ".join(f"{name} ({number})" for name, number in of)
+            names = ", ".join(f"{name} ({value})" for name, value in of)
             lines.append(f"- Not valid: {words(text)}: {words(names)}.")
     return lines
 

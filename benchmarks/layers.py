@@ -36,7 +36,7 @@ from laptop.benchmarks.worker import repeat
 from laptop.errors import BadInput, Unsupported
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.sampling import latent_side
-from laptop.pruning.units import Unit, anatomy, removed
+from laptop.pruning.units import Anatomy, Unit, anatomy, removed
 from laptop.run import Overwrite, run_stage, track, write_json
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
@@ -57,24 +57,11 @@ def bench_layers(
     In PyTorch on this machine unless the config names ONNX Runtime; on others in that. `resolution`
     in pixels; None for the model's own.
     """
-    check_config(config)
-    if len(config.runtimes) > 1:
-        raise BadInput(f"a table of layers is of one runtime, not of {config.runtimes}.")
-    runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
-    facts = (
-        None if overwrite is True else known_facts(out, device, SCHEMA, "probe")
-    ) or device.probe()
+    before = None if overwrite else known_facts(out, device, SCHEMA, "probe")
+    facts = before or device.probe()
+    runtime = _checked_runtime(config, device, facts)
     workload = _workload(model, config, resolution, facts)
-    known = anatomy(models.empty_unet(model), granularity=granularity)
-    if not known.units:
-        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    if runtime not in facts.runtimes or not (
-        runtime == "pytorch" or runtime.startswith("onnxruntime")
-    ):
-        raise BadInput(
-            f"layers are timed in pytorch or onnxruntime, not in {runtime} on {device.address}; "
-            f"there are {', '.join(facts.runtimes)}."
-        )
+    known = _known(model, granularity)
     asked = {"granularity": granularity, "resolution": resolution, "runtime": runtime}
     inputs, which = models.identity("model", model)
 
@@ -113,13 +100,37 @@ def estimate(
     model: str, config: BenchConfig, device: Computer, granularity: str = "fine"
 ) -> dict[str, Any]:
     """What `bench_layers` would time, and how long at least."""
+    runtime = _checked_runtime(config, device, device.probe())
+    found = {"device": device.address, "runtime": runtime}
+    # rounds with all layers, and a third as long without; in PyTorch also with clocks
+    rounds_s = config.seconds * (1 + 1 / 3 + (runtime == "pytorch"))
+    least_s = config.warmup_s + rounds_s
+    layers = len(_known(model, granularity).units)
+    return {**found, "layers": layers, "least_seconds": round(least_s, 1)}
+
+
+def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str:
+    """The runtime in which layers are timed; `BadInput` for one in which they are not."""
     check_config(config)
-    units = anatomy(models.empty_unet(model), granularity=granularity).units
-    # rounds with all layers, a third as long without, and with clocks
-    least_s = config.warmup_s + config.seconds * (1 + 1 / 3 + 1)
-    facts = device.probe()
-    where = {"device": device.address, "name": facts.name}
-    return {**where, "layers": len(units), "least_seconds": round(least_s, 1)}
+    if len(config.runtimes) > 1:
+        raise BadInput(f"a table of layers is of one runtime, not of {config.runtimes}.")
+    runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
+    if runtime not in facts.runtimes or not (
+        runtime == "pytorch" or runtime.startswith("onnxruntime")
+    ):
+        raise BadInput(
+            f"layers are timed in pytorch or onnxruntime, not in {runtime} on {device.address}; "
+            f"there are {', '.join(facts.runtimes)}."
+        )
+    return runtime
+
+
+def _known(model: str, granularity: str) -> Anatomy:
+    """The U-Net's layers; `Unsupported` where none can be removed."""
+    known = anatomy(models.empty_unet(model), granularity=granularity)
+    if not known.units:
+        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
+    return known
 
 
 def _workload(model: str, config: BenchConfig, resolution: int | None, facts: Facts) -> Workload:

@@ -103,6 +103,8 @@ def onnxruntimes() -> dict[str, str]:
         if e.name != "onnxruntime":
             print(f"onnxruntime does not load: {e}", file=sys.stderr)
         return {}
+    if not hasattr(onnxruntime, "get_available_providers"):  # a folder that is called so
+        return {}
     there = onnxruntime.get_available_providers()
     names = ["onnxruntime", *(f"onnxruntime:{k}" for k, v in PROVIDERS.items() if v in there)]
     return dict.fromkeys(names, onnxruntime.__version__)

@@ -6,8 +6,10 @@ those that the components' own `config.json` gives.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ from laptop.export.settings import COMPONENTS
 from laptop.run import read_json, say
 
 GRAPH = "model.onnx"
-QUANTIZED = {"DequantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"}
+QUANTIZED = {  # operators of graphs with whole numbers for weights
+    **dict.fromkeys(("DequantizeLinear", "MatMulInteger", "ConvInteger"), "int8"),
+    "MatMulNBits": "int4",
+}
+FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
 RUNS = {  # targets that can be timed, and where
@@ -186,27 +192,38 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
         return
     source = models.locate(str(place))
     index = read_json(models.folder(str(place)) / "model_index.json") if len(wanted) > 1 else {}
+    root = models.folder(str(place)) if len(wanted) > 1 else Path(source)
+    scale = pixels_per_latent(root / "vae")
     for name in wanted:
         part = "vae" if name.startswith("vae_") else name
         if name == "unet" or (index.get(part) or [None])[0] is not None:
-            scale = pixels_per_latent(Path(source) / "vae")
             yield Found(name, "pytorch", "pytorch", source, pixels_per_latent=scale)
 
 
+@cache
 def graph_precision(path: Path) -> str:
-    """That of an ONNX graph of which no list tells: int8, fp16, fp32 or, without onnx, unknown."""
+    """That of most weights of an ONNX graph of which no list tells: `fp16`; `unknown` without onnx.
+
+    Raises `BadInput` for what is no ONNX graph.
+    """
     try:
         import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError:
         return "unknown"
-    graph = onnx.load(path, load_external_data=False).graph
-    if any(node.op_type in QUANTIZED for node in graph.node):
-        return "int8"
-    sizes = {onnx.TensorProto.FLOAT16: 0, onnx.TensorProto.FLOAT: 0}
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        raise BadInput(
+            f"{path} is no ONNX graph; it may be cut off, or a pointer to one."
+        ) from None
+    if found := [QUANTIZED[node.op_type] for node in graph.node if node.op_type in QUANTIZED]:
+        return found[0]
+    sizes: Counter[str] = Counter()
     for weights in graph.initializer:
-        if weights.data_type in sizes:
-            sizes[weights.data_type] += math.prod(weights.dims)
-    return "fp16" if sizes[onnx.TensorProto.FLOAT16] > sizes[onnx.TensorProto.FLOAT] else "fp32"
+        if kind := FLOATS.get(onnx.TensorProto.DataType.Name(weights.data_type)):
+            sizes[kind] += math.prod(weights.dims)
+    return sizes.most_common(1)[0][0] if sizes else "unknown"
 
 
 def _on_device(

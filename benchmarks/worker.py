@@ -14,6 +14,7 @@ runtime are enough there. Other loaders are named as `module:function` and run h
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -273,7 +274,8 @@ def repeat(run: Callable[[], object], iterations: int, seconds: float) -> list[f
 def drop_page_cache(files: list[str]) -> None:
     """Ask the system to forget the files' cached pages, so that a cold load reads the disk."""
     for path in files if hasattr(os, "posix_fadvise") else ():
-        with Path(path).open("rb") as file:
+        # advice, which some file systems do not take
+        with contextlib.suppress(OSError), Path(path).open("rb") as file:
             os.fsync(file.fileno())  # pages that are not written yet would stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

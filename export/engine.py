@@ -145,6 +145,12 @@ def graph_digest(artifact: Path) -> tuple[int, str]:
     return sum(path.stat().st_size for path in found), digests[0] if len(found) == 1 else joined
 
 
+def has_graph(where: Place, home: str, artifact: Path) -> bool:
+    """Whether the graph lies there, whole, from an earlier build."""
+    _, digest = graph_digest(artifact)
+    return places.holds(where, _graph_files(artifact), f"{home}/{CACHE}/graphs/{digest}")
+
+
 def is_there(where: Place, engine: str, key: EngineKey) -> bool:
     """Whether an engine of exactly this key, whole, lies there."""
     beside = shlex.quote(f"{engine.removesuffix('.plan')}.json")
@@ -184,9 +190,14 @@ def _need_memory(where: Place, board: Board, graph_bytes: int) -> None:
 def _send(where: Place, board: Board, artifact: Path, sha256: str) -> str:
     """The graph's path there, sent unless it is there already."""
     folder = f"{board.home}/{CACHE}/graphs/{sha256}"
-    files = [artifact.with_name(onnx_weights.DATA), artifact]
-    places.send(where, {path: run.sha256(path) for path in files if path.exists()}, folder)
+    places.send(where, _graph_files(artifact), folder)
     return f"{folder}/{artifact.name}"
+
+
+def _graph_files(artifact: Path) -> dict[Path, str]:
+    """A graph and its weights with their sha256."""
+    files = (artifact.with_name(onnx_weights.DATA), artifact)
+    return {path: run.sha256(path) for path in files if path.exists()}
 
 
 def _build(

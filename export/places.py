@@ -68,8 +68,8 @@ class Local:
 
     name: str = "this machine"
 
-    def run(self, script: str, timeout_s: float = 60) -> Done:
-        return called(["sh", "-c", script], timeout_s, self.name)
+    def run(self, script: str, timeout_s: float = 60, given: str | None = None) -> Done:
+        return called(["sh", "-c", script], timeout_s, self.name, given)
 
     def put(self, source: Path, target: str) -> None:
         _copy(source, Path(target))
@@ -109,14 +109,15 @@ class Ssh:
         """The host; an address of IPv6 in brackets, for its colons."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
-    def run(self, script: str, timeout_s: float = 60) -> Done:
+    def run(self, script: str, timeout_s: float = 60, given: str | None = None) -> Done:
+        """As a `Place` does; `given` is the script's input."""
         # its own 255 would pass for ssh's
         command = self.command(
             f"echo; echo {shlex.quote(BEGIN)}\n( {script}\n)\n"
             f"s=$?; [ $s -eq {SSH_FAILED} ] && s=254; exit $s"
         )
         done = self._insist(
-            lambda: called(command, timeout_s, self.name),
+            lambda: called(command, timeout_s, self.name, given),
             "run a command",
             lambda done: done.code == SSH_FAILED,
         )
@@ -200,12 +201,14 @@ class Ssh:
         return f"{self.name} refuses the login: {last_line(said)} Run `ssh-copy-id {self._login}`."
 
 
-def called(command: Sequence[str], timeout_s: float | None, where: str) -> Done:
+def called(
+    command: Sequence[str], timeout_s: float | None, where: str, given: str | None = None
+) -> Done:
     """How a program of this machine ended that `where` needs; `LaptopError` as `Place.run` has."""
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=given or "",
             capture_output=True,
             text=True,
             errors="replace",

@@ -147,6 +147,13 @@ def test_another_runtime_kind_of_file_or_number_of_steps_is_refused(files) -> No
         compare(*files(EVAL, EVAL | {"steps": 10}))
 
 
+def test_a_resolution_that_is_not_known_is_no_other_condition(files) -> None:
+    new = copy.deepcopy(BENCH)
+    for row in new["results"]:
+        row["conditions"] |= {"resolution": [64, 64]}
+    assert compare(*files(BENCH, new), "params>+0%")[1] == []
+
+
 def test_a_gate_that_concerns_nothing_is_refused(files) -> None:
     with pytest.raises(BadInput, match=r"'watts>1' concerns no number.*latency_ms\.p50"):
         compare(*files(BENCH, BENCH), "watts>1")

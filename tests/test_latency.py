@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner
 from onnx_files import onnx_folder
 
-from laptop.benchmarks import computers, whole_image
+from laptop.benchmarks import computers, latency, whole_image
 from laptop.benchmarks.computers import Computer, Process
 from laptop.benchmarks.latency import BenchConfig, bench, measure, wait_until_cool
 from laptop.benchmarks.metering import Facts, Heat, Round, Workload
 from laptop.benchmarks.validity import check_valid, invalid_reasons, ratio, slowing, summary
-from laptop.benchmarks.worker import Loaded
+from laptop.benchmarks.worker import GRACE_S, LAST_GRACE_S, Loaded
 from laptop.cli import main
 from laptop.errors import CheckFailed, LaptopError
 from laptop.export.places import Local
@@ -334,9 +334,16 @@ class Stopped(Computer):
         return super().meter(workload, warmup_iterations, warmup_s)
 
 
+@pytest.mark.parametrize("is_valid", [True, False])
 def test_a_stopped_bench_goes_on_with_what_it_had_not_finished(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_valid: bool,
 ) -> None:
+    reasons = [] if is_valid else ["busy"]
+    monkeypatch.setattr(latency, "invalid_reasons", lambda *_, **__: reasons)
     subjects = {"a": two_precisions(tmp_path / "a", tiny_folder / "unet" / "config.json")}
     out = tmp_path / "x.json"
     with pytest.raises(KeyboardInterrupt):
@@ -345,11 +352,14 @@ def test_a_stopped_bench_goes_on_with_what_it_had_not_finished(
     (before,) = json.loads(kept.read_text())["results"]
     again = Stopped(Local())
     bench(subjects, out, QUICK, again)
-    assert again.loaded == ["onnx-int8"]
-    assert "unet onnx was measured before" in capsys.readouterr().err
     first, second = json.loads(out.read_text())["results"]
-    assert first == before
     assert second["target"] == "onnx-int8"
+    if is_valid:
+        assert again.loaded == ["onnx-int8"]
+        assert "unet onnx was measured by an earlier call" in capsys.readouterr().err
+        assert first == before
+    else:
+        assert again.loaded == ["onnx", "onnx-int8"], "what cannot be trusted is measured again"
     assert not list(tmp_path.glob(".x*"))
 
 
@@ -403,8 +413,10 @@ def test_a_worker_ends_in_a_call_that_cannot_be_interrupted() -> None:
     )
     settings = {"loader": f"{__name__}:load_deaf", "imports": [], "files": [], "path": sys.path}
     worker.stdin.write(json.dumps({**settings, "source": "x"}) + "\n")
+    begin = time.monotonic()
     worker.stdin.close()
     assert worker.wait(60) == 1
+    assert time.monotonic() - begin >= GRACE_S + LAST_GRACE_S, "it did not end by itself"
 
 
 def test_a_worker_that_does_nothing_any_more_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,13 @@ def test_the_precision_of_a_graph_without_a_list_is_read_from_it(tmp_path: Path)
     types = onnx.TensorProto
     assert graph_precision(graph(types.FLOAT, "Mul")) == "fp32"
     assert graph_precision(graph(types.FLOAT16, "Mul")) == "fp16"
+    assert graph_precision(graph(types.BFLOAT16, "Mul")) == "bf16"
     assert graph_precision(graph(types.INT8, "DequantizeLinear")) == "int8"
+    assert graph_precision(graph(types.UINT8, "MatMulNBits")) == "int4"
+    assert graph_precision(graph(types.INT64, "Add")) == "unknown"
+    (tmp_path / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BadInput, match="is no ONNX graph"):
+        graph_precision(tmp_path / "pointer.onnx")
 
 
 def test_an_unconditional_model_is_timed_without_guidance(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import os
 __version__ = "0.1.0"
 
 # No telemetry: ONNX Runtime's is on by default since 1.32, and it looks when it is imported.
-for name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
-    os.environ.setdefault(name, "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # ExecuTorch brings torchao, which diffusers imports wherever it is. It warns of libraries for GPUs
 # and of its own deprecated calls: nothing that a user could mend.
-for name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)

@@ -84,8 +84,11 @@ def need_fitting(
     measuring: Mapping[str, Any],
     granularity: str | None,
     resolution: int | None,
+    device: str,
 ) -> None:
     """A usage error for options of `laptop bench` that do not go together."""
+    if measuring["python"] and not device.startswith("ssh://"):
+        raise click.UsageError(f"--python is of boards (--device ssh://…), not of {device}.")
     never = {
         "--against": against,
         "--component": measuring["components"],

@@ -7,7 +7,7 @@ from typing import Any
 from laptop.benchmarks import latency, layers
 from laptop.benchmarks.computers import Computer
 from laptop.benchmarks.devices import device, known, states
-from laptop.benchmarks.latency import BenchConfig, bench
+from laptop.benchmarks.latency import SCHEMA, BenchConfig, bench
 from laptop.benchmarks.layers import bench_layers
 from laptop.benchmarks.sustained import plot
 from laptop.errors import BadInput, OutputExists
@@ -26,8 +26,7 @@ def of_models(
 ) -> Made:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
     where, figure = device(address, config), out.with_suffix(".svg")
-    is_ours = out.exists() and any("sustained" in row for row in read_json(out).get("results", []))
-    if config.sustained_s and figure.exists() and not is_ours:
+    if config.sustained_s and figure.exists() and not _is_sustained(out):
         raise OutputExists(f"{figure} exists, where the plot would lie. Choose another -o.")
     report = read_json(bench(subjects, out, config, where, overwrite=overwrite))
     lines = [f"{_name(r)}{_quality(r, r['latency_ms'])}" for r in report["results"]]
@@ -49,6 +48,14 @@ def of_models(
         ]
         lines.append(f"Plot: {figure}")
     return report, "\n".join(lines)
+
+
+def _is_sustained(out: Path) -> bool:
+    """Whether a report lies there that has a plot."""
+    try:
+        return any("sustained" in row for row in read_json(out, SCHEMA)["results"])
+    except (BadInput, KeyError, TypeError):  # none, or nothing of ours
+        return False
 
 
 def _name(row: Mapping[str, Any]) -> str:

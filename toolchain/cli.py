@@ -292,7 +292,7 @@ def bench(
     them. With --layers: what each removable layer takes of it, as a table for `laptop plan`.
     """
     options.need_json(out)
-    bench_options.need_fitting(layers, against, measuring, granularity, resolution)
+    bench_options.need_fitting(layers, against, measuring, granularity, resolution, device)
     recipe = common.recipe(subject, score={"granularity": granularity}, bench=measuring)
     from laptop import benches
 

@@ -298,7 +298,7 @@ def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) 
             meters.append(stack.enter_context(_loaded(workload, config, device)))
         rounds: list[list[Round]] = [[] for _ in group]
         turns = [i for _ in range(config.rounds) for i in range(len(group))]
-        what = f"{group[0].component} {group[0].target}"
+        what = f"{group[0].component} {group[0].target} {group[0].runtime.partition(':')[2]}"
         for i in track(turns, f"bench {what}", len(turns)):
             least = share(config.iterations, config.rounds)
             rounds[i].append(meters[i].run_round(least, config.seconds / config.rounds))
@@ -311,7 +311,8 @@ def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) 
 def _loaded(
     workload: Workload, config: BenchConfig, device: Device
 ) -> contextlib.AbstractContextManager[Meter]:
-    say(f"bench: loading {workload.label} ({workload.component}, {workload.target})")
+    what = f"{workload.component}, {workload.target} in {workload.runtime}"
+    say(f"bench: loading {workload.label} ({what})")
     return device.meter(workload, config.warmup_iterations, config.warmup_s)
 
 

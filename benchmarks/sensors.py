@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
         "free_disk_bytes": shutil.disk_usage(Path.home()).free,
         "state": jetpack(),
         "cores": cores(),
-        "accelerator": _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        "accelerator": accelerator(),
     }
 
 
@@ -62,6 +62,12 @@ def name() -> str:
         lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
         found = next((value.strip() for key, _, value in lines if "model name" in key), None)
     return f"{found or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def accelerator() -> str | None:
+    """The names of NVIDIA's GPUs."""
+    said = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return ", ".join(said.splitlines()) if said else None
 
 
 def cores(limit: Path = SYS / "fs/cgroup/cpu.max") -> int:

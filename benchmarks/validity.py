@@ -87,7 +87,9 @@ def check_valid(report: Mapping[str, Any]) -> None:
 
 
 def _which(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row[k]) for k in ("label", "component", "target") if k in row) or "layers"
+    if "label" not in row:
+        return "layers"
+    return " ".join(str(row[k]) for k in ("label", "component", "target", "runtime"))
 
 
 def ratio(

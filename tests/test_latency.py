@@ -157,7 +157,7 @@ def test_a_row_with_too_few_samples_is_not_valid_and_says_why() -> None:
     assert not row["valid"]
     assert "6 samples; 20 are needed" in row["invalid_reasons"]
     with pytest.raises(
-        CheckFailed, match=r"1 of 1 measurements are not valid \(a unet x: 3 rounds; 6"
+        CheckFailed, match=r"1 of 1 measurements are not valid \(a unet x stand-in: 3 rounds; 6"
     ):
         check_valid({"results": [row]})
 
@@ -400,19 +400,28 @@ def test_a_worker_ends_in_its_round_when_the_one_who_asked_is_gone() -> None:
         worker.stdin = Path(os.devnull).open("w")  # noqa: SIM115, for the meter to close
 
 
-def load_deaf(_: Order) -> Loaded:
+def load_deaf(order: Order) -> Loaded:
     """One inference takes minutes, in a call that Python cannot interrupt."""
     import hashlib
 
-    return Loaded(lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000))
+    def run() -> None:
+        Path(order["source"]).touch()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+
+    return Loaded(run)
 
 
-def test_a_worker_ends_in_a_call_that_cannot_be_interrupted() -> None:
+def test_a_worker_ends_in_a_call_that_cannot_be_interrupted(tmp_path: Path) -> None:
+    began = tmp_path / "began"
     worker = subprocess.Popen(
         HERE.command(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     settings = {"loader": f"{__name__}:load_deaf", "imports": [], "files": [], "path": sys.path}
-    worker.stdin.write(json.dumps({**settings, "source": "x"}) + "\n")
+    worker.stdin.write(json.dumps({**settings, "source": str(began)}) + "\n")
+    worker.stdin.flush()
+    while not began.exists():
+        time.sleep(0.1)
+        assert worker.poll() is None
     begin = time.monotonic()
     worker.stdin.close()
     assert worker.wait(60) == 1

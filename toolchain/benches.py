@@ -36,7 +36,8 @@ def of_models(
         for r in report["images"]
     ]
     lines += [
-        f"{r['b']} / {r['a']}, {r['component']}, {r['target']}: {r['median']:.3f} "
+        f"{r['b']} / {r['a']}, {r['component']}, {r['target']} in {r['runtime']}: "
+        f"{r['median']:.3f} "
         f"({r['low']:.3f} to {r['high']:.3f}){'' if r['valid'] else '; of rows that are not valid'}"
         for r in report["ratios"]
     ]
@@ -59,7 +60,7 @@ def _is_sustained(out: Path) -> bool:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['label']:<9}{row['component']:<16}{row['target']:<15}"
+    return f"{row['label']:<9}{row['component']:<16}{row['target']:<12}{row['runtime']:<22}"
 
 
 def estimate(

@@ -183,12 +183,9 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
     if any(graphs.values()):
         for name, graph in graphs.items():
             if graph:
-                scale, source = (
-                    pixels_per_latent(graph.with_name("vae_decoder")),
-                    str(graph / GRAPH),
-                )
-                precision = graph_precision(graph / GRAPH)
-                yield Found(name, "onnxruntime", "onnx", source, precision, pixels_per_latent=scale)
+                scale = pixels_per_latent(graph.with_name("vae_decoder"))
+                path, precision = str(graph / GRAPH), graph_precision(graph / GRAPH)
+                yield Found(name, "onnxruntime", "onnx", path, precision, pixels_per_latent=scale)
         return
     source = models.locate(str(place))
     index = read_json(models.folder(str(place)) / "model_index.json") if len(wanted) > 1 else {}

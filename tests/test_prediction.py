@@ -45,7 +45,7 @@ def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() ->
 
 
 def test_plans_are_predicted_and_measured_and_a_killed_call_goes_on(
-    scored: Path, tiny_folder: Path, tmp_path: Path
+    scored: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, out = read_json(scored / "t.json"), tmp_path / "prediction.json"
     whole = prediction.predict(str(tiny_folder), table, out, 2, FEW)
@@ -56,7 +56,15 @@ def test_plans_are_predicted_and_measured_and_a_killed_call_goes_on(
         assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
     assert whole["valid"] == 0, "two samples are too few"
     out.write_text(json.dumps(whole | {"rows": whole["rows"][:1]}))
-    assert prediction.predict(str(tiny_folder), table, out, 2, FEW)["rows"][0] == whole["rows"][0]
+    timed: list[list[str]] = []
+
+    def told(_model: str, remove: list[str], *_: object) -> dict:
+        timed.append(remove)
+        return whole["rows"][1]
+
+    monkeypatch.setattr(prediction, "time_plan", told)
+    assert prediction.predict(str(tiny_folder), table, out, 2, FEW)["rows"] == whole["rows"]
+    assert timed == [whole["rows"][1]["remove"]], "the first one is not timed again"
     with pytest.raises(BadInput, match="another table or with other settings"):
         prediction.predict(str(tiny_folder), table, out, 3, FEW)
     prediction.prediction_chart([whole], tmp_path / "figure")

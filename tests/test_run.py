@@ -1,6 +1,5 @@
 """The run folder: finished work is kept, unfinished work never looks finished."""
 
-import errno
 import json
 import shutil
 import signal
@@ -8,12 +7,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from laptop import run
-from laptop.errors import BadInput, NoSpace, OutputExists
+from laptop.errors import BadInput, OutputExists
 
 
 @dataclass(frozen=True)
@@ -217,15 +215,6 @@ def test_a_broken_manifest_can_be_overwritten(tmp_path: Path) -> None:
     assert run.read_json(manifest)["stage"] == "toy"
 
 
-def test_a_disk_that_fills_up_is_one_message_and_keeps_what_was_done(tmp_path: Path) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(NoSpace, match="Free some space and run the same command again"):
-        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=full))
-    again = Work()
-    run.run_stage("toy", tmp_path / "out", Config(), {}, again)
-    assert again.found == ["half.txt"]
-
-
 def test_work_that_had_done_nothing_yet_is_no_obstacle_to_other_work(tmp_path: Path) -> None:
     def stopped(_: Path) -> None:
         raise KeyboardInterrupt
@@ -233,44 +222,6 @@ def test_work_that_had_done_nothing_yet_is_no_obstacle_to_other_work(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         run.run_stage("toy", tmp_path / "out", {"a": 1}, {}, stopped)
     assert run.run_stage("toy", tmp_path / "out", {"a": 2}, {}, Work()).is_dir()
-
-
-def test_a_disk_that_is_full_for_the_manifest_is_the_same_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, _value: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "write_json", full)
-        with pytest.raises(NoSpace, match="Free some space"):
-            run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
-    assert run.run_stage("toy", tmp_path / "out", Config(), {}, Work()).is_dir()
-
-
-def test_weights_that_do_not_fit_on_the_disk_are_the_same_message(tmp_path: Path) -> None:
-    """safetensors does not raise OSError when the disk is full."""
-    from safetensors import SafetensorError
-
-    full = SafetensorError(
-        "Error while serializing: I/O error: No space left on device (os error 28)"
-    )
-    with pytest.raises(NoSpace, match="Free some space"):
-        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=full))
-
-
-def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError):
-        run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=PermissionError()))
-
-
-def test_too_little_space_is_told_with_both_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
-    run.need_space(tmp_path / "not" / "yet" / "there", 1_400_000_000)
-    with pytest.raises(NoSpace, match=r"1\.50 GB free; about 2\.00 GB are needed"):
-        run.need_space(tmp_path / "not" / "yet" / "there", 2_000_000_000)
 
 
 KILLED = """

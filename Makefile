@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	@echo "The report is $(CURDIR)/demo/report.html (and report.md beside it)."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

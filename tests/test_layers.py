@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from test_latency import onnx_folder
+from onnx_files import onnx_folder
 from test_prefix import model
 
 from laptop import models

@@ -216,7 +216,12 @@ def check_elsewhere(folder: Path, tmp_path: Path) -> None:
     """Stock diffusers, in a process without this package, draws what we draw; re-saved too."""
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path), PROMPT],
-        env={"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={
+            "HF_HOME": str(tmp_path / "hf"),
+            "OMP_NUM_THREADS": "1",
+            "ORT_DISABLE_TELEMETRY": "1",  # diffusers may import it
+            "PATH": "",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -18,7 +18,7 @@ from laptop.benchmarks.metering import Facts, Heat, Meter, Workload
 from laptop.errors import LaptopError
 from laptop.export.adb import TMP, Adb
 from laptop.export.places import Place, checked, holds
-from laptop.run import sha256
+from laptop.files import sha256
 
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 HOT = (0, 1, 3, 9)  # of android.os.Temperature's types: processor, GPU, skin, NPU

@@ -21,7 +21,7 @@ from laptop.errors import LaptopError
 from laptop.export import places
 from laptop.export.adb import TMP
 from laptop.export.places import Place, checked, run_long, scratch
-from laptop.run import sha256
+from laptop.files import sha256
 
 FILES = f"{TMP}/laptop/files"
 LOAD_S = 900  # the first load on an accelerator compiles the model

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laptop.errors import BadInput
-from laptop.run import read_json
+from laptop.files import read_json
 
 NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
 FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder

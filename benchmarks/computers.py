@@ -24,7 +24,8 @@ from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
 from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
 from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh
-from laptop.run import files_in, say, sha256
+from laptop.files import files_in, sha256
+from laptop.run import say
 
 CACHE = ".cache/laptop/files"
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("worker.py", "sensors.py"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from laptop.benchmarks.metering import size_bytes
 from laptop.errors import BadInput
-from laptop.run import MANIFEST, read_json
+from laptop.files import MANIFEST, read_json
 
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
 FOLDERS = {"pruned": "pruned", "student": "model"}

@@ -22,16 +22,8 @@ from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workl
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
 from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
 from laptop.errors import BadInput, LaptopError
-from laptop.run import (
-    Overwrite,
-    read_json,
-    resume_folder,
-    run_stage,
-    say,
-    sha256,
-    track,
-    write_json,
-)
+from laptop.files import read_json, sha256, write_json
+from laptop.run import Overwrite, resume_folder, run_stage, say, track
 
 SCHEMA = "laptop.bench/1"
 MOST_THREADS = 1024

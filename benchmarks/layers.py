@@ -34,10 +34,11 @@ from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.benchmarks.worker import repeat
 from laptop.errors import BadInput, Unsupported
+from laptop.files import write_json
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.sampling import latent_side
 from laptop.pruning.units import Anatomy, Unit, anatomy, removed
-from laptop.run import Overwrite, run_stage, track, write_json
+from laptop.run import Overwrite, run_stage, track
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
 

@@ -29,11 +29,12 @@ from laptop.benchmarks.metering import Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.errors import BadInput
 from laptop.export.places import Local
+from laptop.files import read_json, write_json
 from laptop.machine import machine
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import Unit, anatomy
-from laptop.run import read_json, say, write_json
+from laptop.run import say
 
 KIND = "laptop.prediction/1"
 Json = dict[str, Any]

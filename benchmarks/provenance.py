@@ -6,7 +6,7 @@ from typing import Any
 
 from laptop.benchmarks.findings import Findings
 from laptop.benchmarks.text import DASH, number, scaled, table, words
-from laptop.run import read_json
+from laptop.files import read_json
 
 
 def loading(f: Findings) -> str:

@@ -20,7 +20,8 @@ from PIL import Image
 from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.errors import BadInput
-from laptop.run import Overwrite, resume_folder, run_stage, track, write_json
+from laptop.files import write_json
+from laptop.run import Overwrite, resume_folder, run_stage, track
 
 SCHEMA = "laptop.eval/1"
 PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite

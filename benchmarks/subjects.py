@@ -18,7 +18,8 @@ from laptop.benchmarks.metering import Facts, Shapes, Workload
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.artifacts import LIST, pixels_per_latent, read_list, resolution
 from laptop.export.settings import COMPONENTS
-from laptop.run import read_json, say
+from laptop.files import read_json
+from laptop.run import say
 
 GRAPH = "model.onnx"
 QUANTIZED = {  # operators of graphs with whole numbers for weights

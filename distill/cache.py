@@ -26,7 +26,7 @@ from torch import Tensor
 from laptop import models
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
-from laptop.run import read_json, sha256
+from laptop.files import read_json, sha256
 
 SCHEMA = "laptop.cache/1"
 INFO = "cache.json"

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from laptop.errors import BadInput
+from laptop.files import read_json, write_json
 from laptop.processes import is_main, wait_for_all
-from laptop.run import read_json, write_json
 
 STATE, SCHEMA = "state.json", "laptop.checkpoint/1"
 # What torch raises for files that are missing, cut off or of another content.

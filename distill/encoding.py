@@ -25,8 +25,9 @@ from laptop.distill.buckets import Size
 from laptop.distill.encoder import STORED, Encoder, Sample
 from laptop.distill.sources import Broken, Source
 from laptop.errors import BadInput
+from laptop.files import sha256, write_json
 from laptop.pruning.sampling import latent_side
-from laptop.run import Overwrite, progress, resume_folder, say, sha256, write_json
+from laptop.run import Overwrite, progress, resume_folder, say
 from laptop.teamwork import run_together
 
 RUN = 256  # records of a shard

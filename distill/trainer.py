@@ -17,21 +17,11 @@ from laptop.distill.divergence import Diverged
 from laptop.distill.features import pairs
 from laptop.distill.forecast import Forecast, available_bytes, forecast, micro_batch
 from laptop.distill.session import DistillConfig, Session, TrainConfig
+from laptop.files import read_json, whole_lines, write_json
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
 from laptop.pruning.surgery import write_model
-from laptop.run import (
-    Overwrite,
-    manifest_of,
-    need_ours,
-    need_space,
-    read_json,
-    resume_folder,
-    say,
-    track,
-    whole_lines,
-    write_json,
-)
+from laptop.run import Overwrite, manifest_of, need_ours, need_space, resume_folder, say, track
 from laptop.teamwork import run_together
 
 METRICS = "metrics.jsonl"

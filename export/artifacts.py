@@ -9,7 +9,7 @@
                           "failed": [{"target", "precision", "component", "error"}]}
 
 `file` is relative to OUT; `chunks` are packages that hold the same in parts, for Core ML. Such a
-package is a folder, whose sha256 is that of its names and bytes (`run.sha256`); so is that of an
+package is a folder, whose sha256 is that of its names and bytes (`files.sha256`); so is that of an
 ONNX graph with weights beside it. `shapes` are those of the inputs that were recorded. A target
 that fails leaves no file and does not stop the others; the same call tries it again.
 OUT/manifest.json holds, beside what every stage writes, the sha256 of each file and of the plan
@@ -24,7 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from laptop import models, run
+from laptop import files, models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
@@ -72,7 +72,7 @@ def export_model(
             "artifacts": rows,
             "failed": failed,
         }
-        run.write_json(folder / LIST, {"schema": SCHEMA, **listed})
+        files.write_json(folder / LIST, {"schema": SCHEMA, **listed})
         return {"plan_sha256": _plan(models.locate(model)), "files": _files(folder)}
 
     settings = {**asdict(config), "prompts": list(prompts), **identity}
@@ -105,7 +105,7 @@ def failures(out: Path) -> list[dict[str, str]]:
     """What could not be exported when the artifacts in `out` were made; empty where none are."""
     if not (out / LIST).is_file():
         return []
-    found: list[dict[str, str]] = run.read_json(out / LIST).get("failed", [])
+    found: list[dict[str, str]] = files.read_json(out / LIST).get("failed", [])
     return found
 
 
@@ -211,7 +211,7 @@ def _export_target(
         run_apart(f"{request.folder}, what belongs beside", complete, request.target, model, folder)
     except LaptopError as e:
         raise ComponentFailed(request, "all", e) from None
-    run.write_json(folder / EXPORTED, found)
+    files.write_json(folder / EXPORTED, found)
 
 
 def _need_memory(doing: str, weights_bytes: float) -> None:
@@ -245,13 +245,13 @@ def _artifact_bytes(model: str, wanted: Sequence[Request], config: ExportConfig)
 def _plan(source: str) -> str | None:
     """Hash of the plan that a model of ours carries."""
     plan = Path(source) / "plan.json"
-    return run.sha256(plan) if plan.is_file() else None
+    return files.sha256(plan) if plan.is_file() else None
 
 
 def _files(folder: Path) -> dict[str, str]:
     """Every file of the artifacts, by its path in their folder."""
-    files = [p for p in run.files_in(folder) if run.RESUME not in p.parts]
-    return {p.relative_to(folder).as_posix(): run.sha256(p) for p in files}
+    paths = [p for p in files.files_in(folder) if run.RESUME not in p.parts]
+    return {p.relative_to(folder).as_posix(): files.sha256(p) for p in paths}
 
 
 def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -262,7 +262,7 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
     kept = ("artifact", "component", "sha256", "state", "psnr_db", "floor_db")
     rows = [{key: row[key] for key in kept} for row in results]
     try:
-        run.write_json(path, run.read_json(path) | {"verified": {"results": rows, **machine()}})
+        files.write_json(path, files.read_json(path) | {"verified": {"results": rows, **machine()}})
     except OSError as e:  # artifacts that are kept from changes; the report has it all
         if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -273,7 +273,7 @@ def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str
     """The artifacts of one target; none where it failed."""
     if not (folder / request.folder).exists():
         return []
-    took = run.read_json(folder / request.folder / EXPORTED)
+    took = files.read_json(folder / request.folder / EXPORTED)
     rows = []
     for component, facts in took.items():
         file = folder / request.file(component)
@@ -298,20 +298,20 @@ def measure(artifact: Path) -> tuple[int, str]:
     """Bytes and sha256 of an artifact: of a file, of a package, or of a graph with its weights."""
     data = artifact.with_name(artifact.name + "_data")
     whole = artifact.parent if data.exists() else artifact
-    files = [p for p in whole.rglob("*") if p.is_file()] if whole.is_dir() else [whole]
-    return sum(p.stat().st_size for p in files), run.sha256(whole)
+    paths = [p for p in whole.rglob("*") if p.is_file()] if whole.is_dir() else [whole]
+    return sum(p.stat().st_size for p in paths), files.sha256(whole)
 
 
 def resolution(artifacts: Path) -> int | None:
     """Pixels of the pictures that the artifacts were exported for; None: the model's own."""
-    found: int | None = run.read_json(artifacts / LIST, SCHEMA).get("resolution")
+    found: int | None = files.read_json(artifacts / LIST, SCHEMA).get("resolution")
     return found
 
 
 def pixels_per_latent(vae: Path) -> int | None:
     """How many pixels a side become one latent, by the folder of a VAE; None without one."""
     config = vae / "config.json"
-    levels = run.read_json(config).get("block_out_channels") if config.is_file() else None
+    levels = files.read_json(config).get("block_out_channels") if config.is_file() else None
     return 2 ** (len(levels) - 1) if levels else None
 
 
@@ -322,7 +322,7 @@ def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
             f"{artifacts} has no {LIST}, so it is no result of `laptop export`. Pass the folder "
             "that `laptop export MODEL --to TARGETS -o DIR` wrote."
         )
-    content = run.read_json(artifacts / LIST, SCHEMA)
+    content = files.read_json(artifacts / LIST, SCHEMA)
     rows, size = content.get("artifacts"), content.get("resolution")
     if not (isinstance(rows, list) and all(map(_is_row, rows)) and isinstance(size, int | None)):
         raise BadInput(

@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from laptop import run
+from laptop import files, run
 
 SUMS = "SHA256SUMS"
 MOMENT = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold, for all files
@@ -15,14 +15,14 @@ def bundle(artifacts: Path) -> Path:
     `SHA256SUMS` in it is checked by `sha256sum -c` where the zip was unpacked.
     """
     out = artifacts.with_name(f"{artifacts.name}.zip")
-    files = sorted(p for p in artifacts.rglob("*") if p.is_file())
-    run.need_space(out.parent, sum(p.stat().st_size for p in files))
+    paths = sorted(p for p in artifacts.rglob("*") if p.is_file())
+    run.need_space(out.parent, sum(p.stat().st_size for p in paths))
     beside = out.with_name(f".{out.name}.partial")
     with zipfile.ZipFile(beside, "w") as archive:
         sums = ""
-        for path in files:
+        for path in paths:
             name = path.relative_to(artifacts).as_posix()
-            sums += f"{run.sha256(path)}  {name}\n"
+            sums += f"{files.sha256(path)}  {name}\n"
             with path.open("rb") as source, archive.open(_entry(name), "w", force_zip64=True) as to:
                 while block := source.read(1 << 20):
                     to.write(block)

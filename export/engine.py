@@ -26,7 +26,7 @@ from typing import Any
 import click
 import numpy as np
 
-from laptop import run
+from laptop import files
 from laptop.errors import BadInput, LaptopError
 from laptop.export import artifacts, onnx_weights, places, to_tensorrt, trtexec
 from laptop.export.places import Local, Place
@@ -138,9 +138,9 @@ def build(where: Place, artifact: Path, board: Board | None = None) -> Engine:
 
 def graph_digest(artifact: Path) -> tuple[int, str]:
     """Bytes and sha256 of the graph with its weights, without the plan beside it."""
-    files = [artifact, artifact.with_name(onnx_weights.DATA)]
-    found = [path for path in files if path.exists()]
-    digests = [run.sha256(path) for path in found]
+    paths = [artifact, artifact.with_name(onnx_weights.DATA)]
+    found = [path for path in paths if path.exists()]
+    digests = [files.sha256(path) for path in found]
     joined = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     return sum(path.stat().st_size for path in found), digests[0] if len(found) == 1 else joined
 
@@ -196,8 +196,8 @@ def _send(where: Place, board: Board, artifact: Path, sha256: str) -> str:
 
 def _graph_files(artifact: Path) -> dict[Path, str]:
     """A graph and its weights with their sha256."""
-    files = (artifact.with_name(onnx_weights.DATA), artifact)
-    return {path: run.sha256(path) for path in files if path.exists()}
+    paths = (artifact.with_name(onnx_weights.DATA), artifact)
+    return {path: files.sha256(path) for path in paths if path.exists()}
 
 
 def _build(
@@ -248,7 +248,7 @@ def fetch(where: Place, engine: Engine, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{engine.key.digest}.plan"
     where.get(engine.path, target)
-    run.write_json(target.with_suffix(".json"), {"key": as_json(engine.key)})
+    files.write_json(target.with_suffix(".json"), {"key": as_json(engine.key)})
     return target
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from laptop import run
+from laptop import files
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export import engine, to_tensorrt, trtexec
 from laptop.export.runtimes import Array, Runner
@@ -99,7 +99,7 @@ def build(artifact: Path, plan: BuildPlan) -> Path:
         beside = made.with_suffix(".tmp")
         beside.write_bytes(_built(artifact, plan, version, timing))
         beside.replace(made)
-        content = {"key": engine.as_json(key), "sha256": run.sha256(made)}
+        content = {"key": engine.as_json(key), "sha256": files.sha256(made)}
         made.with_suffix(".json").write_text(json.dumps(content))  # last: where it is, all is
     return made
 

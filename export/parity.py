@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from laptop import models, run
+from laptop import files, models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
 from laptop.export import components, pictures, runtimes
@@ -84,13 +84,13 @@ def verify(
 
     def work(folder: Path) -> dict[str, Any]:
         results = Verification(artifacts, against, folder, config, prompts).results(rows)
-        run.write_json(folder / REPORT, {"schema": SCHEMA, "results": results})
+        files.write_json(folder / REPORT, {"schema": SCHEMA, "results": results})
         return {"verified": sum(r["state"] != FAILED for r in results)}
 
     settings = {**asdict(config), "prompts": list(prompts), **identity}
     given = {"artifacts": artifacts, **sources}
     run.run_stage("verify", out, settings, given, work, overwrite=overwrite)
-    listing.note_verified(artifacts, run.read_json(out / REPORT)["results"])
+    listing.note_verified(artifacts, files.read_json(out / REPORT)["results"])
     return out
 
 
@@ -185,7 +185,7 @@ class Verification:
         found = worst([compare(a, b) for a, b in zip(references, drawn, strict=True)])
         row = {**unet, "component": PICTURE, "file": _folder(unet)}
         floor = self._floor(PICTURE_FLOORS, unet["precision"])
-        digest = run.sha256(self.artifacts / _folder(unet))
+        digest = files.sha256(self.artifacts / _folder(unet))
         return result(row, digest, found, floor, len(drawn), blank(drawn))
 
     def _runner(self, row: Row) -> runtimes.Runner | None:

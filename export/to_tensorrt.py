@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 import torch
 
-from laptop import run
+from laptop import files
 from laptop.errors import BadInput, Unsupported
 from laptop.export import operators, runtimes, to_onnx, trtexec
 from laptop.export.job import Job
@@ -55,7 +55,7 @@ def export(job: Job) -> None:
     plan = _plan(model, job.precision, ranges, config)
     flags = {f"{v.major}.{v.minor}": trtexec.build_flags(v, plan) for v in EXAMPLES}
     content = {"schema": SCHEMA, "plan": asdict(plan), "operators": found, "flags": flags}
-    run.write_json(job.path.with_name(PLAN), content)
+    files.write_json(job.path.with_name(PLAN), content)
 
 
 def load(path: Path) -> Runner:
@@ -76,7 +76,7 @@ def checked(_precision: str) -> str | None:
 
 def read_plan(artifact: Path) -> tuple[BuildPlan, dict[str, list[str]]]:
     """The plan beside an exported graph, and what each generation does not take of the graph."""
-    content = run.read_json(artifact.with_name(PLAN), SCHEMA)
+    content = files.read_json(artifact.with_name(PLAN), SCHEMA)
     fields = content["plan"]
     for name in ("inputs", "outputs"):
         fields[name] = {

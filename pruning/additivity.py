@@ -13,6 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from laptop import models
 from laptop.errors import BadInput
+from laptop.files import write_json
 from laptop.pruning.plan import (
     as_anatomy,
     joint_loss,
@@ -23,7 +24,7 @@ from laptop.pruning.plan import (
 )
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.units import Unit
-from laptop.run import Overwrite, progress, run_stage, write_json
+from laptop.run import Overwrite, progress, run_stage
 
 SCHEMA = "laptop.additivity/1"
 RATIOS = (0.1, 0.3, 0.5, 0.7)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from laptop.files import whole_lines
 from laptop.pruning.prefix import walk
 from laptop.pruning.units import forward_rows
-from laptop.run import whole_lines
 
 AT_ONCE = 12  # sets a walk
 Names = frozenset[str]

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from laptop.errors import BadInput
+from laptop.files import read_json
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.units import Anatomy
-from laptop.run import read_json, say
+from laptop.run import say
 
 SCHEMA = "laptop.latency-table/1"
 NS = 1e6  # in a millisecond

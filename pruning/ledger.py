@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from laptop.files import whole_lines
 from laptop.pruning.units import Unit
-from laptop.run import whole_lines
 
 Values = NDArray[np.float64]  # (units, rows), NaN where nothing was found
 Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, after what was found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from laptop import models, processes
 from laptop.errors import BadInput, Infeasible
+from laptop.files import read_json, write_json
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditions, with_default
 from laptop.pruning.expressible import stock_config
@@ -21,7 +22,7 @@ from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION, DTYPES
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
-from laptop.run import Overwrite, read_json, resume_folder, run_stage, write_json
+from laptop.run import Overwrite, resume_folder, run_stage
 
 SCHEMA = "laptop.plan/1"
 MENU_SCHEMA = "laptop.menu/1"

@@ -26,10 +26,11 @@ from torch import nn
 from laptop import models
 from laptop.architectures import UNETS
 from laptop.errors import BadInput
+from laptop.files import write_json
 from laptop.pruning.plan import SCHEMA
 from laptop.pruning.surgery import source_of, transplant
 from laptop.pruning.units import anatomy, blocks
-from laptop.run import Overwrite, run_stage, write_json
+from laptop.run import Overwrite, run_stage
 
 LAYOUT = (
     "down_block_types", "mid_block_type", "up_block_types", "layers_per_block",

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from laptop import models, processes
 from laptop.errors import BadInput, Unsupported
+from laptop.files import write_json
 from laptop.pruning import calibration, noising
 from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
 from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
 from laptop.pruning.sampling import latent_side
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
-from laptop.run import Overwrite, progress, resume_folder, write_json
+from laptop.run import Overwrite, progress, resume_folder
 from laptop.teamwork import run_together
 
 SCHEMA = "laptop.scores/1"

@@ -17,6 +17,7 @@ from torch import nn
 
 from laptop import models
 from laptop.errors import BadInput
+from laptop.files import files_in, read_json, write_json
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
 from laptop.pruning.heal import (
@@ -31,15 +32,7 @@ from laptop.pruning.heal import (
 )
 from laptop.pruning.plan import read_plan, read_scores, scores_file
 from laptop.pruning.score import CALIBRATION
-from laptop.run import (
-    Overwrite,
-    files_in,
-    manifest_of,
-    need_space,
-    read_json,
-    run_stage,
-    write_json,
-)
+from laptop.run import Overwrite, manifest_of, need_space, run_stage
 
 SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
 

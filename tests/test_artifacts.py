@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from laptop import models, run
+from laptop import files, models
 from laptop.errors import BadInput, CheckFailed, LaptopError, OutputExists
 from laptop.export import artifacts, job
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -66,13 +66,13 @@ def test_other_settings_do_not_take_away_what_succeeded(
     out = tmp_path / "artifacts"
     fail_at(monkeypatch, "fp32", LaptopError("out of luck"))
     export_model(str(tiny_folder), out, UNETS, PROMPTS)
-    before = run.sha256(out)
+    before = files.sha256(out)
     with pytest.raises(OutputExists, match="made from something else"):
         export_model(str(tiny_folder), out, replace(UNETS, targets=("onnx:fp16",)), PROMPTS)
     (tmp_path / ".artifacts.partial").mkdir()
     with pytest.raises(OutputExists, match="holds unfinished work"):
         export_model(str(tiny_folder), out, UNETS, PROMPTS)
-    assert run.sha256(out) == before
+    assert files.sha256(out) == before
 
 
 def test_what_cannot_be_laid_beside_the_components_fails_its_target_only(
@@ -130,7 +130,7 @@ ROW = {"target": "onnx", "component": "unet", "file": "unet.onnx", "precision": 
     ],
 )
 def test_a_list_that_was_changed_by_hand_is_refused(tmp_path: Path, changed: dict) -> None:
-    run.write_json(tmp_path / "artifacts.json", {"schema": "laptop.artifacts/1", **changed})
+    files.write_json(tmp_path / "artifacts.json", {"schema": "laptop.artifacts/1", **changed})
     with pytest.raises(BadInput, match="changed since"):
         artifacts.read_list(tmp_path)
 
@@ -141,7 +141,7 @@ def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: 
     (row,) = listed(out)["artifacts"]
     assert row["seconds"] > 0
     assert 100e6 < row["peak_memory_bytes"] < 3e9
-    assert row["sha256"] == run.sha256(out / row["file"])
+    assert row["sha256"] == files.sha256(out / row["file"])
     assert row["shapes"]["sample"] == [2, 4, 8, 8]
     assert row["params"] == models.load_unet(str(tiny_folder)).num_parameters()
     assert listed(out)["pixels_per_latent"] == 8
@@ -255,9 +255,9 @@ def test_a_retry_that_is_refused_leaves_what_there_is(
     with monkeypatch.context() as patch:
         fail_at(patch, "fp32", LaptopError("out of luck"))
         export_model(str(tiny_folder), out, UNETS, PROMPTS)
-    before = run.sha256(out)
+    before = files.sha256(out)
     monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: 10**6)
     with pytest.raises(BadInput, match="sampling for example inputs takes"):
         export_model(str(tiny_folder), out, UNETS, PROMPTS)
-    assert run.sha256(out) == before
+    assert files.sha256(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]

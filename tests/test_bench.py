@@ -16,7 +16,7 @@ from laptop.benchmarks.latency import bench
 from laptop.benchmarks.metering import Workload
 from laptop.cli import main
 from laptop.export.places import Local
-from laptop.run import write_json
+from laptop.files import write_json
 
 
 def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(

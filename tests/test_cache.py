@@ -25,7 +25,7 @@ from laptop.distill.encoder import Encoder, NotFinite
 from laptop.distill.encoding import DataConfig, make_cache
 from laptop.distill.sources import Example, Folder, Prompts
 from laptop.errors import BadInput
-from laptop.run import sha256
+from laptop.files import sha256
 from laptop.training_data import Scenes
 
 CONFIG = DataConfig(seed=0)

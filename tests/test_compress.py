@@ -18,7 +18,7 @@ from laptop import compress as pipeline
 from laptop import models, recipe
 from laptop.benchmarks.metering import Facts
 from laptop.errors import BadInput
-from laptop.run import sha256
+from laptop.files import sha256
 
 COMMAND = [sys.executable, "-m", "laptop", "compress", "--model", "tiny-sdxl", "--ratio", "0.5"]
 

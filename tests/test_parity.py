@@ -11,7 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from laptop import run
+from laptop import files
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, export_model
@@ -35,7 +35,7 @@ def copied(exported: Path, tmp_path: Path) -> Path:
     keep = ("text_encoder", "text_encoder_2", "vae_decoder")
     content = json.loads((target / "artifacts.json").read_text())
     content["artifacts"] = [r for r in content["artifacts"] if r["component"] in keep]
-    run.write_json(target / "artifacts.json", content)
+    files.write_json(target / "artifacts.json", content)
     return target
 
 
@@ -119,7 +119,7 @@ def test_every_onnx_component_equals_pytorch(
         assert row["psnr_db"] >= row["floor_db"] == (40 if name == "picture" else 60)
         assert row["cosine"] == pytest.approx(1, abs=1e-6)
         assert 0 < row["max_abs_error"] < 1e-3
-        assert row["sha256"] == run.sha256(exported / row["artifact"])
+        assert row["sha256"] == files.sha256(exported / row["artifact"])
     assert rows["unet"]["samples"] == 3
     drawn, reference = (out / "onnx" / "picture" / f"000{end}.png" for end in ("", ".reference"))
     assert np.array(Image.open(drawn)).shape == (64, 64, 3)
@@ -243,7 +243,7 @@ def test_an_artifact_of_another_model_is_refused(
 def test_an_unknown_precision_is_refused(copied: Path, tmp_path: Path) -> None:
     content = json.loads((copied / "artifacts.json").read_text())
     content["artifacts"][0]["precision"] = "int3"
-    run.write_json(copied / "artifacts.json", content)
+    files.write_json(copied / "artifacts.json", content)
     with pytest.raises(Unsupported, match="int3"):
         verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
 

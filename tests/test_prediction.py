@@ -12,8 +12,8 @@ from laptop.benchmarks import prediction
 from laptop.benchmarks.latency import BenchConfig
 from laptop.cli import main
 from laptop.errors import BadInput
+from laptop.files import read_json
 from laptop.pruning.units import anatomy
-from laptop.run import read_json
 
 FEW = BenchConfig(threads=1, rounds=2, iterations=2, seconds=0.0, warmup_s=0.0)
 

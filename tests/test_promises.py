@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
 FLOOR = {
     "errors",
+    "files",
     "processes",
     "machine",
     "run",
@@ -28,13 +29,14 @@ FLOOR = {
 }
 FLOOR_MAY = {
     "errors": set(),
+    "files": {"errors"},
     "processes": set(),
     "machine": set(),
-    "run": {"errors", "machine", "processes"},
-    "teamwork": {"errors", "processes", "run"},
-    "models": {"errors", "run", "architectures", "random_weights"},
+    "run": {"errors", "files", "machine", "processes"},
+    "teamwork": {"errors", "files", "processes", "run"},
+    "models": {"errors", "files", "run", "architectures", "random_weights"},
     "architectures": set(),
-    "random_weights": {"run", "architectures", "tiny"},
+    "random_weights": {"files", "run", "architectures", "tiny"},
 }
 CONTRACT = {
     *("compress", "score", "plan", "prune", "distill", "export", "verify", "bench", "eval"),

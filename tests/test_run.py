@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from laptop import run
+from laptop import files, run
 from laptop.errors import BadInput, OutputExists
 
 
@@ -55,11 +55,11 @@ def test_a_finished_stage_is_skipped_when_nothing_changed(tmp_path: Path, source
 
 def test_the_manifest_tells_how_the_result_was_made(tmp_path: Path, source: Path) -> None:
     out = run.run_stage("toy", tmp_path / "out", Config(seed=5), {"source": source}, Work())
-    manifest = run.read_json(out / "manifest.json", "laptop.manifest/1")
+    manifest = files.read_json(out / "manifest.json", "laptop.manifest/1")
     assert manifest["stage"] == "toy"
     assert manifest["config"] == {"steps": 3, "seed": 5}
     assert manifest["seed"] == 5
-    assert manifest["inputs"] == {"source": run.sha256(source)}
+    assert manifest["inputs"] == {"source": files.sha256(source)}
     assert manifest["versions"]["torch"]
     assert manifest["seconds"] >= 0
     assert manifest["peak_memory_bytes"] > 1e6
@@ -85,7 +85,7 @@ def test_a_result_of_other_work_is_never_touched(tmp_path: Path, overwrite: run.
     out = run.run_stage("toy", tmp_path / "out", Config(), {}, Work())
     with pytest.raises(OutputExists, match="holds a finished `toy`, which is left alone"):
         run.run_stage("game", out, Config(), {}, Work(), overwrite=overwrite)
-    assert run.read_json(out / "manifest.json")["stage"] == "toy"
+    assert files.read_json(out / "manifest.json")["stage"] == "toy"
 
 
 def test_a_link_to_a_folder_gets_the_result_in_that_folder(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_broken_manifest_can_be_overwritten(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not valid JSON"):
         run.run_stage("toy", out, Config(), {}, Work())
     run.run_stage("toy", out, Config(), {}, Work(), overwrite=True)
-    assert run.read_json(manifest)["stage"] == "toy"
+    assert files.read_json(manifest)["stage"] == "toy"
 
 
 def test_work_that_had_done_nothing_yet_is_no_obstacle_to_other_work(tmp_path: Path) -> None:
@@ -282,35 +282,35 @@ def test_what_is_needed_to_go_on_outlives_a_kill_before_the_manifest(tmp_path: P
 
 def test_a_truncated_json_file_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    run.write_json(path, {"schema": "laptop.scores/1", "units": [1, 2, 3]})
+    files.write_json(path, {"schema": "laptop.scores/1", "units": [1, 2, 3]})
     path.write_text(path.read_text()[:30])
     with pytest.raises(BadInput, match=r"scores\.json is not valid JSON.*cut off"):
-        run.read_json(path, "laptop.scores/1")
+        files.read_json(path, "laptop.scores/1")
 
 
 def test_bytes_that_are_no_text_are_the_same_message(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="not valid JSON"):
-        run.read_json(tmp_path / "scores.json")
+        files.read_json(tmp_path / "scores.json")
 
 
 @pytest.mark.parametrize("value", [{"schema": "laptop.plan/1"}, {}])
 def test_json_of_another_kind_is_refused_with_both_schemas(tmp_path: Path, value: object) -> None:
     (tmp_path / "a.json").write_text(json.dumps(value))
     with pytest.raises(BadInput, match=r"needed is 'laptop\.scores/1'"):
-        run.read_json(tmp_path / "a.json", "laptop.scores/1")
+        files.read_json(tmp_path / "a.json", "laptop.scores/1")
 
 
 @pytest.mark.parametrize("value", [[], 3])
 def test_json_that_is_no_object_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "a.json").write_text(json.dumps(value))
     with pytest.raises(BadInput, match="is no JSON object but a"):
-        run.read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")
 
 
 def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"a\.json does not exist"):
-        run.read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")
 
 
 def test_the_hash_of_a_folder_depends_on_names_and_bytes_but_not_on_manifests(
@@ -319,14 +319,14 @@ def test_the_hash_of_a_folder_depends_on_names_and_bytes_but_not_on_manifests(
     folder = tmp_path / "folder"
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "config.json").write_text("{}")
-    first = run.sha256(folder)
+    first = files.sha256(folder)
     (folder / "manifest.json").write_text("{}")
-    assert run.sha256(folder) == first
+    assert files.sha256(folder) == first
     (folder / "unet" / "config.json").write_text("{ }")
-    changed = run.sha256(folder)
+    changed = files.sha256(folder)
     assert changed != first
     (folder / "unet" / "config.json").rename(folder / "unet" / "other.json")
-    assert run.sha256(folder) not in (first, changed)
+    assert files.sha256(folder) not in (first, changed)
 
 
 def test_what_lies_behind_a_link_counts(tmp_path: Path) -> None:
@@ -334,9 +334,9 @@ def test_what_lies_behind_a_link_counts(tmp_path: Path) -> None:
     (tmp_path / "store" / "weights").write_text("old")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "unet").symlink_to(tmp_path / "store")
-    before = run.sha256(tmp_path / "model")
+    before = files.sha256(tmp_path / "model")
     (tmp_path / "store" / "weights").write_text("new")
-    assert run.sha256(tmp_path / "model") != before
+    assert files.sha256(tmp_path / "model") != before
 
 
 @pytest.mark.parametrize("name", ["out", "deep/er/out.json"])

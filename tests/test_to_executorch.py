@@ -24,7 +24,7 @@ from laptop.export.lowering import fewer_repeats
 from laptop.export.metrics import psnr
 from laptop.export.places import Local
 from laptop.export.settings import CoremlConfig
-from laptop.run import write_json
+from laptop.files import write_json
 
 PROMPTS = ["a large red circle on white"]
 

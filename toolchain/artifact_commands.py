@@ -42,7 +42,7 @@ def export(
     yield recipe
     from laptop.export import artifacts
     from laptop.export.bundle import bundle as pack
-    from laptop.run import read_json
+    from laptop.files import read_json
 
     texts = options.calibration(model, recipe, prompts)
     artifacts.export_model(model, out, recipe.export, texts, overwrite=common.overwrite)
@@ -70,7 +70,8 @@ def verify(
     """Prove that each artifact computes what PyTorch does; exit 1 when below its floor."""
     from laptop.export import parity
     from laptop.export.artifacts import failures
-    from laptop.run import read_json, say
+    from laptop.files import read_json
+    from laptop.run import say
 
     recipe = common.recipe(against)
     artifacts = artifacts.resolve()

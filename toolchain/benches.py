@@ -11,7 +11,7 @@ from laptop.benchmarks.latency import SCHEMA, BenchConfig, bench
 from laptop.benchmarks.layers import bench_layers
 from laptop.benchmarks.sustained import plot
 from laptop.errors import BadInput, OutputExists
-from laptop.run import read_json
+from laptop.files import read_json
 
 Made = tuple[dict[str, Any], str]
 

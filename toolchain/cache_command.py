@@ -43,7 +43,7 @@ def cache(
     recipe = common.recipe(model, data=flags)
     yield recipe
     from laptop.distill.cache import INFO
-    from laptop.run import read_json
+    from laptop.files import read_json
     from laptop.training_data import make
 
     info = read_json(make(model, recipe.data, out, overwrite=common.overwrite) / INFO)

@@ -125,8 +125,8 @@ def score(
     }
     recipe = common.recipe(model, score=flags)
     yield recipe
+    from laptop.files import read_json
     from laptop.pruning.score import score as run
-    from laptop.run import read_json
 
     texts = options.calibration(model, recipe, prompts)
     run(model, out, recipe.score, texts, overwrite=common.overwrite)
@@ -337,8 +337,8 @@ def evaluate(
     yield recipe
     from laptop.benchmarks.quality import evaluate as run
     from laptop.compress import scene_metrics
+    from laptop.files import read_json
     from laptop.prompts import evaluation_prompts
-    from laptop.run import read_json
 
     texts = evaluation_prompts(model, recipe.eval.prompts, prompts or recipe.prompts.path)
     subjects = {"teacher": against, "model": model} if against else {"model": model}

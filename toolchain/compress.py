@@ -30,6 +30,7 @@ from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
 from laptop.export.parity import FAILED, check, verify
 from laptop.export.targets import requests
+from laptop.files import MANIFEST, read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
@@ -41,16 +42,7 @@ from laptop.pruning.surgery import check_config as check_prune
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import Anatomy, anatomy
 from laptop.recipe import Recipe
-from laptop.run import (
-    MANIFEST,
-    Overwrite,
-    manifest_of,
-    need_space,
-    read_json,
-    run_stage,
-    say,
-    write_json,
-)
+from laptop.run import Overwrite, manifest_of, need_space, run_stage, say
 from laptop.tiny.checker import judge
 from laptop.tiny.scenes import draw, parse
 from laptop.training_data import ENDLESS, check_data, prepared

@@ -15,11 +15,12 @@ from typing import Any
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.prediction import time_plans
 from laptop.errors import BadInput
+from laptop.files import read_json, write_json
 from laptop.machine import machine
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.plan import make_plan, read_scores
-from laptop.run import read_json, say, write_json
+from laptop.run import say
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 

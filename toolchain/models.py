@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.run import files_in, read_json
+from laptop.files import files_in, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from laptop.benchmarks.figures import additivity_chart, menu_chart
+from laptop.files import read_json
 from laptop.pruning import plan as planning
 from laptop.pruning.additivity import make_additivity
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.presets import make_preset_plan
-from laptop.run import read_json
 
 Made = tuple[dict[str, Any], str]
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from laptop import models
 from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.files import write_json
 from laptop.handmade import FAMILIES, handmade
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
@@ -31,7 +32,7 @@ from laptop.pruning.race import replay
 from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
 from laptop.pruning.units import anatomy, removed
-from laptop.run import say, track, write_json
+from laptop.run import say, track
 from laptop.tiny.checker import judge
 
 CRITERIA = (

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,14 +22,13 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
+from laptop.files import KEY, MANIFEST, read_json, sha256, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.processes import is_main
 
 T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
-MANIFEST = "manifest.json"
-RESUME = ".resume"  # in a partial folder: what is needed to go on, and
-KEY = "key"  # in there: what the folder is going to be
+RESUME = ".resume"  # in a partial folder: what is needed to go on, with KEY, and
 LOCK = "lock"  # in there: held by the process that works on it
 FULL_DISK_BYTES = 1 << 20
 
@@ -281,59 +279,6 @@ def _replace(partial: Path, out: Path) -> None:
     partial.replace(out)
     shutil.rmtree(out / RESUME, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, or of a folder's names and bytes; manifests do not count."""
-    if not path.exists():
-        raise BadInput(f"{path} does not exist.")
-    digest = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    for file_path in files_in(path):
-        if not file_path.name.endswith(MANIFEST) and file_path.name != KEY:
-            digest.update(f"{file_path.relative_to(path)} {sha256(file_path)}\n".encode())
-    return digest.hexdigest()
-
-
-def files_in(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, also behind links."""
-    walk = os.walk(folder, followlinks=True)
-    paths = (Path(place, name) for place, _, names in walk for name in names)
-    return sorted(path for path in paths if path.is_file())
-
-
-def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
-    """The JSON object in `path`; `BadInput` when it is missing, broken or of another schema."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path} does not exist.") from None
-    except (ValueError, OSError, RecursionError) as e:
-        raise BadInput(
-            f"{path} is not valid JSON ({e}); it may be cut off. Make it anew."
-        ) from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} is no JSON object but a {type(value).__name__}.")
-    if schema and (found := value.get("schema")) != schema:
-        raise BadInput(f"{path} has schema {found!r}; needed is {schema!r}.")
-    return value
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write beside and rename, so that the file is whole or absent."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def whole_lines(path: Path) -> list[str]:
-    """All lines but a last one that a kill cut off, or that another process is writing."""
-    lines = path.read_text(encoding="utf-8").splitlines(True)
-    return [line for line in lines if line.endswith("\n")]
 
 
 def need_space(folder: Path, size_bytes: int) -> None:

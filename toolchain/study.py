@@ -36,11 +36,12 @@ from laptop.benchmarks.balance import balance_chart
 from laptop.benchmarks.figures import interval_chart
 from laptop.errors import LaptopError, OutputExists
 from laptop.evidence import as_json, as_markdown, charts, document
+from laptop.files import read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
 from laptop.pruning.score import ScoreConfig, score
-from laptop.run import progress, read_json, say, write_json
+from laptop.run import progress, say
 from laptop.students import METRICS, MODEL, StudyConfig, judge_teacher, make_shared, train_and_judge
 
 SCHEMA = "laptop.study-settings/1"

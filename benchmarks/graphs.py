@@ -9,7 +9,7 @@ import torch
 
 from laptop import models
 from laptop.benchmarks.metering import Shapes
-from laptop.benchmarks.subjects import unet_shapes
+from laptop.description import context_length, input_shapes
 from laptop.export import job
 from laptop.export.job import run_apart
 from laptop.export.settings import ExportConfig
@@ -18,7 +18,7 @@ from laptop.pruning.surgery import prune_unet, write_model
 
 def examples(model: str, path: Path) -> None:
     """Inputs of the model's own size, for the tracer: their values do not matter."""
-    shapes = unet_shapes(models.unet_config(model), 2, models.context_length(model))
+    shapes = input_shapes(models.unet_config(model), context_length(model), 2)
     save_zeros(shapes, path)
 
 

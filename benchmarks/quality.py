@@ -19,6 +19,7 @@ from PIL import Image
 
 from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
+from laptop.description import native_size
 from laptop.errors import BadInput
 from laptop.files import write_json
 from laptop.run import Overwrite, resume_folder, run_stage, track
@@ -151,9 +152,7 @@ def draw(
     """Pictures of the prompts of these numbers, and which are black or hold a NaN."""
     import torch
 
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (pipe.unet.config.in_channels, height, width)
+    shape = (pipe.unet.config.in_channels, *native_size(pipe.unet.config))
     latents = np.stack([noise(config.seed, i, shape) for i in numbers])
     pixels = pipe(
         [prompts[i] for i in numbers],

@@ -15,6 +15,7 @@ from typing import Any
 
 from laptop import models
 from laptop.benchmarks.metering import Facts, Shapes, Workload
+from laptop.description import input_shapes, latent_pixels, native_size
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.artifacts import LIST, pixels_per_latent, read_list, resolution
 from laptop.export.settings import COMPONENTS
@@ -274,11 +275,10 @@ def shapes_of(one: Found, guidance: bool, tokens: int, pixels: int | None = None
     if one.component.startswith("text_"):
         return {"input_ids": (1, read_tokens(one) or tokens)}
     config = config_of(one, "unet")
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = native_size(config)
     if pixels or one.component != "unet":
         vae = config_of(one, "vae_decoder" if one.component == "unet" else one.component)
-        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        scale = latent_pixels(vae)
         height, width = (pixels // scale,) * 2 if pixels else (height, width)
     match one.component:
         case "vae_decoder":
@@ -286,28 +286,7 @@ def shapes_of(one: Found, guidance: bool, tokens: int, pixels: int | None = None
         case "vae_encoder":
             return {"sample": (1, vae["in_channels"], scale * height, scale * width)}
     halves = 2 if guidance and "cross_attention_dim" in config else 1  # guided by text only
-    return unet_shapes({**config, "sample_size": (height, width)}, halves, tokens)
-
-
-def unet_shapes(config: Mapping[str, Any], batch: int, tokens: int) -> Shapes:
-    """Shapes of a U-Net's inputs, from its config.
-
-    Text only for a U-Net that takes some, text_embeds and time_ids only for SDXL's.
-    """
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    sample = (batch, config["in_channels"], height, width)
-    shapes: dict[str, tuple[int, ...]] = {"sample": sample, "timestep": ()}
-    if "cross_attention_dim" in config:
-        shapes["encoder_hidden_states"] = (batch, tokens, config["cross_attention_dim"])
-    if config.get("time_cond_proj_dim"):
-        shapes["timestep_cond"] = (batch, config["time_cond_proj_dim"])
-    if config.get("addition_embed_type") == "text_time":
-        # six micro-conditions are embedded and joined with the pooled text
-        times = 6 * config["addition_time_embed_dim"]
-        shapes["text_embeds"] = (batch, config["projection_class_embeddings_input_dim"] - times)
-        shapes["time_ids"] = (batch, 6)
-    return shapes
+    return input_shapes({**config, "sample_size": (height, width)}, tokens, halves)
 
 
 def config_of(one: Found, component: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from laptop import models
+from laptop.description import pooled_width, text_width
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
 from laptop.files import read_json, sha256
@@ -164,14 +165,9 @@ def check_cache(folder: Path, model: str) -> None:
 
 def widths(model: str) -> dict[str, int | None]:
     """What a model's U-Net takes: channels of latents, widths of the text's embeddings."""
-    unet = models.empty_unet(model).config
-    states = unet["cross_attention_dim"]
-    pooled = None
-    if unet["addition_embed_type"] == "text_time":
-        time_ids = 6 * unet["addition_time_embed_dim"]
-        pooled = unet["projection_class_embeddings_input_dim"] - time_ids
+    unet = models.unet_config(model)
     return {
         "latents": unet["in_channels"],
-        "text states": states if isinstance(states, int) else states[0],
-        "pooled text embeddings": pooled,
+        "text states": text_width(unet),
+        "pooled text embeddings": pooled_width(unet),
     }

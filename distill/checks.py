@@ -31,6 +31,7 @@ AT_MOST = {"drop_caption": 1, "seed": 2**63 - 1}
 BELOW = {"ema_decay": 1}
 PAIRED = (
     "in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
+    "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim",
 )  # fmt: skip
 
 

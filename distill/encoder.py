@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from laptop import models, processes
+from laptop.description import describe
 from laptop.distill.buckets import Size, bucket_sizes, fit, nearest
 from laptop.distill.sources import Broken, Example
 from laptop.errors import LaptopError
@@ -68,19 +70,17 @@ class Encoder:
         self.pipe: Any = load(model, dtype)
         self.pipe.to(self.device)
         self.precision = str(dtype).removeprefix("torch.")
-        self.scale = int(self.pipe.vae_scale_factor)
-        unet = models.empty_unet(model).config
-        side = unet["sample_size"]
-        square = resolution or (side if isinstance(side, int) else min(side)) * self.scale
-        self.sizes: list[Size] = [(square, square)]
+        described = describe(model)
+        self.latents = described.latents
+        self.sizes: list[Size] = [self.latents.picture_size]
+        if resolution:
+            self.sizes = [(resolution, resolution)]
         if has_buckets:
-            self.sizes = bucket_sizes(
-                square, self.scale * 2 ** (len(unet["block_out_channels"]) - 1)
-            )
+            self.sizes = bucket_sizes(min(self.sizes[0]), described.multiple)
 
     def latent_size(self, size: Size) -> Size:
         """Height and width of the latents of a picture's."""
-        return size[0] // self.scale, size[1] // self.scale
+        return size[0] // self.latents.pixels, size[1] // self.latents.pixels
 
     @torch.inference_mode()
     def encode(
@@ -131,10 +131,13 @@ class Encoder:
     def _encode(self, batch: Sequence[_Fitted]) -> Tensor:
         """Latents (B, C, h, w), sampled from what the VAE gives."""
         pixels = torch.stack([item.pixels for item in batch if item.pixels is not None])
-        found = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype)).latent_dist
-        noise = [torch.randn(found.mean.shape[1:], generator=g) for g in _generators(batch)]
-        latents: Tensor = found.mean + found.std * torch.stack(noise).to(found.mean)
-        return latents * float(self.pipe.vae.config.scaling_factor)
+        encoded = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype))
+        if isinstance(encoded, AutoencoderTinyOutput):  # one value, no distribution
+            return self.latents.scaled(encoded.latents)
+        posterior = encoded.latent_dist
+        noise = [torch.randn(posterior.mean.shape[1:], generator=g) for g in _generators(batch)]
+        drawn = posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)
+        return self.latents.scaled(drawn)
 
     def _draw(self, size: Size, batch: Sequence[_Fitted]) -> Tensor:
         """Latents (B, C, h, w) that the model draws, with its pipeline's own guidance."""

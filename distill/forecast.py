@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from laptop import models
+from laptop.description import context_length
 from laptop.distill.optimizer import BYTES
 from laptop.distill.session import HALVES, DistillConfig, TrainConfig
 from laptop.machine import available_memory_bytes
@@ -65,7 +66,7 @@ class Forecast:
 def forecast(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> Forecast:
     """From both models' configs; no weight is read. FSDP's sharding is not counted in."""
     unets = models.empty_unet(teacher), models.empty_unet(student)
-    return of_unets(*unets, models.context_length(teacher), config, how)
+    return of_unets(*unets, context_length(teacher), config, how)
 
 
 def of_unets(

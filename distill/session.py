@@ -24,7 +24,7 @@ from laptop.distill.features import Features, pairs
 from laptop.distill.losses import Terms, distillation_loss, mean_squares
 from laptop.distill.optimizer import OPTIMIZERS, learning_rate
 from laptop.errors import BadInput
-from laptop.pruning.noising import Noised, Noising
+from laptop.pruning.noising import ContinuousNoising, Noised, Noising
 from laptop.pruning.units import ADDED
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,7 +77,7 @@ class Session:
         self,
         teacher: Any,
         student: Any,
-        noising: Noising,
+        noising: Noising | ContinuousNoising,
         batches: Batches,
         config: DistillConfig,
         how: TrainConfig,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from laptop import models
+from laptop.description import context_length
 from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
 from laptop.distill.buckets import Order
@@ -143,7 +144,7 @@ def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig
         return found | {"seconds_per_step": None, "why": "it does not fit into this memory"}
     unets = models.load_unet(teacher), models.load_unet(student)
     size = micro_batch(config, how)
-    batches = MadeUp(unets[0].config, models.context_length(teacher), config.batch_size, size)
+    batches = MadeUp(unets[0].config, context_length(teacher), config.batch_size, size)
     quiet = replace(how, shares_every=0)
     session = Session(*unets, noising.of_model(teacher), batches, config, quiet)
     session.step(0)

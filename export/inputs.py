@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laptop.description import of_pipeline
 from laptop.export.components import present
 
 Recorded = dict[str, list[dict[str, Tensor]]]
@@ -36,7 +37,8 @@ def sample(
     pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, resolution: int | None = None
 ) -> list[Tensor]:
     """One picture a prompt, (1, 3, H, W) in [0, 1], with guidance; prompt i has noise seed + i."""
-    height, width = (resolution, resolution) if resolution else _image_size(pipe)
+    size = of_pipeline(pipe).latents.picture_size
+    height, width = (resolution, resolution) if resolution else size
     return [
         pipe(
             prompt,
@@ -48,13 +50,6 @@ def sample(
         ).images
         for i, prompt in enumerate(prompts)
     ]
-
-
-def _image_size(pipe: Any) -> tuple[int, int]:
-    """Height and width in pixels that the U-Net was trained for."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
 @contextmanager

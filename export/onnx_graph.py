@@ -19,6 +19,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from laptop.description import latent_pixels
 from laptop.export import folding
 from laptop.export.components import FP32_INPUTS, Graph
 
@@ -132,7 +133,7 @@ def _dynamic_axes(component: str, graph: Graph) -> dict[str, dict[int, str]]:
     factor = 1
     if component.startswith("vae_"):
         vae: Any = graph.module.vae
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        factor = latent_pixels(vae.config)
 
     def picture(name: str, scale: str = "") -> dict[int, str]:
         return BATCH | {2: f"{name}height{scale}", 3: f"{name}width{scale}"}

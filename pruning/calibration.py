@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from laptop.description import of_pipeline
 from laptop.errors import BadInput
-from laptop.pruning.noising import Noising
+from laptop.pruning.noising import noising
 from laptop.pruning.sampling import draw, starts
 from laptop.pruning.units import ADDED, example_inputs, forward_rows
 from laptop.run import track
@@ -136,9 +137,9 @@ def denoising(
         hook.remove()
     picked = torch.arange(samples) % len(prompts)
     clean = torch.cat(latents)[picked]
-    noising = Noising(pipe.scheduler.config)
-    level = torch.randint(noising.levels, (samples,), generator=generator)
-    noised = noising(clean, torch.randn(clean.shape, generator=generator), level)
+    noise = noising(of_pipeline(pipe).scheduler)
+    level = torch.randint(noise.levels, (samples,), generator=generator)
+    noised = noise(clean, torch.randn(clean.shape, generator=generator), level)
     conditions = {k: torch.cat([row[k] for row in rows])[picked] for k in rows[0]}
     beside = conditions.pop("sample")[:, clean.shape[1] :]  # an inpainting model's mask and picture
     noisy = torch.cat([noised.sample, beside], 1)

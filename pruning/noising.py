@@ -1,21 +1,31 @@
-"""Noised latents, and what a U-Net should predict of them: noise, velocity or flow.
+"""Noised latents, and what a U-Net should predict of them, as the model's scheduler states it.
 
-noise     x_t = sqrt(a) x + sqrt(1 - a) e          target e                        (DDPM)
-velocity  the same x_t                             sqrt(a) e - sqrt(1 - a) x       (2202.00512)
-flow      x_t = (1 - s) x + s e                    e - x                           (2210.02747)
+With x the latents, e the noise, a = alphas_cumprod of a DDPM schedule:
+
+epsilon          x_t = sqrt(a) x + sqrt(1 - a) e   target e                          (DDPM)
+v_prediction     the same x_t                      target sqrt(a) e - sqrt(1 - a) x  (2202.00512)
+sample           the same x_t                      target x
+flow_prediction  x_t = (1 - s) x + s e             target e - x                      (2210.02747)
+EDM              x_t = c_in (x + sigma e)          target (x - c_skip (x + sigma e)) / c_out,
+                 at the time ln(sigma) / 4                                           (2206.00364)
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from laptop import models
-from laptop.errors import BadInput
+from laptop.description import describe
+from laptop.errors import Unsupported
+from laptop.files import shown
 
-KINDS = ("epsilon", "v_prediction", "flow_prediction")
+KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+LEAST_ALPHA = 2**-24  # of alphas_cumprod where a schedule ends in pure noise; as diffusers' Euler
 
 
 @dataclass(frozen=True)
@@ -29,15 +39,10 @@ class Noised:
 
 
 class Noising:
-    """How a model's scheduler adds noise; `BadInput` for a kind of prediction that is unknown."""
+    """How the scheduler of a model with discrete times adds noise, on `levels` levels."""
 
     def __init__(self, config: Mapping[str, Any]):
         self.kind = config.get("prediction_type", "epsilon")
-        if self.kind not in KINDS:
-            raise BadInput(
-                f"the scheduler predicts {self.kind!r}; known are {', '.join(KINDS)}. Set "
-                "prediction_type in scheduler/scheduler_config.json."
-            )
         self.levels: int = config.get("num_train_timesteps", 1000)
         self.shift: float = config.get("flow_shift", 1.0)
         if self.kind != "flow_prediction":
@@ -48,7 +53,7 @@ class Noising:
         if self.kind == "flow_prediction":
             return self._flow(latents, noise, level)
         noisy = self.schedule.add_noise(latents, noise, level)
-        target = noise
+        target = latents if self.kind == "sample" else noise
         if self.kind == "v_prediction":
             target = self.schedule.get_velocity(latents, noise, level)
         a = self.schedule.alphas_cumprod[level]
@@ -58,7 +63,7 @@ class Noising:
         """As diffusers' `use_flow_sigmas`: the timestep is the share of noise, in thousandths."""
         share = (level + 1) / self.levels
         share = self.shift * share / (1 + (self.shift - 1) * share)
-        s = share.reshape(-1, 1, 1, 1)
+        s = _wide(share)
         noisy = (1 - s) * latents + s * noise
         return Noised(noisy, share * self.levels, noise - latents, ((1 - share) / share).square())
 
@@ -66,17 +71,92 @@ class Noising:
         """Weights (B,) of squared errors: min(SNR, gamma) in the picture (2303.09556)."""
         if self.kind == "epsilon":
             return (gamma / snr).clamp(max=1)
-        share = 1 / (1 + snr) if self.kind == "v_prediction" else 1 / (1 + snr.sqrt()).square()
-        return snr.clamp(max=gamma) * share
+        share = {
+            "v_prediction": 1 / (1 + snr),
+            "sample": torch.ones_like(snr),
+            "flow_prediction": 1 / (1 + snr.sqrt()).square(),
+        }
+        return snr.clamp(max=gamma) * share[self.kind]
 
     def picture_errors(self, timestep: Tensor) -> Tensor:
         """How much a unit squared error of the output is worth in the predicted picture (N,)."""
         if self.kind == "flow_prediction":
             return (timestep / self.levels).square()
-        a: Tensor = self.schedule.alphas_cumprod[timestep.long()]
+        a: Tensor = self.schedule.alphas_cumprod[timestep.long()].clamp(min=LEAST_ALPHA)
+        if self.kind == "sample":
+            return torch.ones_like(a)
         return (1 - a) / a if self.kind == "epsilon" else 1 - a
 
 
-def of_model(model: str) -> Noising:
-    """That of the scheduler of `model`."""
-    return Noising(DDPMScheduler.load_config(models.locate(model), subfolder="scheduler"))
+class ContinuousNoising:
+    """How a model of Karras et al. (2206.00364, table 1), whose time is ln(sigma) / 4, adds noise.
+
+    Its levels are the sigmas that its scheduler samples at in `levels` steps, the least one first;
+    that they are drawn evenly is our choice. `snr` is that of latents with the deviation `data`.
+    """
+
+    def __init__(self, sigmas: Tensor, data: float, sign: int):
+        self.sigmas, self.data, self.sign = sigmas, data, sign
+        self.levels = len(sigmas)
+
+    def __call__(self, latents: Tensor, noise: Tensor, level: Tensor) -> Noised:
+        """Latents (B, C, h, w) with `noise`, at noise levels (B,) from 0 to `levels` - 1."""
+        sigma = self.sigmas[level]
+        s, data = _wide(sigma), self.data
+        noisy, norm = latents + s * noise, (s**2 + data**2).sqrt()
+        target = (latents - noisy * data**2 / norm**2) * norm / (self.sign * s * data)
+        return Noised(noisy / norm, sigma.log() / 4, target, (data / sigma).square())
+
+    def min_snr_weights(self, snr: Tensor, gamma: float) -> Tensor:
+        """Weights (B,) of squared errors: min(SNR, gamma) in the picture, in units of `data`²."""
+        return snr.clamp(max=gamma) / (1 + snr)
+
+    def picture_errors(self, timestep: Tensor) -> Tensor:
+        """How much a unit squared error of the output is worth in the predicted picture (N,)."""
+        sigma = (4 * timestep).exp()
+        return (sigma * self.data).square() / (sigma**2 + self.data**2)
+
+
+def noising(config: Mapping[str, Any]) -> Noising | ContinuousNoising:
+    """The noise that a scheduler's config states; `Unsupported` for a kind that is unknown."""
+    # diffusers forgets values that this lists, and takes the defaults of the other class instead
+    config = {key: value for key, value in config.items() if key != "_use_default_values"}
+    name, kind = config["_class_name"], config.get("prediction_type", "epsilon")
+    if name in EDM and kind in ("epsilon", "v_prediction"):
+        scheduler = getattr(diffusers, name).from_config(dict(config))
+        scheduler.set_timesteps(scheduler.config.num_train_timesteps)
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].flip(0).float()
+        sign = 1 if kind == "epsilon" else -1
+        return ContinuousNoising(sigmas, scheduler.config.sigma_data, sign)
+    if name in EDM or kind not in KINDS:
+        known = KINDS[:2] if name in EDM else KINDS
+        raise Unsupported(
+            f"the scheduler {name} has prediction_type {shown(kind)}; known are "
+            f"{', '.join(known)}. Set it in scheduler/scheduler_config.json to what the model was "
+            "trained for."
+        )
+    if "beta_schedule" not in config:
+        raise Unsupported(
+            f"the scheduler {name} adds noise in a way that is not known here; known are "
+            f"schedulers with a beta_schedule, as DDPM's, and {', '.join(EDM)}."
+        )
+    if bool(config.get("use_flow_sigmas")) != (kind == "flow_prediction"):
+        raise Unsupported(
+            f"the scheduler {name} has prediction_type {kind!r} and use_flow_sigmas "
+            f"{shown(config.get('use_flow_sigmas'))}: flow_prediction and use_flow_sigmas go "
+            "together. Set both in scheduler/scheduler_config.json, or neither."
+        )
+    if config.get("timestep_type") == "continuous" and kind == "v_prediction":
+        a = DDPMScheduler.from_config(dict(config)).alphas_cumprod.clamp(min=LEAST_ALPHA)
+        return ContinuousNoising(((1 - a) / a).sqrt(), 1.0, -1)
+    return Noising(config)
+
+
+def of_model(model: str) -> Noising | ContinuousNoising:
+    """The noise that the scheduler of `model` states."""
+    return noising(describe(model).scheduler)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """One value a sample (B,), to be multiplied with latents (B, C, h, w)."""
+    return values.reshape(-1, 1, 1, 1)

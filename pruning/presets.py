@@ -25,6 +25,7 @@ from torch import nn
 
 from laptop import models
 from laptop.architectures import UNETS
+from laptop.description import context_length
 from laptop.errors import BadInput
 from laptop.files import write_json
 from laptop.pruning.plan import SCHEMA
@@ -121,7 +122,7 @@ def make_preset_plan(model: str, name: str, out: Path, *, overwrite: Overwrite =
     """Write plan.json for the preset `name` of `model`; reads configs only, no weights."""
     folders, which = models.identity("model", model)
     configs = {role: folder / "unet" / "config.json" for role, folder in folders.items()}
-    teacher, tokens = models.empty_unet(model), models.context_length(model)
+    teacher, tokens = models.empty_unet(model), context_length(model)
 
     def work(folder: Path) -> None:
         write_json(folder / out.name, {"model": model} | preset_plan(teacher, name, tokens))

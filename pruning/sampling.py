@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from laptop import models
+from laptop.description import describe, of_pipeline
 from laptop.errors import BadInput
 
-LEVELS = 4  # of SD's and SDXL's VAE; and of a U-Net whose config leaves its levels out
 STRENGTH = 0.3  # share of the steps that an image-to-image model goes back; SDXL's default
 
 
@@ -81,12 +80,10 @@ def _task(pipe: Any) -> str:
 
 
 def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:
-    scale = 2 ** (len(pipe.vae.config.block_out_channels) - 1)  # pixels a latent
-    native = pipe.unet.config.sample_size
-    height, width = (native, native) if isinstance(native, int) else native
+    described = of_pipeline(pipe)
     if resolution is None:
-        return height * scale, width * scale
-    _check_resolution(resolution, scale, len(pipe.unet.config.block_out_channels))
+        return described.latents.picture_size
+    _check_resolution(resolution, described.multiple)
     return resolution, resolution
 
 
@@ -97,19 +94,13 @@ def latent_side(model: str, resolution: int) -> int:
     """
     if models.TASKS[models.pipeline_class(model)] == "unconditional":
         raise BadInput("an unconditional model draws one size only: leave --resolution out.")
-    vae_levels = LEVELS
-    if not models.random_name(model):  # whose weights need not be made for this
-        vae = AutoencoderKL.load_config(models.locate(model), subfolder="vae")
-        vae_levels = len(vae["block_out_channels"])
-    scale: int = 2 ** (vae_levels - 1)
-    channels = models.unet_config(model).get("block_out_channels")
-    _check_resolution(resolution, scale, len(channels) if channels else LEVELS)
-    return resolution // scale
+    described = describe(model)
+    _check_resolution(resolution, described.multiple)
+    return resolution // described.latents.pixels
 
 
-def _check_resolution(resolution: int, scale: int, levels: int) -> None:
+def _check_resolution(resolution: int, multiple: int) -> None:
     """Raise `BadInput` unless pictures of `resolution` pixels come down to whole numbers."""
-    multiple = scale * 2 ** (levels - 1)
     if resolution < 1 or resolution % multiple:
         raise BadInput(
             f"resolution {resolution} does not fit this model: it must be a multiple of {multiple} "

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from laptop import models, processes
+from laptop.description import context_length
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json
 from laptop.pruning import calibration, noising
@@ -67,7 +68,7 @@ def score(
     A killed run keeps each unit that it has finished on a batch of rows.
     """
     check_config(config)
-    known = anatomy(models.empty_unet(model), models.context_length(model), config.granularity)
+    known = anatomy(models.empty_unet(model), context_length(model), config.granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
     if config.resolution is not None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from laptop import models
+from laptop.description import input_shapes
 from laptop.errors import BadInput, Unsupported
 
 ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
@@ -63,29 +64,10 @@ class Anatomy:
 
 def example_inputs(config: Mapping[str, Any], tokens: int, batch: int = 1) -> dict[str, Any]:
     """Keyword arguments of a U-Net's forward with the right shapes, zeros, on the meta device."""
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    with torch.device("meta"):
-        inputs: dict[str, Any] = {
-            "sample": torch.zeros(batch, config["in_channels"], height, width),
-            "timestep": torch.zeros(batch),
-        }
-        if "cross_attention_dim" in config:
-            inputs["encoder_hidden_states"] = torch.zeros(
-                batch, tokens, config["cross_attention_dim"]
-            )
-        if config.get("time_cond_proj_dim"):
-            inputs["timestep_cond"] = torch.zeros(batch, config["time_cond_proj_dim"])
-        if config.get("addition_embed_type") == "text_time":
-            ids = 6  # the refiner has 5 and a longer embedding; they are joined anyway
-            pooled = config["projection_class_embeddings_input_dim"] - (
-                ids * config["addition_time_embed_dim"]
-            )
-            inputs["added_cond_kwargs"] = {
-                "text_embeds": torch.zeros(batch, pooled),
-                "time_ids": torch.zeros(batch, ids),
-            }
-    return inputs
+    shapes = input_shapes(config, tokens, batch) | {"timestep": (batch,)}
+    inputs: dict[str, Any] = {k: torch.zeros(v, device="meta") for k, v in shapes.items()}
+    added = {k: inputs.pop(k) for k in ADDED if k in inputs}
+    return inputs | ({"added_cond_kwargs": added} if added else {})
 
 
 def blocks(unet: Any) -> dict[str, nn.Module]:

@@ -3,13 +3,14 @@
 import pytest
 
 from laptop import models
+from laptop.description import context_length
 from laptop.handmade import FAMILIES, handmade
 from laptop.pruning.units import Anatomy, anatomy
 
 
 @pytest.fixture(scope="module")
 def known() -> Anatomy:
-    return anatomy(models.empty_unet("tiny-sdxl"), models.context_length("tiny-sdxl"))
+    return anatomy(models.empty_unet("tiny-sdxl"), context_length("tiny-sdxl"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

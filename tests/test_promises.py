@@ -17,6 +17,7 @@ from laptop import cli
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
 FLOOR = {
+    "description",
     "errors",
     "files",
     "processes",
@@ -28,6 +29,7 @@ FLOOR = {
     "random_weights",
 }
 FLOOR_MAY = {
+    "description": {"errors", "files", "models"},
     "errors": set(),
     "files": {"errors"},
     "processes": set(),

@@ -23,6 +23,7 @@ from laptop.benchmarks.latency import check_config as check_bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.benchmarks.subjects import RUNS, is_timed
+from laptop.description import context_length
 from laptop.distill.cache import is_cache
 from laptop.distill.checks import check_config as check_training
 from laptop.distill.trainer import distill
@@ -192,7 +193,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
 
 def _anatomy(recipe: Recipe) -> Anatomy:
     """The layers that can be removed, with what the recipe's budgets need to know of them."""
-    unet, tokens = models.empty_unet(recipe.model), models.context_length(recipe.model)
+    unet, tokens = models.empty_unet(recipe.model), context_length(recipe.model)
     return with_latencies(anatomy(unet, tokens, recipe.score.granularity), recipe.plan)
 
 

@@ -5,6 +5,7 @@ is found from its small files, before any weight is read.
 """
 
 import importlib.util
+import inspect
 import re
 import socket
 import sys
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS = ("UNet2DConditionModel", "UNet2DModel")
 SHIPPED_UNETS = tuple(f"Laptop{name}" for name in STOCK_UNETS)
-CLIP_TOKENS = 77
 WEIGHTS = re.compile(  # shards are numbered before the variant or after it
     r"(?P<part>\w+)/(diffusion_pytorch_)?model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
     r"\.(safetensors|bin)"
@@ -168,7 +168,7 @@ def pipeline_class(model: str) -> str:
     """Name of the diffusers pipeline class of `model`."""
     if name := random_name(model):
         return PIPELINES[name]
-    index = _file(locate(model), "model_index.json")
+    index = find_file(locate(model), "model_index.json")
     assert index is not None  # or `locate` had raised
     return str(read_json(index)["_class_name"])
 
@@ -193,19 +193,7 @@ def _check_safetensors(path: Path) -> None:
         raise BadInput(f"{path} cannot be read ({e}); it may be cut off. Fetch it again.") from None
 
 
-def context_length(model: str) -> int:
-    """Tokens of a prompt that the text encoders read; CLIP's 77 where the model does not say."""
-    if random_name(model):
-        return CLIP_TOKENS
-    source = locate(model)
-    for tokenizer in ("tokenizer", "tokenizer_2"):  # SDXL's refiner has the second one only
-        path = _file(source, f"{tokenizer}/tokenizer_config.json")
-        if path is not None and (length := read_json(path).get("model_max_length")):
-            return int(length)
-    return CLIP_TOKENS
-
-
-def _file(source: str, name: str) -> Path | None:
+def find_file(source: str, name: str) -> Path | None:
     """A file of a folder or a Hub repository; None where it has none of that name."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -267,14 +255,26 @@ def empty_unet(model: str) -> Any:
 
 
 def unet_config(model: str) -> dict[str, Any]:
-    """The U-Net's config.json."""
-    from diffusers import UNet2DModel
+    """The U-Net's config.json, with its class's defaults for the keys that it leaves out."""
+    import diffusers
 
     if name := random_name(model):
-        return {"_class_name": unet_class_name(name), **UNETS[name]}
-    config = dict(UNet2DModel.load_config(locate(model), subfolder="unet"))
+        config = {"_class_name": unet_class_name(name), **UNETS[name]}
+    else:
+        config = dict(diffusers.UNet2DModel.load_config(locate(model), subfolder="unet"))
+    config = with_defaults(config)
     _check_unet(config, model)
     return config
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A component's config with the defaults of its diffusers class for keys that it leaves out."""
+    import diffusers
+
+    stock = getattr(diffusers, config["_class_name"].removeprefix("Laptop"))
+    parameters = inspect.signature(stock.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | config
 
 
 def _check_unet(config: dict[str, Any], where: str) -> None:

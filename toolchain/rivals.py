@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from laptop import models
 from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.description import context_length
 from laptop.files import write_json
 from laptop.handmade import FAMILIES, handmade
 from laptop.prompts import calibration_prompts, evaluation_prompts
@@ -177,7 +178,7 @@ def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
 
     Forwards are counted as `score` counts them: a walk of each batch for the units still running.
     """
-    known = anatomy(models.empty_unet(MODEL), models.context_length(MODEL))
+    known = anatomy(models.empty_unet(MODEL), context_length(MODEL))
     values = load_file(folder / "values.safetensors")["values"]
     true, params = values.mean(1), [u.params for u in known.units]
     place = {u.name: i for i, u in enumerate(known.units)}

@@ -24,6 +24,7 @@ from laptop.export.parity import VerifyConfig
 from laptop.export.settings import ExportConfig
 from laptop.models import random_name
 from laptop.pruning.budgets import PlanConfig
+from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.score import ScoreConfig
 from laptop.pruning.surgery import PruneConfig
 
@@ -48,6 +49,7 @@ class PromptConfig:
 class Recipe:
     model: str = "tiny-sdxl"
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
@@ -108,6 +110,10 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     options = [h for h in get_args(hint) if h is not type(None)]
     if isinstance(hint, UnionType) and len(options) == 1:  # "T | None", where None is not given
         hint = options[0]
+    if get_origin(hint) is Mapping:
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{where} is a table, not {value!r}.")
+        return dict(value)
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
         if not isinstance(value, list | tuple) or not all(isinstance(v, item) for v in value):

@@ -1,0 +1,145 @@
+"""How pictures are drawn, as the table `[sampling]` of a recipe and a student's folder state it.
+
+    [sampling]
+    steps = 4
+    guidance = 0.0
+    scheduler = "LCMScheduler"
+    scheduler_options = {original_inference_steps = 50}
+
+Every stage that draws takes a `SamplingConfig`; `sampling_choice` fills in what it leaves out.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from laptop.errors import BadInput
+from laptop.files import read_json, shown, write_json
+
+SCHEMA = "laptop.sampling/1"
+FILE = "laptop_sampling.json"  # in a model's folder
+MOST_STEPS = 1000  # training timesteps of the schedulers
+MOST_GUIDANCE = 100.0
+MOST_PIXELS = 8192  # a side
+SCHEDULERS = (  # of diffusers, that Stable Diffusion's pipelines take; nothing else is imported
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+TRAINED = (  # what a scheduler's config says of the training, which sampling cannot change
+    "beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type",
+    "rescale_betas_zero_snr", "sigma_data", "trained_betas", "use_flow_sigmas",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How pictures are drawn; None leaves it to the model's folder and configs.
+
+    Raises `BadInput` for a value out of its range and for an unknown scheduler.
+    """
+
+    steps: int | None = None  # denoising steps of a picture
+    guidance: float | None = None  # classifier-free guidance scale; 1 and less: none
+    scheduler: str | None = None  # a class of SCHEDULERS in place of the model's
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)  # changes of its config
+    height: int | None = None  # pixels
+    width: int | None = None  # pixels
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("steps", 1, MOST_STEPS),
+            ("guidance", 0, MOST_GUIDANCE),
+            ("height", 8, MOST_PIXELS),
+            ("width", 8, MOST_PIXELS),
+        ):
+            _check_range(name, getattr(self, name), least, most)
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise BadInput(
+                f"[sampling] scheduler is {shown(self.scheduler)}; known are "
+                f"{', '.join(SCHEDULERS)}."
+            )
+        for name in self.scheduler_options:
+            if name in TRAINED:
+                raise BadInput(
+                    f"[sampling] scheduler_options has {name}, which says what the model was "
+                    "trained with, so sampling cannot change it. Leave it out."
+                )
+
+    def over(self, other: "SamplingConfig") -> "SamplingConfig":
+        """These settings, and those of `other` where this has none.
+
+        The options of a scheduler go with its name.
+        """
+        ours, theirs = vars(self), vars(other)
+        merged = {k: theirs[k] if v is None else v for k, v in ours.items()}
+        if self.scheduler is None and not self.scheduler_options:
+            merged["scheduler_options"] = other.scheduler_options
+        elif self.scheduler is None:
+            merged["scheduler_options"] = {**other.scheduler_options, **self.scheduler_options}
+        return SamplingConfig(**merged)
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings that are not left to the model."""
+        return {k: v for k, v in asdict(self).items() if v not in (None, {})}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model draws: a `SamplingConfig` with all that it leaves out filled in."""
+
+    steps: int  # denoising steps of a picture
+    guidance: float | None = None  # None: the pipeline's default, or it has none
+    rows: int = 2  # of the U-Net's batch for one picture: 2 with classifier-free guidance, else 1
+    height: int | None = None  # pixels; None: the model's own
+    width: int | None = None
+    scheduler: str | None = None  # None: the model's own
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_steps(self, steps: int) -> "Sampling":
+        """The same with another number of steps."""
+        return replace(self, steps=steps)
+
+
+def _check_range(name: str, value: object, least: float, most: float) -> None:
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not least <= value <= most:  # type: ignore[arg-type, operator]
+        raise BadInput(
+            f"[sampling] {name} is {shown(value)}; needed is a number from {least} to {most:g}."
+        )
+
+
+def write_file(folder: Path, config: SamplingConfig) -> None:
+    """Write what `config` states into a model's folder; nothing where it states nothing."""
+    if config.stated:
+        write_json(folder / FILE, {"schema": SCHEMA, **config.stated})
+
+
+def read_file(path: Path) -> SamplingConfig:
+    """The settings that `write_file` wrote; `BadInput` for others."""
+    values = read_json(path, SCHEMA)
+    del values["schema"]
+    return of_values(values, str(path))
+
+
+def of_values(values: Mapping[str, Any], where: str) -> SamplingConfig:
+    """Settings that a file holds; `BadInput`, which names `where`, for an unknown or wrong one."""
+    known = {f.name: f for f in fields(SamplingConfig)}
+    if unknown := [name for name in values if name not in known]:
+        raise BadInput(f"{where} has {shown(unknown[0])}; known are {', '.join(known)}.")
+    kinds: dict[str, Any] = {"guidance": (int, float), "scheduler": str, "scheduler_options": dict}
+    for name, value in values.items():
+        kind = kinds.get(name, int)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise BadInput(f"{where}: {name} is {shown(value)}, of the wrong type.")
+    try:
+        return SamplingConfig(**values)
+    except BadInput as e:
+        raise BadInput(f"{where}: {e}") from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from laptop import mistakes
 from laptop.errors import BadInput
 from laptop.files import read_json
 
@@ -134,7 +135,7 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
         return
     for run in (base, new):
         if not _results(run):
-            raise BadInput(f"{run} holds no result of `laptop compress`, such as plan.json.")
+            raise BadInput(mistakes.refusal(run, "run"))
     for name in dict.fromkeys((*_results(base), *_results(new))):
         before, after = (
             read_json(run / name) if (run / name).is_file() else {} for run in (base, new)

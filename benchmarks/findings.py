@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laptop import mistakes
 from laptop.benchmarks.metering import size_bytes
 from laptop.errors import BadInput
 from laptop.files import MANIFEST, read_json
@@ -81,11 +82,14 @@ class Measures:
 
 
 def read_run(folder: Path) -> Findings:
-    """All that is known of a run; `BadInput` without a plan, or when a file is broken."""
+    """All that is known of a run; `BadInput` for no run folder, or when a file is broken."""
+    if mistakes.kind_of(folder) not in ("run", None):  # a model of a run has its plan, too
+        raise BadInput(mistakes.refusal(folder, "run"))
     if not (folder / "plan.json").is_file():
+        if mistakes.kind_of(folder) is None:
+            raise BadInput(mistakes.refusal(folder, "run"))
         raise BadInput(
-            f"{folder} is no run that can be reported: it has no plan.json. Pass the folder that "
-            "`laptop compress -o RUN` writes, once its stage `plan` is done."
+            f"{folder} has no plan.json yet: a run can be reported once its stage `plan` is done."
         )
     return Findings(
         folder,

@@ -24,7 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from laptop import files, models, run
+from laptop import files, mistakes, models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
@@ -318,10 +318,7 @@ def pixels_per_latent(vae: Path) -> int | None:
 def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
     """The rows of `artifacts.json`; `BadInput` when it, or a file that it names, is missing."""
     if not (artifacts / LIST).is_file():
-        raise BadInput(
-            f"{artifacts} has no {LIST}, so it is no result of `laptop export`. Pass the folder "
-            "that `laptop export MODEL --to TARGETS -o DIR` wrote."
-        )
+        raise BadInput(mistakes.refusal(artifacts, "artifacts"))
     content = files.read_json(artifacts / LIST, SCHEMA)
     rows, size = content.get("artifacts"), content.get("resolution")
     if not (isinstance(rows, list) and all(map(_is_row, rows)) and isinstance(size, int | None)):

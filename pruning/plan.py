@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laptop import models, processes
+from laptop import mistakes, models, processes
 from laptop.errors import BadInput, Infeasible
 from laptop.files import read_json, write_json
 from laptop.pruning import calibration
@@ -102,6 +102,8 @@ def joint_loss(
 
 def scores_file(path: Path) -> Path:
     """The scores.json that is meant by a file or by the folder that `laptop score` made."""
+    if path.is_dir() and not (path / "scores.json").exists():
+        raise BadInput(mistakes.refusal(path, "scores"))
     return path / "scores.json" if path.is_dir() else path
 
 
@@ -252,6 +254,8 @@ def _is_count(value: Any) -> bool:
 
 def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
     """The content of a plan.json, checked against the U-Net that it is to be applied to."""
+    if path.is_dir():
+        raise BadInput(mistakes.refusal(path, "plan"))
     plan = read_json(path, SCHEMA)
     names, params = plan.get("remove"), plan.get("params")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):

@@ -213,7 +213,7 @@ def test_a_run_and_a_file_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="two files, or two folders"):
         compare(base, base / "plan.json")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="holds no result"):
+    with pytest.raises(BadInput, match="needed is a run folder"):
         compare(tmp_path / "empty", base)
 
 

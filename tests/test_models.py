@@ -60,7 +60,7 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_pipeline_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"no model_index\.json"):
+    with pytest.raises(UnknownModel, match=r"is an empty folder; needed .* with model_index\.json"):
         models.locate(str(tmp_path))
 
 

@@ -228,7 +228,7 @@ def test_a_missing_artifact_and_a_folder_without_a_list_are_named(
     (copied / "onnx/text_encoder/model.onnx").unlink()
     with pytest.raises(BadInput, match=r"text_encoder/model.onnx \(onnx of text_encoder\) is miss"):
         verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
-    with pytest.raises(BadInput, match=r"has no artifacts.json"):
+    with pytest.raises(BadInput, match="needed is the folder that `laptop export"):
         verify(tmp_path, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
 
 

@@ -24,6 +24,7 @@ FLOOR = {
     "machine",
     "run",
     "teamwork",
+    "mistakes",
     "models",
     "architectures",
     "random_weights",
@@ -36,7 +37,8 @@ FLOOR_MAY = {
     "machine": set(),
     "run": {"errors", "files", "machine", "processes"},
     "teamwork": {"errors", "files", "processes", "run"},
-    "models": {"errors", "files", "run", "architectures", "random_weights"},
+    "mistakes": {"errors", "files", "run"},
+    "models": {"errors", "files", "mistakes", "run", "architectures", "random_weights"},
     "architectures": set(),
     "random_weights": {"files", "run", "architectures", "tiny"},
 }

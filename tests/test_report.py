@@ -229,7 +229,7 @@ def test_a_folder_without_a_plan_and_a_broken_file_are_refused(bare_run: Path) -
     with pytest.raises(BadInput, match=r"eval\.json is not valid JSON"):
         write_report(bare_run)
     (bare_run / "plan.json").unlink()
-    with pytest.raises(BadInput, match=r"no plan\.json"):
+    with pytest.raises(BadInput, match=r"needed is a run folder.*plan\.json"):
         write_report(bare_run)
 
 

@@ -16,9 +16,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laptop import mistakes
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.files import files_in, read_json
+from laptop.files import files_in, read_json, shown
 
 if TYPE_CHECKING:
     import torch
@@ -74,14 +75,16 @@ def locate(model: str) -> str:
 
         return str(random_weights.cached_folder(name))
     source = KNOWN[model].source if model in KNOWN else model
-    if Path(source).is_dir():
+    if mistakes.is_folder(source):
         check_folder(Path(source))
         return source
-    if source.count("/") != 1 or source.startswith(("/", ".", "~")) or Path(source).exists():
-        near = get_close_matches(model, KNOWN, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = mistakes.model_advice(source)
+    is_hub_id = source.count("/") == 1 and not source.startswith(("/", ".", "~"))
+    if hint or not is_hub_id or mistakes.is_file(Path(source)):
+        if near := get_close_matches(model, KNOWN, n=1):
+            hint = f" Did you mean {near[0]!r}?"
         raise UnknownModel(
-            f"{model!r} is no known model ({', '.join(KNOWN)}), no folder, and no Hub id "
+            f"{shown(model)} is no known model ({', '.join(KNOWN)}), no folder, and no Hub id "
             f"(owner/name).{hint}"
         )
     _check_hub(source)
@@ -132,16 +135,14 @@ def _reach_hub() -> None:
 def check_folder(folder: Path) -> None:
     """Raise unless `folder` looks like a diffusers pipeline with a U-Net that can be pruned."""
     if not (folder / "model_index.json").is_file():
-        raise UnknownModel(
-            f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
-            "`pipe.save_pretrained()` wrote."
-        )
+        raise UnknownModel(mistakes.refusal(folder, "model"))
     index = read_json(folder / "model_index.json")
     _check_index(index, str(folder))
     for name, entry in index.items():
         is_component = isinstance(entry, list) and entry[0] is not None
         if is_component and not (folder / name).is_dir():
             raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
+    mistakes.check_files(folder)
     _check_unet(read_json(folder / "unet" / "config.json"), str(folder))
     for file in files_in(folder):
         if file.suffix == ".safetensors":
@@ -292,8 +293,9 @@ def variant(model: str) -> str | None:
     """The variant, such as "fp16", where the U-Net's weights have names of variants only."""
     if random_name(model):
         return None
-    names = [m for name in _files(locate(model)) if (m := WEIGHTS.fullmatch(name))]
-    found = {m["variant"] for m in names if m["part"] == "unet"}
+    mistakes.need_safetensors(names := _files(locate(model)), model)
+    weights = [m for name in names if (m := WEIGHTS.fullmatch(name))]
+    found = {m["variant"] for m in weights if m["part"] == "unet"}
     return None if None in found else min(found, default=None)
 
 

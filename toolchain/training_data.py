@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from laptop import mistakes
 from laptop.distill.cache import check_cache, is_cache
 from laptop.distill.encoding import DataConfig, check_config, make_cache
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, runs
@@ -66,6 +67,8 @@ def source_of(model: str, config: DataConfig) -> Source:
     folder = Path(config.source)
     if not folder.is_dir():
         raise BadInput(f"--data {config.source}: there is no such folder. It takes {KINDS}.")
+    if not (folder / "metadata.jsonl").exists() and mistakes.kind_of(folder):
+        raise BadInput(f"--data: {mistakes.refusal(folder, 'cache')}")
     return Folder(folder, config.count, config.caption_column)
 
 

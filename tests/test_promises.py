@@ -26,6 +26,8 @@ FLOOR = {
     "teamwork",
     "mistakes",
     "models",
+    "model_checks",
+    "component_classes",
     "architectures",
     "random_weights",
 }
@@ -38,7 +40,12 @@ FLOOR_MAY = {
     "run": {"errors", "files", "machine", "processes"},
     "teamwork": {"errors", "files", "processes", "run"},
     "mistakes": {"errors", "files", "run"},
-    "models": {"errors", "files", "mistakes", "run", "architectures", "random_weights"},
+    "models": {
+        *("errors", "files", "mistakes", "run", "architectures", "random_weights"),
+        *("component_classes", "model_checks"),
+    },
+    "model_checks": {"errors", "files", "mistakes", "component_classes"},
+    "component_classes": {"errors", "files"},
     "architectures": set(),
     "random_weights": {"files", "run", "architectures", "tiny"},
 }

@@ -16,33 +16,23 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laptop import mistakes
+from laptop import component_classes, mistakes
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.files import files_in, read_json, shown
+from laptop.files import read_json, shown
+from laptop.model_checks import check_configs, check_folder, check_unet
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
-STOCK_UNETS = ("UNet2DConditionModel", "UNet2DModel")
-SHIPPED_UNETS = tuple(f"Laptop{name}" for name in STOCK_UNETS)
+STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
 WEIGHTS = re.compile(  # shards are numbered before the variant or after it
     r"(?P<part>\w+)/(diffusion_pytorch_)?model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
     r"\.(safetensors|bin)"
 )
-TASKS = {  # of the pipelines that can be scored and pruned
-    "StableDiffusionPipeline": "text-to-image",
-    "StableDiffusionXLPipeline": "text-to-image",
-    "LatentConsistencyModelPipeline": "text-to-image",
-    "StableDiffusionImg2ImgPipeline": "image-to-image",
-    "StableDiffusionXLImg2ImgPipeline": "image-to-image",
-    "StableDiffusionInpaintPipeline": "inpainting",
-    "StableDiffusionXLInpaintPipeline": "inpainting",
-    "DDPMPipeline": "unconditional",
-    "DDIMPipeline": "unconditional",
-}
+TASKS = component_classes.TASKS
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
 WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
 
@@ -104,22 +94,37 @@ def random_name(model: str) -> str | None:
 
 
 def _check_hub(source: str) -> None:
-    """Find a Hub id's model_index.json in the local cache or on the Hub, and check its U-Net."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    """Find a Hub id's small files in the local cache or on the Hub, and check them."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        cached = try_to_load_from_cache(source, "model_index.json")
-        if not isinstance(cached, str):
-            _reach_hub()
-            cached = hf_hub_download(source, "model_index.json")
+        index = read_json(_hub_file(source, "model_index.json"))
     except (OSError, HfHubHTTPError, HFValidationError) as e:
         raise UnknownModel(
             f"{source!r} is neither in the local Hub cache nor can it be fetched "
             f"({str(e).splitlines()[0]}). Check the name and the network (for a gated model: "
             "`hf auth login`), or pass the path of a local diffusers folder."
         ) from None
-    _check_index(read_json(Path(cached)), source)
+    component_classes.check_index(index, source)
+
+    def config(name: str) -> dict[str, Any] | None:
+        try:
+            return read_json(_hub_file(source, name))
+        except (OSError, HfHubHTTPError):
+            return None  # `folder` misses it where it is needed
+
+    check_configs(index, config, source)
+
+
+def _hub_file(source: str, name: str) -> Path:
+    """A file of a Hub repository, from the local cache where that has it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, name)
+    if not isinstance(cached, str):
+        _reach_hub()
+        cached = hf_hub_download(source, name)
+    return Path(cached)
 
 
 def _reach_hub() -> None:
@@ -130,39 +135,6 @@ def _reach_hub() -> None:
         url = urllib.parse.urlsplit(constants.ENDPOINT)
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname or "", port), timeout=5).close()
-
-
-def check_folder(folder: Path) -> None:
-    """Raise unless `folder` looks like a diffusers pipeline with a U-Net that can be pruned."""
-    if not (folder / "model_index.json").is_file():
-        raise UnknownModel(mistakes.refusal(folder, "model"))
-    index = read_json(folder / "model_index.json")
-    _check_index(index, str(folder))
-    for name, entry in index.items():
-        is_component = isinstance(entry, list) and entry[0] is not None
-        if is_component and not (folder / name).is_dir():
-            raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
-    mistakes.check_files(folder)
-    _check_unet(read_json(folder / "unet" / "config.json"), str(folder))
-    for file in files_in(folder):
-        if file.suffix == ".safetensors":
-            _check_safetensors(file)
-
-
-def _check_index(index: dict[str, Any], where: str) -> None:
-    """Raise `Unsupported` unless a model_index.json is of a pipeline that can be scored."""
-    entry = index.get("unet")
-    found = entry[1] if isinstance(entry, list) else None
-    if found not in STOCK_UNETS + SHIPPED_UNETS:
-        backbone = index.get("transformer", [None, found])[1]
-        raise Unsupported(
-            f"{where}: the denoiser is {backbone or 'missing'}; supported is "
-            f"{' or '.join(STOCK_UNETS)} under the name 'unet'."
-        )
-    if index.get("_class_name") not in TASKS:
-        raise Unsupported(
-            f"{where} is a {index.get('_class_name')}; supported are {', '.join(TASKS)}."
-        )
 
 
 def pipeline_class(model: str) -> str:
@@ -182,16 +154,6 @@ def need_whole_chain(model: str, what: str) -> None:
             f"{model} is a {found}; {what} takes {' and '.join(WHOLE_CHAIN)} in this version. "
             "`laptop score`, `plan` and `prune` take it."
         )
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            file.keys()
-    except SafetensorError as e:
-        raise BadInput(f"{path} cannot be read ({e}); it may be cut off. Fetch it again.") from None
 
 
 def find_file(source: str, name: str) -> Path | None:
@@ -264,7 +226,7 @@ def unet_config(model: str) -> dict[str, Any]:
     else:
         config = dict(diffusers.UNet2DModel.load_config(locate(model), subfolder="unet"))
     config = with_defaults(config)
-    _check_unet(config, model)
+    check_unet(config, model)
     return config
 
 
@@ -276,17 +238,6 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(stock.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return defaults | config
-
-
-def _check_unet(config: dict[str, Any], where: str) -> None:
-    """Raise `Unsupported` for a U-Net that takes more than pictures, time, text and XL's sizes."""
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise Unsupported(f"{where}: the U-Net takes class labels, which calibration has not.")
-    if config.get("sample_size") is None:
-        raise Unsupported(
-            f"{where}: unet/config.json has no sample_size, the height and width of its native "
-            "latents. Set it there."
-        )
 
 
 def variant(model: str) -> str | None:
@@ -319,7 +270,9 @@ def folder(model: str) -> Path:
     source = locate(model)
     if Path(source).is_dir():
         return Path(source)
-    return Path(DiffusionPipeline.download(source, variant=variant(model)))
+    downloaded = Path(DiffusionPipeline.download(source, variant=variant(model)))
+    check_folder(downloaded)
+    return downloaded
 
 
 def weight_files(model: str, part: str = "unet") -> list[Path]:

@@ -1,0 +1,66 @@
+"""Everything that can be wrong with a model and is seen in its small files, before any is loaded.
+
+A model's folder may come from a stranger: nothing that it names is imported here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from laptop import mistakes
+from laptop.component_classes import Configs, check_agreement, check_index, components
+from laptop.errors import BadInput, UnknownModel, Unsupported
+from laptop.files import files_in, read_json
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless `folder` is a diffusers pipeline that can be scored, whole and of one piece."""
+    if not (folder / "model_index.json").is_file():
+        raise UnknownModel(mistakes.refusal(folder, "model"))
+    index = read_json(folder / "model_index.json")
+    check_index(index, str(folder))
+    for name in components(index):
+        if not (folder / name).is_dir():
+            raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
+
+    def config(name: str) -> dict[str, Any] | None:
+        return read_json(folder / name) if (folder / name).is_file() else None
+
+    mistakes.check_files(folder)
+    check_configs(index, config, str(folder))
+    for file in files_in(folder):
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+
+
+def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> None:
+    """Raise unless the configs of a model's components agree and this version honours them.
+
+    `index` is the model's `model_index.json`, which `check_index` has checked.
+    """
+    check_agreement(index, configs, where)
+    unet = configs("unet/config.json")
+    if unet is None:
+        raise BadInput(f"{where} has no unet/config.json. Save the whole pipeline.")
+    check_unet(unet, where)
+
+
+def check_unet(config: Mapping[str, Any], where: str) -> None:
+    """Raise `Unsupported` for a U-Net that takes more than pictures, time, text and XL's sizes."""
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise Unsupported(f"{where}: the U-Net takes class labels, which calibration has not.")
+    if config.get("sample_size") is None:
+        raise Unsupported(
+            f"{where}: unet/config.json has no sample_size, the height and width of its native "
+            "latents. Set it there."
+        )
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            file.keys()
+    except SafetensorError as e:
+        raise BadInput(f"{path} cannot be read ({e}); it may be cut off. Fetch it again.") from None

@@ -6,15 +6,19 @@ They are forked from a process that has done the common imports and nothing else
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laptop import scratch
 from laptop.errors import LaptopError
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import module_of
@@ -102,9 +106,11 @@ def run_apart(
     context = _context()
     ours, theirs = context.Pipe()
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=temporary) as folder:
+    with tempfile.TemporaryDirectory(prefix="laptop-", dir=temporary) as folder:
+        scratch.mark(Path(folder))
         process = context.Process(target=_serve, args=(theirs, folder, work, given), daemon=True)
-        process.start()
+        with _without_interrupts():
+            process.start()
         theirs.close()
         try:
             answer = ours.recv()
@@ -125,9 +131,24 @@ def run_apart(
 def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    scratch.mark(Path(util.get_temp_dir()))  # of the fork server's socket
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
     return context
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits here, and never reaches a process that starts here: its end is this one's task.
+
+    Else the fork server prints a traceback when it is interrupted in its imports.
+    """
+    resource_tracker.ensure_running()  # which would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _died(what: str, code: int | None) -> str:
@@ -142,12 +163,14 @@ def _serve(
     """The process's side. It ends without the functions by which libraries clean up at exit."""
     tempfile.tempdir = temporary
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
+    answer: LaptopError | int
     try:
         work(*given)
+        answer = peak_memory_bytes()
     except LaptopError as e:
-        connection.send(e)
-    else:
-        connection.send(peak_memory_bytes())
+        answer = e
+    with suppress(BrokenPipeError):  # the other process has ended meanwhile
+        connection.send(answer)
 
 
 def _end_with_parent(connection: Connection) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from laptop.errors import BadInput, LaptopError
+from laptop.scratch import mark
 
 SSH_FAILED = 255  # ssh's own exit code
 BEGIN = "laptop: begin"  # what a shell prints before this, such as a greeting, is not a script's
@@ -278,6 +279,8 @@ def scratch(where: Place) -> Iterator[str]:
     folder = f"{base}/{name}"
     at = shlex.quote(folder)
     checked(where, f"mkdir -p -m 700 {at}")
+    if isinstance(where, Local):
+        mark(Path(folder))
     try:
         yield folder
     finally:

@@ -23,6 +23,7 @@ FLOOR = {
     "processes",
     "machine",
     "run",
+    "scratch",
     "teamwork",
     "mistakes",
     "models",
@@ -37,7 +38,8 @@ FLOOR_MAY = {
     "files": {"errors"},
     "processes": set(),
     "machine": set(),
-    "run": {"errors", "files", "machine", "processes"},
+    "run": {"errors", "files", "machine", "processes", "scratch"},
+    "scratch": set(),
     "teamwork": {"errors", "files", "processes", "run"},
     "mistakes": {"errors", "files", "run"},
     "models": {

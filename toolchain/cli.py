@@ -1,7 +1,8 @@
 """The command `laptop`: one thin command per stage, and `compress`.
 
 Results go to stdout (with --json as one JSON document), progress and logs to stderr. Exit codes:
-0 done, 1 an error of ours or a failed check, 2 usage. Torch is imported inside commands only.
+0 done, 1 an error of ours or a failed check, 2 usage, 130 after Ctrl-C, 143 after SIGTERM. Torch
+is imported inside commands only.
 """
 
 import json

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from laptop import interruption
 from laptop.errors import LaptopError
 from laptop.processes import is_main
 
@@ -24,7 +25,7 @@ SEEDED = ("score", "distill", "export", "verify", "bench", "eval")
 
 
 class Commands(click.Group):
-    """Turns a `LaptopError` into one message and exit code 1, and Ctrl-C into a hint."""
+    """Turns a `LaptopError` into one message and exit code 1, and Ctrl-C into one line and 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its start-up chatter is not ours
@@ -34,8 +35,7 @@ class Commands(click.Group):
             click.echo(f"laptop: {e}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("laptop: stopped. The same command goes on from here.", err=True)
-            ctx.exit(1)
+            ctx.exit(interruption.stopped())
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from laptop import scratch
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
 from laptop.files import KEY, MANIFEST, read_json, sha256, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
@@ -53,6 +54,7 @@ def run_stage(
     folders. Raises `OutputExists` where `out` holds something else, `BadInput` where nothing can
     be made.
     """
+    scratch.remove_orphans()
     _check_place(out, name, inputs)
     place, out = out, out.resolve() if out.is_symlink() else out
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config

@@ -17,6 +17,7 @@ from laptop.description import describe
 from laptop.distill.buckets import Size, bucket_sizes, fit, nearest
 from laptop.distill.sources import Broken, Example
 from laptop.errors import LaptopError
+from laptop.precision import stored_dtype
 from laptop.pruning.sampling import draw
 
 STORED = torch.float16  # exact to 5e-4 of a value, far below the noise that training adds
@@ -65,7 +66,7 @@ class Encoder:
     ):
         self.device, self.steps = processes.device(), steps
         self.is_cpu = self.device.type == "cpu"
-        dtype = torch.float32 if self.is_cpu or not is_drawn else models.stored_dtype(model)
+        dtype = torch.float32 if self.is_cpu or not is_drawn else stored_dtype(model)
         load = models.load_pipeline if is_drawn else models.load_encoders
         self.pipe: Any = load(model, dtype)
         self.pipe.to(self.device)

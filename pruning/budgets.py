@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from laptop import models
 from laptop.errors import BadInput, Infeasible, Unsupported
+from laptop.precision import stored_dtype
 from laptop.pruning.units import Anatomy, Unit
 
 EXPRESSIBLE = ("any", "stock", "comfyui")
@@ -246,4 +247,4 @@ def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
 
 def bytes_each(config: PlanConfig, model: str) -> int:
     """Bytes of a stored weight; not looked up where nobody asks."""
-    return models.stored_dtype(model).itemsize if config.max_bytes is not None else 4
+    return stored_dtype(model).itemsize if config.max_bytes is not None else 4

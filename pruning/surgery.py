@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 
 from laptop import models
 from laptop.errors import BadInput
 from laptop.files import files_in, read_json, write_json
+from laptop.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
 from laptop.pruning.heal import (
@@ -140,7 +140,7 @@ def prune(
             calibration.check_output(unet, rows.inputs, rows.output, rows.size, str(scores))
             corrections, facts = fit(unet, plan["remove"], rows)
             del unet  # the stored precision may be another one
-        unet = models.load_unet(model, models.stored_dtype(model))
+        unet = models.load_unet(model, stored_dtype(model))
         student = apply_plan(unet, plan, corrections)
         write_model(folder, student, model)
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"]), **facts}
@@ -185,8 +185,12 @@ def _recorded(unet: Any, scores: Path) -> tuple[Rows, torch.dtype]:
 
 
 def write_model(folder: Path, unet: Any, like: str) -> None:
-    """Write `unet`, in the stored precision of the model `like`, with all its other components."""
-    source, dtype = models.folder(like), models.stored_dtype(like)
+    """Write `unet` with all other components of the model `like`.
+
+    Each tensor is rounded to the precision in which `like` stores the one of its name; a tensor
+    that `like` lacks to the one that holds all of them. `unet` is changed.
+    """
+    source, dtype = models.folder(like), stored_dtype(like)
     index = read_json(source / "model_index.json")
     parts = [k for k, v in index.items() if isinstance(v, list) and v[0] and k != "unet"]
     files = [f for part in parts for f in files_in(source / part)]
@@ -196,9 +200,7 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
     for part in parts:
         shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
     unet.register_to_config(_name_or_path="")  # diffusers keeps there where it was loaded from
-    # Not unet.to(): diffusers' own warns of modules to be kept in float32 even when there are none.
-    nn.Module.to(unet, dtype).save_pretrained(
-        folder / "unet", max_shard_size=SHARD, variant=models.variant(like)
-    )
+    round_to_(unet, stored_dtypes(like), dtype)
+    unet.save_pretrained(folder / "unet", max_shard_size=SHARD, variant=models.variant(like))
     library = "diffusers" if type(unet).__name__ in models.STOCK_UNETS else type(unet).__module__
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})

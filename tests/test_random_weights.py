@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from laptop import architectures, models, random_weights
 from laptop.cli import main
 from laptop.errors import UnknownModel
+from laptop.precision import stored_dtype
 
 SMALL = {
     "sample_size": 8,
@@ -42,7 +43,7 @@ def test_there_are_random_weights_for_every_known_architecture() -> None:
 
 def test_the_folder_is_made_once_and_the_same_each_time(small, monkeypatch, tmp_path) -> None:
     first = models.load_unet("random:sd15").state_dict()
-    assert models.stored_dtype("random:sd15") == torch.float16
+    assert stored_dtype("random:sd15") == torch.float16
     monkeypatch.setattr(random_weights, "_pipeline", None)  # cannot be made again
     assert models.locate("random:sd15").startswith(str(tmp_path))
     monkeypatch.undo()

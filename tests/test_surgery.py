@@ -1,12 +1,15 @@
 """Removing layers for real: same output as in memory, stock config where that can say it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from laptop import models
+from laptop.precision import stored_dtype
 from laptop.pruning import surgery
 from laptop.pruning.surgery import prune, prune_unet, write_model
 from laptop.pruning.units import GRANULARITIES, anatomy, forward_rows, removed
@@ -111,13 +114,35 @@ def test_the_stored_precision_is_kept(tmp_path) -> None:
     assert unet.dtype == torch.float32
     _write_plan(tmp_path / "plan.json", unet, RESNETS)
     out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
-    assert models.stored_dtype(str(out)) == torch.float16
+    assert stored_dtype(str(out)) == torch.float16
+
+
+@pytest.mark.parametrize("wide", ["norm", "conv_in"])
+def test_each_tensor_keeps_the_precision_that_it_is_stored_in(tmp_path, wide) -> None:
+    """Also where the first tensor of the file has another one than most."""
+    pipe = architecture.pipeline(0)
+    for name, tensor in pipe.unet.named_parameters():
+        tensor.data += 0.1 * torch.randn(tensor.shape)
+        tensor.data = tensor.data.to(torch.float32 if wide in name else torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "mixed")
+    plan = tmp_path / "plan.json"
+    _write_plan(plan, pipe.unet, RESNETS)
+    out = prune(str(tmp_path / "mixed"), plan, tmp_path / "out")
+    before, after = stored_weights(tmp_path / "mixed"), stored_weights(out)
+    assert after.keys() < before.keys()
+    assert all(value.dtype == before[name].dtype for name, value in after.items())
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def stored_weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = (folder / "unet").glob("*.safetensors")
+    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def test_a_large_model_is_read_and_written_in_shards(tmp_path, tiny_pipe, monkeypatch) -> None:
     tiny_pipe.save_pretrained(tmp_path / "whole", max_shard_size="1MB")
     assert len(list((tmp_path / "whole" / "unet").glob("*-of-*.safetensors"))) > 2
-    assert models.stored_dtype(str(tmp_path / "whole")) == torch.float32
+    assert stored_dtype(str(tmp_path / "whole")) == torch.float32
     _write_plan(tmp_path / "plan.json", tiny_pipe.unet, RESNETS)
     monkeypatch.setattr(surgery, "SHARD", "1MB")
     out = prune(str(tmp_path / "whole"), tmp_path / "plan.json", tmp_path / "pruned")
@@ -135,7 +160,7 @@ def test_a_folder_of_the_fp16_variant_stays_one(tmp_path) -> None:
     _write_plan(tmp_path / "plan.json", unet, RESNETS)
     out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
     pipe = DiffusionPipeline.from_pretrained(out, variant="fp16", trust_remote_code=True)
-    assert models.stored_dtype(str(out)) == torch.float16
+    assert stored_dtype(str(out)) == torch.float16
     assert pipe.unet.num_parameters() < unet.num_parameters()
     wanted = prune_unet(unet, RESNETS).state_dict()
     for name, value in models.load_unet(str(out)).state_dict().items():
@@ -146,7 +171,7 @@ def test_both_precisions_in_one_folder_are_no_variant(tmp_path) -> None:
     architecture.pipeline(0).to(torch.float16).save_pretrained(tmp_path / "m", variant="fp16")
     architecture.pipeline(0).save_pretrained(tmp_path / "m")
     assert models.variant(str(tmp_path / "m")) is None
-    assert models.stored_dtype(str(tmp_path / "m")) == torch.float32
+    assert stored_dtype(str(tmp_path / "m")) == torch.float32
 
 
 def test_pruning_holds_no_second_copy_of_the_weights(tiny_folder) -> None:

@@ -283,18 +283,6 @@ def weight_files(model: str, part: str = "unet") -> list[Path]:
     return [p for p, name in found if name == wanted]
 
 
-def stored_dtype(model: str) -> "torch.dtype":
-    """Precision in which the U-Net of `model` is stored; float32 where no safetensors tells it."""
-    import torch
-    from safetensors import safe_open
-
-    if not (files := weight_files(model)):
-        return torch.float32
-    with safe_open(files[0], framework="pt") as file:
-        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    return dtype
-
-
 def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
     """Inputs and settings that say which bytes `model` is: a folder's content, or a Hub commit."""
     from huggingface_hub import try_to_load_from_cache

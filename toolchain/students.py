@@ -20,6 +20,7 @@ from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
+from laptop.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
 from laptop.pruning.heal import Rows
@@ -89,7 +90,7 @@ def make_shared(out: Path, config: StudyConfig) -> None:
 def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
     """The result of one run; what it has in `folder` when it is killed, it goes on from."""
     start = time.process_time()
-    teacher = models.load_unet(MODEL, models.stored_dtype(MODEL))
+    teacher = models.load_unet(MODEL, stored_dtype(MODEL))
     write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
     student = folder / "student"
     pruned, data = str(folder / "pruned"), out / DATA

@@ -27,7 +27,7 @@ class Batch:
     latents: Tensor  # (B, C, h, w), clean
     noise: Tensor  # (B, C, h, w)
     level: Tensor  # (B,) noise levels
-    rows: dict[str, Tensor]  # encoder_hidden_states and, for SDXL, text_embeds and time_ids
+    rows: dict[str, Tensor]  # the U-Net's conditions by name, (B, ...)
     ids: list[str]
 
     def not_finite(self) -> list[str]:
@@ -53,6 +53,7 @@ class FromCache:
     micro_batch: int
     drop_caption: float  # share of samples
     seed: int
+    guidance: Tensor | None = None  # (1, width), see `guidance_embedding`
 
     def __call__(self, step: int) -> list[Batch]:
         """This process's share of the step, in micro-batches."""
@@ -69,6 +70,8 @@ class FromCache:
         level = torch.tensor([int(g.integers(self.levels)) for g in drawn])
         keep = torch.tensor([g.random() >= self.drop_caption for g in drawn])
         latents, rows = self.data.rows(index, keep)
+        if self.guidance is not None:
+            rows["timestep_cond"] = self.guidance.expand(len(index), -1)
         shape = tuple(latents.shape[1:])
         noise = np.stack([g.standard_normal(shape, dtype=np.float32) for g in drawn])
         ids = [self.data.ids[i] for i in index.tolist()]

@@ -295,5 +295,8 @@ def accelerator(how: TrainConfig) -> Accelerator:
 def _output(unet: Any, sample: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
     added = {k: rows[k] for k in ADDED if k in rows} or None
     text = rows["encoder_hidden_states"]
-    found: Tensor = unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
-    return found
+    guidance = rows.get("timestep_cond")
+    output: Tensor = unet(
+        sample, timestep, text, timestep_cond=guidance, added_cond_kwargs=added, return_dict=False
+    )[0]
+    return output

@@ -21,6 +21,7 @@ from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.files import read_json, whole_lines, write_json
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
+from laptop.pruning.sampling import default_guidance, guidance_embedding
 from laptop.pruning.surgery import write_model
 from laptop.run import Overwrite, manifest_of, need_ours, need_space, resume_folder, say, track
 from laptop.teamwork import run_together
@@ -127,8 +128,11 @@ def start(
     noise, cache = noising.of_model(teacher), Cache(data)
     size = micro_batch(config, how)
     order = Order(cache.buckets, config.batch_size, config.seed)
-    batches = FromCache(cache, order, noise.levels, size, config.drop_caption, config.seed)
     unets = models.load_unet(teacher), models.load_unet(student)
+    guidance = guidance_embedding(unets[0].config, default_guidance(teacher))
+    batches = FromCache(
+        cache, order, noise.levels, size, config.drop_caption, config.seed, guidance
+    )
     return Session(*unets, noise, batches, config, how)
 
 

@@ -5,10 +5,13 @@ inpainting, with half of each to be drawn anew. (SDXL's refiner never learnt the
 own pictures are poor ones.)
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import diffusers
 import torch
+from diffusers import LatentConsistencyModelPipeline
 from torch import Tensor
 
 from laptop import models
@@ -38,6 +41,26 @@ def draw(
         return pictures * 2 - 1 if output_type == "latent" else pictures
     drawn: Tensor = pipe(list(prompts), output_type=output_type, **arguments).images
     return drawn
+
+
+def guidance_embedding(unet: Mapping[str, Any], scale: float) -> Tensor | None:
+    """What a U-Net that learnt guidance gets instead of two passes, (1, time_cond_proj_dim).
+
+    None for a U-Net of another kind. `scale` is that of classifier-free guidance, as the pipelines
+    take it.
+    """
+    if not unet.get("time_cond_proj_dim"):
+        return None
+    embedding: Tensor = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+        None, torch.tensor([scale - 1]), embedding_dim=unet["time_cond_proj_dim"]
+    )
+    return embedding
+
+
+def default_guidance(model: str) -> float:
+    """The guidance scale that the pipeline of `model` draws with where none is asked for."""
+    call = getattr(diffusers, models.pipeline_class(model)).__call__
+    return float(inspect.signature(call).parameters["guidance_scale"].default)
 
 
 def starts(

@@ -12,7 +12,7 @@ from laptop.errors import BadInput, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
-from laptop.pruning.sampling import draw, starts
+from laptop.pruning.sampling import default_guidance, draw, guidance_embedding, starts
 from laptop.pruning.score import ScoreConfig, score
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import forward_rows
@@ -106,6 +106,15 @@ def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:
         calibration.record(
             unconditional, PROMPTS, samples=2, steps=2, seed=0, batch_size=2, resolution=64
         )
+
+
+def test_guidance_is_embedded_as_the_pipeline_does(folders) -> None:
+    """A U-Net that learnt guidance gets the scale; training shows it what drawing does."""
+    pipe = models.load_pipeline("random:lcm-sd15")
+    rows = calibration.record(pipe, PROMPTS, samples=2, steps=1, seed=0, batch_size=2)
+    embedding = guidance_embedding(pipe.unet.config, default_guidance("random:lcm-sd15"))
+    assert torch.allclose(embedding.expand(2, -1), rows["timestep_cond"])
+    assert guidance_embedding(models.unet_config("random:sd15"), 7.5) is None
 
 
 def test_criteria_that_draw_take_models_without_a_prompt(folders) -> None:

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from laptop import models
 from laptop.distill import session as sessions
-from laptop.distill.batches import Batch
+from laptop.distill.batches import Batch, MadeUp
 from laptop.distill.features import Features, pairs
 from laptop.distill.forecast import activation_bytes
 from laptop.distill.optimizer import learning_rate
@@ -197,6 +197,24 @@ def test_a_calibration_is_of_the_first_batches(make, monkeypatch) -> None:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on the CPU")
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, which would stop it
+def test_teacher_and_student_get_the_guidance_that_they_learnt(tiny_folder) -> None:
+    config = models.unet_config(str(tiny_folder)) | {"time_cond_proj_dim": 8}
+    teacher = UNet2DConditionModel.from_config(config)
+    student = prune_unet(teacher, ["up_blocks.0.resnets.0"])
+    (batch,) = MadeUp(config, tokens=3, batch_size=2, micro_batch=2)(0)
+    guidance = torch.randn(2, 8)
+    batch.rows["timestep_cond"] = guidance
+    seen = []
+    for unet in (teacher, student):
+        unet.register_forward_pre_hook(
+            lambda _unet, _args, kwargs: seen.append(kwargs["timestep_cond"]), with_kwargs=True
+        )
+    noising = Noising(DDPMScheduler().config)
+    Session(teacher, student, noising, lambda _step: [batch], CONFIG, HOW).step(0)
+    assert len(seen) == 2
+    assert all(torch.equal(value, guidance) for value in seen)
+
+
 def test_a_compiled_step_gives_the_same_losses() -> None:
     """On a U-Net of one level, for half a minute of compiling at most."""
     torch.manual_seed(0)

@@ -30,6 +30,9 @@ FLOOR = {
     "models",
     "model_checks",
     "component_classes",
+    "component_fit",
+    "config_keys",
+    "stored_weights",
     "architectures",
     "random_weights",
 }
@@ -46,9 +49,15 @@ FLOOR_MAY = {
     "mistakes": {"errors", "files", "run"},
     "models": {
         *("errors", "files", "mistakes", "run", "architectures", "random_weights"),
-        *("component_classes", "model_checks"),
+        *("component_classes", "model_checks", "stored_weights"),
     },
-    "model_checks": {"errors", "files", "mistakes", "component_classes"},
+    "model_checks": {
+        *("errors", "files", "mistakes", "component_classes", "component_fit", "config_keys"),
+        "stored_weights",
+    },
+    "stored_weights": {"errors", "files"},
+    "component_fit": {"errors", "files", "component_classes"},
+    "config_keys": {"errors", "files", "component_classes"},
     "component_classes": {"errors", "files"},
     "architectures": set(),
     "random_weights": {"files", "run", "architectures", "tiny"},

@@ -55,7 +55,7 @@ CLASSES: dict[str, dict[str, tuple[str, ...]]] = {  # component: library: classe
     "unet": {"diffusers": STOCK_UNETS, SHIPPED_LIBRARY: SHIPPED_UNETS},
     "vae": {"diffusers": ("AutoencoderKL", "AutoencoderTiny")},
     "scheduler": {"diffusers": SCHEDULERS},
-    "text_encoder": {"transformers": ("CLIPTextModel", "CLIPTextModelWithProjection")},
+    "text_encoder": {"transformers": ("CLIPTextModel",)},
     "text_encoder_2": {"transformers": ("CLIPTextModelWithProjection",)},
     "tokenizer": {"transformers": TOKENIZERS},
     "tokenizer_2": {"transformers": TOKENIZERS},

@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from laptop import mistakes
-from laptop.component_classes import Configs, check_agreement, check_index, components
+from laptop.component_classes import (
+    CLASSES,
+    Configs,
+    check_agreement,
+    check_index,
+    components,
+    config_file,
+)
+from laptop.component_fit import check_fit
+from laptop.config_keys import check_keys
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import files_in, read_json
+from laptop.stored_weights import header
 
 
 def check_folder(folder: Path) -> None:
@@ -30,7 +40,7 @@ def check_folder(folder: Path) -> None:
     check_configs(index, config, str(folder))
     for file in files_in(folder):
         if file.suffix == ".safetensors":
-            _check_safetensors(file)
+            header(file)
 
 
 def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> None:
@@ -39,10 +49,17 @@ def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> Non
     `index` is the model's `model_index.json`, which `check_index` has checked.
     """
     check_agreement(index, configs, where)
-    unet = configs("unet/config.json")
-    if unet is None:
-        raise BadInput(f"{where} has no unet/config.json. Save the whole pipeline.")
-    check_unet(unet, where)
+    present = components(index)
+    settings = {key: value for key, value in index.items() if key not in CLASSES}
+    check_keys(index["_class_name"], settings, f"{where}: model_index.json")
+    for name in ("unet", "vae", "scheduler"):
+        if name in present:
+            path = str(config_file(name))
+            if (config := configs(path)) is None:
+                raise BadInput(f"{where} has no {path}. Save the whole pipeline.")
+            check_keys(present[name], config, f"{where}: {path}")
+    check_unet(configs("unet/config.json") or {}, where)
+    check_fit(index, configs, where)
 
 
 def check_unet(config: Mapping[str, Any], where: str) -> None:
@@ -54,13 +71,3 @@ def check_unet(config: Mapping[str, Any], where: str) -> None:
             f"{where}: unet/config.json has no sample_size, the height and width of its native "
             "latents. Set it there."
         )
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            file.keys()
-    except SafetensorError as e:
-        raise BadInput(f"{path} cannot be read ({e}); it may be cut off. Fetch it again.") from None

@@ -6,17 +6,17 @@ is found from its small files, before any weight is read.
 
 import importlib.util
 import inspect
-import re
 import socket
 import sys
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laptop import component_classes, mistakes
+from laptop import component_classes, mistakes, stored_weights
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import read_json, shown
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
-WEIGHTS = re.compile(  # shards are numbered before the variant or after it
-    r"(?P<part>\w+)/(diffusion_pytorch_)?model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
-    r"\.(safetensors|bin)"
-)
 TASKS = component_classes.TASKS
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
 WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
@@ -66,7 +62,7 @@ def locate(model: str) -> str:
         return str(random_weights.cached_folder(name))
     source = KNOWN[model].source if model in KNOWN else model
     if mistakes.is_folder(source):
-        check_folder(Path(source))
+        _check_local(Path(source))
         return source
     hint = mistakes.model_advice(source)
     is_hub_id = source.count("/") == 1 and not source.startswith(("/", ".", "~"))
@@ -91,6 +87,32 @@ def random_name(model: str) -> str | None:
             f"there are no random weights for {name!r}; known architectures are {', '.join(UNETS)}."
         )
     return name
+
+
+def _check_local(folder: Path) -> None:
+    """Check everything of a folder that can be checked without reading a tensor."""
+    check_folder(folder)
+    parts = component_classes.components(read_json(folder / "model_index.json"))
+    for part in stored_weights.NETWORKS:
+        if part in parts:
+            stored_weights.check_weights(folder, part, partial(_empty, folder, part, parts[part]))
+
+
+def _empty(folder: Path, part: str, class_name: str) -> Any:
+    """A component of a checked folder from its config alone, on the meta device."""
+    import torch
+
+    config = read_json(folder / part / "config.json")
+    with torch.device("meta"):
+        if part in ("unet", "vae"):
+            return _unet_class(config).from_config(config)
+        import transformers
+        from diffusers.pipelines.stable_diffusion import safety_checker
+
+        if part == "safety_checker":
+            parsed = transformers.CLIPConfig.from_dict(config)
+            return safety_checker.StableDiffusionSafetyChecker(parsed)
+        return getattr(transformers, class_name)(transformers.CLIPTextConfig.from_dict(config))
 
 
 def _check_hub(source: str) -> None:
@@ -205,6 +227,7 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
         unet = cls.from_pretrained(folder(model), subfolder="unet", **kwargs)
     except OSError as e:
         raise BadInput(f"the U-Net of {model} cannot be loaded: {e}") from None
+    stored_weights.check_finite({"unet": unet}, model)
     return unet.eval()
 
 
@@ -245,7 +268,7 @@ def variant(model: str) -> str | None:
     if random_name(model):
         return None
     mistakes.need_safetensors(names := _files(locate(model)), model)
-    weights = [m for name in names if (m := WEIGHTS.fullmatch(name))]
+    weights = [m for name in names if (m := stored_weights.WEIGHTS.fullmatch(name))]
     found = {m["variant"] for m in weights if m["part"] == "unet"}
     return None if None in found else min(found, default=None)
 
@@ -271,16 +294,13 @@ def folder(model: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     downloaded = Path(DiffusionPipeline.download(source, variant=variant(model)))
-    check_folder(downloaded)
+    _check_local(downloaded)
     return downloaded
 
 
 def weight_files(model: str, part: str = "unet") -> list[Path]:
     """The safetensors files of a component, in the U-Net's variant where it has that one."""
-    paths = sorted((folder(model) / part).glob("*.safetensors"))
-    found = [(p, m["variant"]) for p in paths if (m := WEIGHTS.fullmatch(f"{part}/{p.name}"))]
-    wanted = variant(model) if variant(model) in {name for _, name in found} else None
-    return [p for p, name in found if name == wanted]
+    return stored_weights.weight_files(folder(model), part)
 
 
 def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
@@ -337,5 +357,7 @@ def load_encoders(
         )
     except OSError as e:
         raise BadInput(f"{model} cannot be loaded: {e}") from None
+    networks = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
+    stored_weights.check_finite(networks, model)
     pipe.set_progress_bar_config(disable=True)
     return pipe

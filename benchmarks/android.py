@@ -18,7 +18,7 @@ from laptop.benchmarks.metering import Facts, Heat, Meter, Workload
 from laptop.errors import LaptopError
 from laptop.export.adb import TMP, Adb
 from laptop.export.places import Place, checked, holds
-from laptop.files import sha256
+from laptop.files import lines, sha256
 
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 HOT = (0, 1, 3, 9)  # of android.os.Temperature's types: processor, GPU, skin, NPU
@@ -213,7 +213,7 @@ def _hottest(text: str) -> float | None:
 def read_battery(text: str) -> Battery:
     """What `dumpsys battery` prints; makers append lines of their own, so the first ones count."""
     found: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in lines(text):
         key, _, value = line.strip().partition(": ")
         found.setdefault(key, value)
     level, scale = (_number(found.get(key)) for key in ("level", "scale"))

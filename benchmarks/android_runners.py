@@ -18,6 +18,7 @@ from typing import Protocol
 
 from laptop.benchmarks.metering import Shapes, Workload
 from laptop.errors import BadInput, LaptopError, MissingExtra
+from laptop.files import lines
 
 PAGE = "docs/android.md"
 PROVIDERS = ("cpu", "xnnpack", "nnapi", "qnn")
@@ -181,7 +182,7 @@ def free_dimensions(model: Path, shapes: Shapes) -> dict[str, int]:
 
 def read_perf_test(log: str, result: str) -> Call:
     """A log of `onnxruntime_perf_test`, and its rows `model,seconds,peak bytes,CPU %,run`."""
-    rows = [line.rsplit(",", 4) for line in result.splitlines() if line.count(",") >= 4]
+    rows = [line.rsplit(",", 4) for line in lines(result) if line.count(",") >= 4]
     try:
         samples = tuple(1000 * float(row[1]) for row in rows)
     except ValueError:
@@ -219,9 +220,9 @@ def _number(pattern: re.Pattern[str], text: str) -> float | None:
 
 def complaint(log: str) -> str:
     """The line that says what is wrong: the last error, or the last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [x for x in lines if re.search(r"error|fail|cannot|not found|^[EF] ", x, re.I)]
-    return ([*lines[-1:], *errors[-1:]] or ["It printed nothing."])[-1][:300]
+    said = [line.strip() for line in lines(log) if line.strip()]
+    errors = [x for x in said if re.search(r"error|fail|cannot|not found|^[EF] ", x, re.I)]
+    return ([*said[-1:], *errors[-1:]] or ["It printed nothing."])[-1][:300]
 
 
 def with_peak(command: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ from laptop.benchmarks import sensors
 from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
 from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
-from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh
-from laptop.files import files_in, sha256
+from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh, last_line
+from laptop.files import files_in, lines, sha256
 from laptop.run import say
 
 CACHE = ".cache/laptop/files"
@@ -109,7 +109,7 @@ class Computer:
         if done.code:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
-                f"({(done.err.strip().splitlines() or ['no message'])[-1]}). Install it, or name "
+                f"({last_line(done.err)}). Install it, or name "
                 "another: --python, or [bench] python in a recipe."
             )
         return _last_json(done.out)
@@ -142,7 +142,7 @@ class Computer:
 
 def _last_json(text: str) -> dict[str, Any]:
     """The object on the last line."""
-    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    found: dict[str, Any] = json.loads(lines(text)[-1])
     return found
 
 
@@ -220,7 +220,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
 
@@ -267,9 +267,7 @@ class Process:
         said = self._errors.read().decode(errors="replace").strip()
         was_killed = code < 0 or code in (137, 139)
         cause = (
-            "it was killed, most often because memory ran out"
-            if was_killed
-            else (said.splitlines() or ["it said nothing"])[-1]
+            "it was killed, most often because memory ran out" if was_killed else last_line(said)
         )
         w = self.workload
         return LaptopError(

@@ -96,7 +96,7 @@ def _lines(config: Path, read: set[Path]) -> Iterator[str]:
     if config in read or not config.is_file() or not os.access(config, os.R_OK):
         return
     read.add(config)
-    for line in config.read_text(errors="replace").splitlines():
+    for line in config.read_text(encoding="utf-8", errors="replace").split("\n"):
         for included in _words(INCLUDE, line):
             # as ssh has it: beside the user's configuration, wherever the including file lies
             name = os.path.expanduser(included)  # noqa: PTH111, of an unknown user it stays as it is

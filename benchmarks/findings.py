@@ -12,7 +12,7 @@ from typing import Any
 from laptop import mistakes
 from laptop.benchmarks.metering import size_bytes
 from laptop.errors import BadInput
-from laptop.files import MANIFEST, read_json
+from laptop.files import MANIFEST, lines, read_json, read_text
 
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
 FOLDERS = {"pruned": "pruned", "student": "model"}
@@ -121,7 +121,7 @@ def _read_losses(path: Path) -> list[Json]:
     if not path.exists():
         return []
     rows: dict[int, Json] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines(read_text(path)), 1):
         try:
             row = json.loads(line)
         except ValueError:

@@ -93,7 +93,7 @@ def compare(model: str, latents: int, samples: int, rounds: int, dtype: torch.dt
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=UNETS, default="sd15")
     parser.add_argument("--latents", type=int, default=16, help="height and width")
     parser.add_argument("--samples", type=int, default=1)

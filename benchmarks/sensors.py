@@ -59,7 +59,7 @@ def name() -> str:
     found = _said("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else None
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        lines = (line.partition(":") for line in cpuinfo.read_text().split("\n"))
         found = next((value.strip() for key, _, value in lines if "model name" in key), None)
     return f"{found or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
@@ -67,7 +67,7 @@ def name() -> str:
 def accelerator() -> str | None:
     """The names of NVIDIA's GPUs."""
     said = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return ", ".join(said.splitlines()) if said else None
+    return ", ".join(said.split("\n")) if said else None
 
 
 def cores(limit: Path = SYS / "fs/cgroup/cpu.max") -> int:
@@ -230,7 +230,7 @@ def busy_s(stat: Path = Path("/proc/stat")) -> float | None:
     """Seconds in which usable cores were not idle, those taken by other machines included."""
     if not stat.is_file():
         return None
-    rows = (line.split() for line in stat.read_text().splitlines() if re.match(r"cpu\d", line))
+    rows = (line.split() for line in stat.read_text().split("\n") if re.match(r"cpu\d", line))
     ticks = 0
     for core, user, nice, system, _, _, *more in rows:
         if int(core[3:]) in usable():
@@ -268,7 +268,7 @@ class _Power:
 def power_w(text: str) -> float | None:
     """The mean power in what tegrastats printed: of the board's rail, else of all rails."""
     sums = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         rails = {rail: int(mw) for rail, mw in RAIL.findall(line)}
         whole = [mw for rail, mw in rails.items() if rail in WHOLE]
         if rails:

@@ -261,7 +261,7 @@ def text(document: Mapping[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--model", choices=("sd15", "sd21", "sdxl"), default="sdxl" if gpu else "sd15")
     add("--width", type=float, default=1.0 if gpu else 0.25, help="share of the channels")

@@ -72,7 +72,7 @@ def load_onnxruntime(order: Order) -> Loaded:
             profiled = _session(order, str(Path(folder) / "profile"))
             for _ in range(iterations + 1):  # the first one is a warm-up
                 profiled.run(None, feed)
-            with Path(profiled.end_profiling()).open() as file:
+            with Path(profiled.end_profiling()).open(encoding="utf-8") as file:
                 return operators(json.load(file))
 
     return Loaded(lambda: session.run(None, feed), profile=profile)
@@ -284,7 +284,7 @@ def peak_memory_bytes() -> int:
     """Largest resident size of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():  # rusage would count the parent's, before the exec
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        (line,) = (x for x in status.read_text().split("\n") if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -27,7 +27,7 @@ from laptop import models
 from laptop.description import pooled_width, text_width
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
-from laptop.files import read_json, sha256
+from laptop.files import exists, inside, read_json, sha256
 
 SCHEMA = "laptop.cache/1"
 INFO = "cache.json"
@@ -53,7 +53,9 @@ class Cache:
     def __init__(self, folder: Path):
         self.info = _info(folder)
         self._empty = _open(folder / EMPTY).tensors
-        self._shards = [_open(folder / name) for name in self.info["shards"]]
+        self._shards = [
+            _open(inside(folder, name, str(folder / INFO))) for name in self.info["shards"]
+        ]
         self._sizes: list[Size] = [(b["height"], b["width"]) for b in self.info["buckets"]]
         places = [
             (shard, size, row)
@@ -135,7 +137,7 @@ def metadata(path: Path) -> dict[str, Any]:
 
 def is_cache(folder: Path) -> bool:
     """Whether `folder` is a cache rather than anything else that training data come from."""
-    return (folder / INFO).is_file()
+    return exists(folder / INFO)
 
 
 def encoders(model: str) -> dict[str, Path]:

@@ -1,21 +1,18 @@
 """A model's VAE and text encoders at work on training examples; on captions alone, all of it."""
 
-import io
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from laptop import models, processes
 from laptop.description import describe
 from laptop.distill.buckets import Size, bucket_sizes, fit, nearest
 from laptop.distill.sources import Broken, Example
+from laptop.distill.viewer import BadPicture, view
 from laptop.errors import LaptopError
 from laptop.precision import stored_dtype
 from laptop.pruning.sampling import draw
@@ -24,10 +21,6 @@ STORED = torch.float16  # exact to 5e-4 of a value, far below the noise that tra
 PIXELS = 64 * 64**2  # encoded or drawn at once, on a CPU
 PIXELS_ON_GPU = 4 * 1024**2
 CAPTIONS = 64  # encoded at once
-BAD_PICTURE = (  # what PIL's decoders raise on damaged files
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class NotFinite(LaptopError):
@@ -111,8 +104,8 @@ class Encoder:
                 continue
             try:
                 size, item = self._fit(record, seed)
-            except BAD_PICTURE as e:
-                broken.append(Broken(record.id, f"not a readable picture ({type(e).__name__})"))
+            except BadPicture as e:
+                broken.append(Broken(record.id, f"not a readable picture ({e})"))
                 continue
             waiting[size].append(item)
             if len(waiting[size]) == max(1, limit // (size[0] * size[1])):
@@ -124,10 +117,9 @@ class Encoder:
         if example.picture is None:
             size = self.sizes[0]
             return size, _Fitted(example, seed, None, torch.tensor([*size, 0, 0, *size]).float())
-        with Image.open(io.BytesIO(example.picture)) as image:
-            upright = ImageOps.exif_transpose(image)
-            size = nearest(self.sizes, upright.height, upright.width)
-            return size, _Fitted(example, seed, *fit(upright, size))
+        image = view(example.picture)
+        size = nearest(self.sizes, image.height, image.width)
+        return size, _Fitted(example, seed, *fit(image, size))
 
     def _encode(self, batch: Sequence[_Fitted]) -> Tensor:
         """Latents (B, C, h, w), sampled from what the VAE gives."""

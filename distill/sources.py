@@ -8,15 +8,19 @@ past those that are encoded already costs little.
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from laptop.errors import BadInput, MissingExtra
+from laptop.files import exists, inside, lines, read_bytes, read_text, shown
 
 PART = 256  # examples of a part, where the source itself has no parts
+PICTURE_BYTES = 256 << 20  # a larger file is no picture to train on
 DRAWN_PART = 64  # pictures that the teacher draws take long: less is lost when a run is killed
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,11 @@ class Folder(Source):
                 f'line for each: {{"file_name": "0.png", "{self.column}": "a caption"}}.'
             )
         rows: list[tuple[str, str]] = []
-        try:
-            for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(lines(read_text(metadata)), 1):
+            try:
                 rows.append(self._read_line(line, first=number == 1))
-        except BadInput as e:
-            raise BadInput(f"{metadata}, line {number}: {e}") from None
-        except (OSError, UnicodeDecodeError) as e:
-            raise BadInput(f"{metadata} cannot be read: {e}") from None
+            except BadInput as e:
+                raise BadInput(f"{metadata}, line {number}: {e}") from None
         if not rows:
             raise BadInput(f"{metadata} is empty.")
         return rows
@@ -112,13 +114,15 @@ class Folder(Source):
         try:
             row = json.loads(line)
             name = row["file_name"]
-            is_file = (self.folder / name).is_file()
-        except (ValueError, KeyError, TypeError) as e:
-            raise BadInput(f"needs file_name and {self.column} ({e!r}).") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise BadInput(f"needs file_name and {self.column} ({shown(e)}).") from None
         if first and self.column not in row:
             raise unknown_column(self.column, row, "caption_column")
-        if not is_file:
-            raise BadInput(f"{name} does not exist.")
+        path = inside(self.folder, name, "it")
+        if not exists(path):
+            raise BadInput(f"{shown(name)[1:-1]} does not exist.")
+        if not path.is_file():
+            raise BadInput(f"{shown(name)[1:-1]} is no ordinary file.")
         return name, as_caption(row.get(self.column))
 
     def read(self, part: int) -> Iterator[Example | Broken]:
@@ -129,8 +133,8 @@ class Folder(Source):
                 yield Broken(name, f"no {self.column}")
                 continue
             try:
-                yield Example(name, caption, (self.folder / name).read_bytes())
-            except OSError as e:
+                yield Example(name, caption, read_bytes(self.folder / name, PICTURE_BYTES))
+            except BadInput as e:
                 yield Broken(name, str(e))
 
 
@@ -157,17 +161,21 @@ class Prompts(Source):
 
 
 def as_caption(value: Any) -> str:
-    """A caption as records hold it: text, or a list of texts whose first one counts; else empty."""
+    """A caption as records hold it: text, or a list of texts whose first one counts; else empty.
+
+    Text with half of a letter (a lone surrogate, which JSON can hold) is none.
+    """
     if isinstance(value, list | tuple) and value:
         value = value[0]
-    return value.strip() if isinstance(value, str) else ""
+    is_text = isinstance(value, str) and not SURROGATE.search(value)
+    return value.strip() if is_text else ""
 
 
 def unknown_column(column: str, known: Any, setting: str) -> BadInput:
     """The error for a column that records do not have."""
     return BadInput(
-        f"there is no column {column!r}; known are {', '.join(map(str, known))}. Set {setting} in "
-        "the recipe's [data]."
+        f"there is no column {column!r}; known are "
+        f"{shown(', '.join(map(str, known)))[1:-1]}. Set {setting} in the recipe's [data]."
     )
 
 

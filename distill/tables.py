@@ -4,12 +4,16 @@ It is a folder that `save_to_disk` wrote, a folder or file that `load_dataset` r
 pictures), or a dataset on the Hub, stored first or, with `streaming`, read as it arrives.
 """
 
+import glob
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from laptop.distill.sources import (
+    PICTURE_BYTES,
     Broken,
     Example,
     Source,
@@ -21,8 +25,13 @@ from laptop.distill.sources import (
     unknown_column,
 )  # fmt: skip
 from laptop.errors import BadInput
+from laptop.files import exists, inside, read_json, reason, shown
 
 SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk
+FILES = (".parquet", ".arrow", ".json", ".jsonl", ".csv")
+READERS = {".jsonl": "json"}  # of the library, where another than the ending
+REMOTE = ("hf", "http", "https", "zip", "gzip")  # where pictures may be: the Hub, the web, archives
+LOCAL = ("file", "local")
 
 
 class Table(Source):
@@ -45,6 +54,7 @@ class Table(Source):
         streaming: bool = False,
     ):
         self.name, self.image, self.caption = f"hf:{name}", image_column, caption_column
+        self._local = Path(name) if Path(name).is_dir() else Path(name).parent
         self._rows = self._with_files(_load(name, split, streaming))
         self.is_stream = not hasattr(self._rows, "__len__")
         if self.is_stream:
@@ -83,34 +93,96 @@ class Table(Source):
         try:
             for number, row in enumerate(rows, first + 1):
                 yield self._example(f"{where}row {number}", row)
-        except (OSError, ValueError, library("datasets").exceptions.DatasetsError) as e:
-            raise BadInput(f"{self.name}, {self.parts[part]}: cannot be read on: {e}") from None
+        except Exception as e:  # noqa: BLE001 (what the library's readers raise on damaged files)
+            raise BadInput(
+                f"{self.name}, {self.parts[part]}: cannot be read on: {reason(e)}"
+            ) from None
 
     def _example(self, name: str, row: Mapping[str, Any]) -> Example | Broken:
         caption, picture = as_caption(row[self.caption]), row[self.image]
         if not caption:
             return Broken(name, f"no {self.caption}")
-        if not picture:
+        if not picture or not (picture["bytes"] or picture["path"]):
             return Broken(name, f"no {self.image}")
         try:
-            return Example(name, caption, picture["bytes"] or _read(picture["path"]))
-        except OSError as e:
+            return Example(name, caption, picture["bytes"] or self._read(picture["path"]))
+        except BadInput as e:
             return Broken(name, str(e))
+
+    def _read(self, address: object) -> bytes:
+        """A picture that the table only names, such as `zip://0.png::hf://datasets/me/it/a.zip`.
+
+        `BadInput` unless it is of this dataset, of what the libraries store, or of the web.
+        """
+        for link in str(address).split("::"):
+            protocol, is_url, path = link.rpartition("://")
+            if is_url and protocol not in REMOTE + LOCAL:
+                raise BadInput(f"its picture {shown(address)} is neither a file nor on the web")
+            if protocol not in REMOTE and not self._is_own(Path(path)):
+                raise BadInput(
+                    f"its picture {shown(address)} is outside of the dataset, which must hold it"
+                )
+        try:
+            with library("fsspec").open(address, "rb") as file:
+                content: bytes = file.read(PICTURE_BYTES)
+        except Exception as e:  # noqa: BLE001 (of any file system)
+            raise BadInput(f"its picture {shown(address)} cannot be read: {reason(e)}") from None
+        return content
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file is of a local dataset, or stored by the libraries for a remote one."""
+        stored = library("datasets").config.HF_DATASETS_CACHE, HF_HUB_CACHE
+        own = [self._local] if exists(self._local) else []
+        try:
+            file = path.resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            return False
+        return file.is_file() and any(
+            file.is_relative_to(Path(p).resolve()) for p in [*own, *stored]
+        )
 
 
 def _load(name: str, split: str | None, streaming: bool) -> Any:
     """The rows of a split, stored or streamed."""
     datasets = library("datasets")
     path = Path(name)
+    where = {"path": name}
+    if exists(path):
+        _check_local(path)
+    if exists(path) and path.is_file():
+        where = {"path": READERS.get(path.suffix, path.suffix[1:]), "data_files": glob.escape(name)}
     try:
-        if any((path / file).is_file() for file in SAVED):
+        if any(exists(path / file) for file in SAVED):
             return _split_of(name, datasets.load_from_disk(name), split)
-        where = {"path": name}
-        if path.is_file():
-            where = {"path": path.suffix.removeprefix("."), "data_files": name}
         return datasets.load_dataset(**where, split=split or "train", streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        raise BadInput(f"hf:{name} cannot be loaded: {e}") from None
+    except BadInput:
+        raise
+    except Exception as e:  # noqa: BLE001 (what the library and its readers raise on foreign files)
+        raise BadInput(f"hf:{shown(name)[1:-1]} cannot be loaded: {reason(e)}") from None
+
+
+def _check_local(path: Path) -> None:
+    """Raise `BadInput` for files that the library would not read as data."""
+    if path.is_file():
+        if path.suffix not in FILES:
+            raise BadInput(f"hf:{path}: one file of a dataset ends in {', '.join(FILES)}.")
+        return
+    if not any(exists(path / file) for file in SAVED) and glob.escape(str(path)) != str(path):
+        raise BadInput(
+            f"hf:{path}: the library datasets takes *, ? and [ in a folder's path for wildcards. "
+            "Rename the folder, or name a link to it."
+        )
+    for file in path.rglob("*"):
+        if not exists(file) or not (file.is_file() or file.is_dir()):
+            raise BadInput(f"hf:{path}: {file} is neither a file nor a folder.")
+        if file.name == SAVED[0]:
+            state = read_json(file)
+            for kind in ("_data_files", "_indices_data_files"):
+                for entry in state.get(kind) or []:
+                    inside(file.parent, entry.get("filename"), str(file))
+        elif file.name == SAVED[1]:
+            for split in read_json(file).get("splits", []):
+                inside(file.parent, split, str(file))
 
 
 def _split_of(name: str, saved: Any, split: str | None) -> Any:
@@ -126,10 +198,3 @@ def _files(name: str) -> list[tuple[str, int]]:
     """Names and sizes of the files of a local dataset."""
     files = sorted(p for p in Path(name).rglob("*") if p.is_file())
     return [(path.relative_to(name).as_posix(), path.stat().st_size) for path in files]
-
-
-def _read(path: str) -> bytes:
-    """A file here, on the Hub or in an archive, as datasets write their paths."""
-    with library("fsspec").open(path, "rb") as file:
-        data: bytes = file.read()
-    return data

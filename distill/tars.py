@@ -6,14 +6,18 @@ Each tar is a part. It is read as a stream, from a file or from an address.
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from gzip import GzipFile
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
+from laptop.distill.addresses import is_address, opened, shard_names
 from laptop.distill.sources import (
+    PICTURE_BYTES,
     Broken,
     Example,
     Source,
@@ -24,25 +28,40 @@ from laptop.distill.sources import (
     unknown_column,
 )  # fmt: skip
 from laptop.errors import BadInput
+from laptop.files import decoded, reason, shown
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("text", "caption")  # keys of a record's JSON, beside `caption_column`
+TEXTS = ("txt", "json")
+LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of systems; and names that begin with a dot
+META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members
+HEADER_BYTES = 1 << 20  # a longer name or attribute of a member is an attack: they are read at once
+GZIP = b"\x1f\x8b"
 END_OF_TAR = bytes(2 * 512)  # without it a tar was cut off, which tarfile takes for its end
+Record = Mapping[str, bytes | None]  # files by ending; None: too large
 
 
 class Tars(Source):
     """Tar shards: paths and addresses with braces (`{00000..00009}.tar`), paths with wildcards.
 
-    With `count` each gives its share of it. `BadInput` for what cannot be found, or whose first
-    record is none of ours.
+    With `count` each gives its share of it. Addresses other than http(s) run programs, which only
+    `allow_commands` allows. `BadInput` for what cannot be found, or whose first record is none of
+    ours.
     """
 
     is_drawn = False
 
-    def __init__(self, pattern: str, count: int | None = None, caption_column: str = "text"):
+    def __init__(
+        self,
+        pattern: str,
+        count: int | None = None,
+        caption_column: str = "text",
+        *,
+        allow_commands: bool = False,
+    ):
         self.name, self.column = pattern, caption_column
-        self._urls = _expand(pattern)
+        self._urls = shard_names(pattern, allow_commands=allow_commands)
         self.parts = [PurePosixPath(url).name for url in self._urls]
         self._limits = shares(count, len(self.parts))
         self.identity = {"tars": digest([_identity(url) for url in self._urls] + [count])}
@@ -54,11 +73,16 @@ class Tars(Source):
             for key, record in islice(records, self._limits[part]):
                 yield self._example(f"{self.parts[part]}/{key}", record)
 
-    def _example(self, name: str, record: Mapping[str, bytes]) -> Example | Broken:
+    def _example(self, name: str, record: Record) -> Example | Broken:
+        if large := [ending for ending, content in record.items() if content is None]:
+            return Broken(name, f"{large[0]} of more than {PICTURE_BYTES / 1e6:.0f} MB")
         picture = next((record[ending] for ending in PICTURES if ending in record), None)
         if picture is None:
             return Broken(name, f"no picture ({', '.join(PICTURES)})")
-        caption = _caption(record, (self.column, *CAPTIONS))
+        try:
+            caption = _caption(record, (self.column, *CAPTIONS))
+        except BadInput as e:
+            return Broken(name, str(e))
         return Example(name, caption, picture) if caption else Broken(name, "no caption")
 
     def _check_first(self) -> None:
@@ -66,41 +90,45 @@ class Tars(Source):
             _, first = next(records, ("", {}))
         if not any(ending in first for ending in PICTURES):
             raise BadInput(
-                f"{self._urls[0]}: its first record has {', '.join(first) or 'nothing'}; needed "
+                f"{self._urls[0]}: its first record has {_endings(first)}; needed "
                 f"are a picture ({', '.join(PICTURES)}) and txt or json."
             )
-        known = _json(first)
+        known = _known(first)
         if "txt" not in first and known and not known.keys() & {self.column, *CAPTIONS}:
             raise BadInput(
                 f"{self._urls[0]}: {unknown_column(self.column, known, 'caption_column')}"
             )
 
-    def _records(self, part: int) -> Generator[tuple[str, Mapping[str, bytes]], None, None]:
+    def _records(self, part: int) -> Generator[tuple[str, Record], None, None]:
         """Key and files by ending of each record; `BadInput` for a tar without an end."""
-        webdataset = library("webdataset")
+        group = library("webdataset").tariterators.group_by_keys
         url = self._urls[part]
         try:
-            with closing(_Stream(webdataset.gopen(url))) as stream:
-                files = webdataset.tariterators.tar_file_iterator(stream)
-                named = ({**file, "__url__": url} for file in files)
-                for record in webdataset.tariterators.group_by_keys(named):
+            with closing(opened(url)) as file:
+                stream = _Stream(file, file.read(len(GZIP)))
+                if is_gzip := stream.head == GZIP:
+                    stream = _Stream(GzipFile(fileobj=stream))  # type: ignore[call-overload]
+                named = ({**member, "__url__": url} for member in _members(stream))
+                for record in group(named):
                     own = {k: v for k, v in record.items() if not k.startswith("__")}
                     yield record["__key__"], own
-                if url.endswith(".tar") and not stream.is_whole():
+                if not is_gzip and not stream.is_whole():  # gzip itself knows its end
                     raise BadInput(f"{url} ends in the middle: it was cut off. Fetch it again.")
-        except (OSError, EOFError, tarfile.TarError, ValueError) as e:
-            reason = str(e).partition(" @ ")[0]  # webdataset adds the stream
-            raise BadInput(f"{url} cannot be read: {reason}") from None
+        except BadInput:
+            raise
+        except Exception as e:  # noqa: BLE001 (also what zlib, tarfile and http raise on damage)
+            raise BadInput(f"{shown(url)[1:-1]} cannot be read: {reason(e)}") from None
 
 
 class _Stream:
-    """Bytes of a tar that remembers the last ones."""
+    """Bytes of a tar, of which `head` was read before; remembers the last ones."""
 
-    def __init__(self, file: Any):
-        self.file, self.last = file, b""
+    def __init__(self, file: BinaryIO | GzipFile, head: bytes = b""):
+        self.file, self.head, self.last = file, head, b""
 
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self.file.read(size)
+    def read(self, size: int) -> bytes:
+        data = self.head + self.file.read(size - len(self.head))
+        self.head = b""
         self.last = (self.last + data)[-len(END_OF_TAR) :]
         return data
 
@@ -110,40 +138,68 @@ class _Stream:
             pass
         return self.last == END_OF_TAR
 
-    def close(self) -> None:
-        self.file.close()
+
+class _Header(tarfile.TarInfo):
+    """A member whose name and attributes fit into memory: tarfile reads those at once."""
+
+    @classmethod
+    def frombuf(cls, *args: Any, **options: Any) -> "_Header":
+        header = super().frombuf(*args, **options)
+        if not header.isreg() and header.size > HEADER_BYTES:
+            raise BadInput(f"a member's attributes have {header.size / 1e6:.0f} MB")
+        return header
 
 
-def _expand(pattern: str) -> list[str]:
-    """Addresses, and the paths of files."""
-    found: list[str] = []
-    for url in library("webdataset").shardlists.expand_urls(pattern):
-        if "://" in url:
-            found.append(url)
-            continue
-        root = Path(url).anchor or "."
-        paths = sorted(Path(root).glob(str(Path(url).relative_to(Path(url).anchor))))
-        if not paths:
-            raise BadInput(f"--data {pattern}: no file is called {url}.")
-        found += map(str, paths)
-    return found
+def _members(stream: _Stream) -> Iterator[dict[str, Any]]:
+    """Name and content of a tar's files, as webdataset has them; what nothing needs is empty.
+
+    Links, devices and folders are left out, and what systems add.
+    """
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
+        for member in tar:
+            tar.members = []  # it would keep all of them
+            name = member.name
+            if not member.isreg() or _is_litter(name) or META.match(name):
+                continue
+            content: bytes | None = b""
+            if name.lower().endswith(tuple(f".{ending}" for ending in (*PICTURES, *TEXTS))):
+                small = member.size <= PICTURE_BYTES
+                content = tar.extractfile(member).read() if small else None
+            yield {"fname": name, "data": content}
+
+
+def _is_litter(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name.startswith(".") or any(part in LITTER for part in path.parts)
 
 
 def _identity(url: str) -> tuple[str, int]:
-    return (url, 0) if "://" in url else (Path(url).name, Path(url).stat().st_size)
+    return (url, 0) if is_address(url) else (Path(url).name, Path(url).stat().st_size)
 
 
-def _caption(record: Mapping[str, bytes], keys: tuple[str, ...]) -> str:
-    """From the record's text, else from its JSON."""
-    if "txt" in record:
-        return record["txt"].decode("utf-8", errors="replace").strip()
+def _endings(record: Record) -> str:
+    return shown(", ".join(record))[1:-1] or "nothing"
+
+
+def _caption(record: Record, keys: tuple[str, ...]) -> str:
+    """From the record's text, else from its JSON; `BadInput` where they are neither."""
+    if (text := record.get("txt")) is not None:
+        return as_caption(decoded(text, "its txt"))
     values = _json(record)
     return next((c for key in keys if (c := as_caption(values.get(key)))), "")
 
 
-def _json(record: Mapping[str, bytes]) -> Mapping[str, Any]:
+def _json(record: Record) -> Mapping[str, Any]:
     try:
-        values = json.loads(record.get("json", b"{}"))
-    except ValueError:
-        return {}
+        values = json.loads(decoded(record.get("json") or b"{}", "its json"))
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"its json is not valid ({reason(e)})") from None
     return values if isinstance(values, dict) else {}
+
+
+def _known(record: Record) -> Mapping[str, Any]:
+    """The keys of a record's JSON, where it can be read."""
+    try:
+        return _json(record)
+    except BadInput:
+        return {}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from laptop.errors import LaptopError
 from laptop.export.places import Done, called, checked, last_line
+from laptop.files import lines
 
 TMP = "/data/local/tmp"  # where adb's user may write and run programs
 END = "laptop: end of script"
@@ -145,14 +146,13 @@ def call(arguments: Sequence[str], timeout_s: float, where: str) -> Done:
     if shutil.which("adb") is None:
         raise LaptopError(f"{where} needs the program 'adb', which is missing. {INSTALL}")
     done = called(["adb", *arguments], timeout_s, where)
-    lines = done.err.splitlines(keepends=True)
-    return done._replace(err="".join(line for line in lines if not line.startswith("* daemon")))
+    return done._replace(err=re.sub(r"^\* daemon.*\n?", "", done.err, flags=re.MULTILINE))
 
 
 def _said(done: Done) -> str:
     """What adb complains of: of copies on either output."""
-    lines = [line for line in (done.err + done.out).splitlines() if "error" in line]
-    return lines[0].removeprefix("adb: ").removeprefix("error: ") if lines else ""
+    errors = [line for line in lines(done.err + done.out) if "error" in line]
+    return errors[0].removeprefix("adb: ").removeprefix("error: ") if errors else ""
 
 
 def devices() -> list[tuple[str, str]]:
@@ -162,8 +162,8 @@ def devices() -> list[tuple[str, str]]:
 
 def read_devices(text: str) -> list[tuple[str, str]]:
     """The rows of `adb devices -l`."""
-    lines = (line for line in text.splitlines() if not line.startswith(("*", "List of")))
-    return [(found[1], found[2]) for line in lines if (found := ROW.match(line))]
+    rows = (line for line in lines(text) if not line.startswith(("*", "List of")))
+    return [(found[1], found[2]) for row in rows if (found := ROW.match(row))]
 
 
 def _listed(found: Sequence[tuple[str, str]]) -> str:

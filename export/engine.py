@@ -32,6 +32,7 @@ from laptop.export import artifacts, onnx_weights, places, to_tensorrt, trtexec
 from laptop.export.places import Local, Place
 from laptop.export.runtimes import Array, Runner
 from laptop.export.trtexec import BuildPlan, Device, EngineKey, Version
+from laptop.files import lines, read_text
 
 HERE = Local()
 CACHE = ".cache/laptop/tensorrt"
@@ -79,7 +80,7 @@ class Engine:
 def probe(where: Place) -> Board:
     """What is there; `LaptopError` where no trtexec or no GPU is."""
     out, _, help_text = places.checked(where, PROBE).partition("\nhelp\n")
-    found = dict(line.partition(" ")[::2] for line in out.splitlines())
+    found = dict(line.partition(" ")[::2] for line in lines(out))
     if "trtexec" not in found:
         raise LaptopError(
             f"{where.name} has no trtexec on its PATH, in /usr/src/tensorrt/bin (JetPack) or in "
@@ -276,7 +277,7 @@ def compute(
         if done.code:
             raise trtexec.failure(done.out, done.code, f"running an engine on {where.name}")
         where.get(output, Path(here) / "output.json")
-        return trtexec.read_output((Path(here) / "output.json").read_text())
+        return trtexec.read_output(read_text(Path(here) / "output.json"))
 
 
 def raw(plan: BuildPlan, version: Version, given: Mapping[str, Array]) -> dict[str, Array]:

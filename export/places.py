@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from laptop.errors import BadInput, LaptopError
+from laptop.files import lines
 from laptop.scratch import mark
 
 SSH_FAILED = 255  # ssh's own exit code
@@ -211,7 +212,7 @@ def called(
             command,
             input=given or "",
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
         )
@@ -224,7 +225,7 @@ def called(
 
 def last_line(text: str) -> str:
     """For messages: the last line is where programs say what is wrong."""
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+    return (lines(text.strip()) or ["it said nothing"])[-1]
 
 
 def place(address: str) -> Place:

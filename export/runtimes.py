@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laptop.errors import BadInput
+from laptop.files import reason
 
 Array = NDArray[Any]
 Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -63,7 +64,7 @@ def onnx_runner(path: Path) -> Runner:
         except (state.InvalidArgument, state.Fail, state.RuntimeException) as e:
             raise BadInput(
                 f"{path} does not fit the model that it is compared with "
-                f"({str(e).splitlines()[0]}). Pass the model that it was exported from."
+                f"({reason(e)}). Pass the model that it was exported from."
             ) from None
 
     return call

@@ -29,6 +29,7 @@ from laptop.export.lowering import fewer_repeats
 from laptop.export.runtimes import Array, Runner
 from laptop.export.settings import CoremlConfig
 from laptop.export.targets import VERIFIED
+from laptop.files import reason
 
 NAMES = "names"  # the method that tells inputs and outputs
 NOISY = ("torchao", "torch.utils._pytree", "root", "coremltools")  # loggers
@@ -57,7 +58,7 @@ def load(path: Path) -> Runner:
         except (RuntimeError, AttributeError) as e:
             here = ", ".join(runtime.backend_registry.registered_backend_names)
             raise BadInput(
-                f"{path} cannot be loaded ({str(e).splitlines()[0]}). It may be cut off (export it "
+                f"{path} cannot be loaded ({reason(e)}). It may be cut off (export it "
                 f"again with --overwrite) or made for a backend that is not among {here}."
             ) from None
     inputs, outputs = (part.split(",") for part in text.split(";"))

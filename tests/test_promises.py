@@ -199,3 +199,29 @@ def test_the_embedded_weights_are_at_most_24_megabytes() -> None:
     weights = list((ROOT / "toolchain" / "tiny" / "model").rglob("*.safetensors"))
     assert weights
     assert sum(p.stat().st_size for p in weights) <= 24e6
+
+
+READERS = {  # what reads text or pictures in a way of its own, and the files that may
+    r"\.splitlines\(": set[str](),  # it also cuts at letters, such as U+2028
+    r"\.read_text\(": {  # of the system's files, which are plain; some run on boards, alone
+        *("benchmarks/sensors.py", "benchmarks/worker.py", "toolchain/machine.py"),
+        *("benchmarks/devices.py", "benchmarks/computers.py"),
+    },
+    r"errors=\"": {  # of what programs print, which is shown and not kept; and of ssh's settings
+        *("export/places.py", "benchmarks/computers.py", "benchmarks/devices.py"),
+    },
+    r"\bgopen\(": {"distill/addresses.py"},  # it runs programs
+    r"\bImage\.open\(": {"distill/viewer.py", "benchmarks/figures.py"},  # our own, in figures
+    r"(?<!_)tarfile\.open\(": {"distill/tars.py"},
+}
+
+
+@pytest.mark.parametrize("pattern", READERS)
+def test_text_pictures_and_tars_of_others_are_read_in_one_place(pattern: str) -> None:
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("toolchain", *STAGES)
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(pattern, path.read_text(encoding="utf-8"))
+    }
+    assert readers <= READERS[pattern]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def cache(
     model: str,
     data: str | None,
+    allow_commands: bool,
     count: int | None,
     resolution: int | None,
     buckets: bool | None,
@@ -46,7 +47,8 @@ def cache(
     from laptop.files import read_json
     from laptop.training_data import make
 
-    info = read_json(make(model, recipe.data, out, overwrite=common.overwrite) / INFO)
+    made = make(model, recipe.data, out, overwrite=common.overwrite, allow_commands=allow_commands)
+    info = read_json(made / INFO)
     sizes = ", ".join(f"{b['height']} x {b['width']}: {b['count']}" for b in info["buckets"])
     skipped = f", {len(info['skipped'])} skipped" if info["skipped"] else ""
     common.print(info, f"Cache: {out}\n{info['count']} samples{skipped}; latents {sizes}")

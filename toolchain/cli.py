@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from laptop import __version__, artifact_commands, bench_options, cache_command, options, readers
+from laptop.files import lines, read_text
 from laptop.options import Common, example
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def compress(
     granularity: str | None,
     targets: str | None,
     data: str | None,
+    allow_commands: bool,
     steps: int | None,
     prompts: Path | None,
     devices: str | None,
@@ -77,8 +79,13 @@ def compress(
     yield recipe
     from laptop import compress as pipeline
 
-    again = common.overwrite
-    report = pipeline.compress(recipe, out, overwrite=again, is_verified=not no_verify)
+    report = pipeline.compress(
+        recipe,
+        out,
+        overwrite=common.overwrite,
+        is_verified=not no_verify,
+        allow_commands=allow_commands,
+    )
     common.print(
         {"run": str(out), "report": str(report), "model": str(out / "model")},
         f"Done. Report: {report}\nModel:  {out / 'model'}\nArtifacts: {out / 'artifacts'}",
@@ -241,7 +248,13 @@ def prune(
 @options.common
 @options.dry_run
 def distill(
-    teacher: str, student: str, data: str | None, steps: int | None, out: Path, common: Common
+    teacher: str,
+    student: str,
+    data: str | None,
+    allow_commands: bool,
+    steps: int | None,
+    out: Path,
+    common: Common,
 ) -> "Iterator[object]":
     """Retrain a pruned student by normalized feature distillation."""
     options.need_folder(out)
@@ -250,14 +263,17 @@ def distill(
     from laptop.training_data import check_data, prepared
 
     configs = recipe.distill, recipe.train
-    check_data(teacher, recipe.data)
+    check_data(teacher, recipe.data, allow_commands=allow_commands)
     trainer.check_before_start(teacher, student, out, *configs)
     yield recipe, lambda: trainer.rehearse(teacher, student, *configs)
 
     again: Overwrite = "stale" if common.overwrite else False
-    cached = prepared(teacher, recipe.data, out.with_name(f"{out.name}-data"), overwrite=again)
+    data_folder = out.with_name(f"{out.name}-data")
+    cached = prepared(
+        teacher, recipe.data, data_folder, overwrite=again, allow_commands=allow_commands
+    )
     trainer.distill(teacher, student, cached, out, *configs, overwrite=common.overwrite)
-    last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    last = json.loads(lines(read_text(out / "metrics.jsonl"))[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
 
 

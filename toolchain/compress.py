@@ -53,14 +53,20 @@ Stages = dict[str, Callable[[], Path]]
 
 
 def compress(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, is_verified: bool = True
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    is_verified: bool = True,
+    allow_commands: bool = False,
 ) -> Path:
     """Run all stages into `out`; returns the report's path. A killed run goes on where it was.
 
+    `allow_commands` lets addresses of training data run programs, see `distill.addresses`.
     Raises `CheckFailed`, after the report, for artifacts that could not be made, and for those
     that differ from PyTorch unless they are not to be verified.
     """
-    check_before_start(recipe, out)
+    check_before_start(recipe, out, allow_commands=allow_commands)
     if not (out / "laptop.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "laptop.json", {"schema": SCHEMA, "stages": {}})
@@ -70,7 +76,7 @@ def compress(
     export_again = out / ".export-again"
     if failures(out / "artifacts") or failures(out / "baseline"):
         export_again.touch()
-    work = _training(recipe, out, again) | _judging(
+    work = _training(recipe, out, again, allow_commands=allow_commands) | _judging(
         recipe, out, again, "stale" if export_again.exists() else again
     )
     if not is_verified:
@@ -92,7 +98,7 @@ def compress(
     return report
 
 
-def _training(recipe: Recipe, out: Path, again: Overwrite) -> Stages:
+def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bool) -> Stages:
     """The stages that make the student."""
     model = recipe.model
     data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
@@ -104,7 +110,9 @@ def _training(recipe: Recipe, out: Path, again: Overwrite) -> Stages:
         "prune": lambda: prune(
             model, out / "plan.json", out / "pruned", recipe.prune, out / "score", overwrite=again
         ),
-        "data": lambda: prepared(model, recipe.data, data, overwrite=again),
+        "data": lambda: prepared(
+            model, recipe.data, data, overwrite=again, allow_commands=allow_commands
+        ),
         "distill": lambda: distill(
             model,
             str(out / "pruned"),
@@ -166,7 +174,7 @@ def is_below_floor(run: Path) -> bool:
     return any(row["state"] == FAILED for row in results)
 
 
-def check_before_start(recipe: Recipe, out: Path) -> None:
+def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = False) -> None:
     """Raise for anything in the recipe that a later stage would refuse."""
     if out.exists() and not out.is_dir():
         raise OutputExists(f"{out} is a file; the result is a folder. Choose another -o.")
@@ -178,7 +186,7 @@ def check_before_start(recipe: Recipe, out: Path) -> None:
         )
     models.need_whole_chain(recipe.model, "compress")
     check_request(recipe.export, _prompts(recipe))
-    check_data(recipe.model, recipe.data)
+    check_data(recipe.model, recipe.data, allow_commands=allow_commands)
     check_training(recipe.distill, recipe.train)
     check_score(recipe.score)
     check_prune(recipe.prune)

@@ -39,10 +39,14 @@ def inside(root: Path, name: object, where: str) -> Path:
         raise BadInput(f"{where} names {shown(name)}; needed is the name of a file in {root}.")
     parts = PurePosixPath(name)
     path = root / parts
-    is_relative = not parts.is_absolute() and ".." not in parts.parts and ":" not in parts.parts[0]
+    is_relative = not parts.is_absolute() and ".." not in parts.parts and bool(parts.parts)
     try:
-        is_below = is_relative and path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a circle of links, a name too long
+        is_below = (
+            is_relative
+            and ":" not in parts.parts[0]
+            and path.resolve().is_relative_to(root.resolve())
+        )
+    except (OSError, RuntimeError, ValueError):  # a circle of links, too long, no Unicode
         is_below = False
     if not is_below:
         raise BadInput(
@@ -80,6 +84,14 @@ def open_file(path: Path) -> BinaryIO:
         raise BadInput(f"{path} does not exist.") from None
     except (OSError, RuntimeError, ValueError) as e:  # ValueError: a null character in the name
         raise BadInput(f"{shown(str(path))} cannot be read: {reason(e)}.") from None
+
+
+def exists(path: Path) -> bool:
+    """Whether a path exists; False also for text that can be none, such as one too long."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _kind(mode: int) -> str:

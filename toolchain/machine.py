@@ -31,8 +31,8 @@ def available_memory_bytes() -> int:
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError, KeyError):  # no such files, or "max"
         limit, taken = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        lines = (CGROUP / "memory.stat").read_text().splitlines()
-        stat = dict(line.split() for line in lines)
+        rows = (CGROUP / "memory.stat").read_text().strip().split("\n")
+        stat = dict(row.split() for row in rows)
         cached = int(stat["active_file"]) + int(stat["inactive_file"])  # given up when needed
         free = min(free, limit - taken + cached)
     return int(free)
@@ -47,7 +47,7 @@ def reset_peak_memory() -> None:
 def peak_memory_bytes() -> int:
     """Largest resident size of this process, on Linux since the stage began."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text().split("\n"):
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from laptop import component_classes, mistakes, stored_weights
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.files import read_json, shown
+from laptop.files import read_json, reason, shown
 from laptop.model_checks import check_configs, check_folder, check_unet
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _check_hub(source: str) -> None:
     except (OSError, HfHubHTTPError, HFValidationError) as e:
         raise UnknownModel(
             f"{source!r} is neither in the local Hub cache nor can it be fetched "
-            f"({str(e).splitlines()[0]}). Check the name and the network (for a gated model: "
+            f"({reason(e)}). Check the name and the network (for a gated model: "
             "`hf auth login`), or pass the path of a local diffusers folder."
         ) from None
     component_classes.check_index(index, source)

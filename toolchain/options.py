@@ -142,12 +142,24 @@ def model(function: Function) -> Function:
     return command
 
 
-data = click.option(
-    "--data",
-    help="Training data: a folder with metadata.jsonl, hf:NAME[:SPLIT], tar shards or their "
-    "address, prompts[:FILE] (drawn by the model), scenes (tiny-sdxl), or what `laptop cache` "
-    "made. [default: the recipe's]",
-)
+def data(function: Function) -> Function:
+    """--data, and --allow-commands, which no recipe can set."""
+    for option in (
+        click.option(
+            "--allow-commands",
+            is_flag=True,
+            help="Let --data or the recipe's data.source run programs: pipe:COMMAND, gs:, …",
+        ),
+        click.option(
+            "--data",
+            help="Training data: a folder with metadata.jsonl, hf:NAME[:SPLIT], tar shards or "
+            "their address, prompts[:FILE] (drawn by the model), scenes (tiny-sdxl), or what "
+            "`laptop cache` made. [default: the recipe's]",
+        ),
+    ):
+        function = option(function)
+    return function
+
 
 prompts = click.option(
     "--prompts",

@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 from laptop.errors import BadInput
+from laptop.files import lines, read_text, shown
 from laptop.tiny import draws_scenes
 
 GENERAL = Path(__file__).parent / "prompts.txt"  # our own; for models that draw anything
@@ -13,10 +14,10 @@ HELD_OUT = 100  # of them, the last ones, are judged by and never trained on
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines do not count."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadInput(f"the prompts {path} cannot be read: {e}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+        text = read_text(path)
+    except BadInput as e:
+        raise BadInput(f"the prompts {shown(str(path))[1:-1]} cannot be read: {e}") from None
+    prompts = [line.strip() for line in lines(text) if line.strip()]
     if not prompts:
         raise BadInput(f"{path} holds no prompt; write one a line.")
     return prompts

@@ -22,6 +22,7 @@ from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.errors import BadInput
 from laptop.export.parity import VerifyConfig
 from laptop.export.settings import ExportConfig
+from laptop.files import read_text
 from laptop.models import random_name
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.sampling_config import SamplingConfig
@@ -81,8 +82,8 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        return tomllib.loads(read_text(path))
+    except (BadInput, tomllib.TOMLDecodeError) as e:
         raise BadInput(f"the recipe {path} cannot be read: {e}") from None
 
 

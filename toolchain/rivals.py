@@ -19,7 +19,7 @@ from laptop import models
 from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.description import context_length
-from laptop.files import write_json
+from laptop.files import lines, read_text, write_json
 from laptop.handmade import FAMILIES, handmade
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
@@ -63,8 +63,8 @@ class Study:
         self.prompts = evaluation_prompts(MODEL, prompts)
         samples = calibration.load(folder / "output-loss" / CALIBRATION)
         self.joint = JointLoss(self.pipe.unet, *samples, 64, folder / "joint.jsonl")
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        self.known: dict[str, float] = dict(json.loads(line) for line in lines)
+        measured = lines(read_text(self.log)) if self.log.exists() else []
+        self.known: dict[str, float] = dict(json.loads(line) for line in measured)
 
     def loss(self, names: Iterable[str]) -> float:
         """Output loss of removing all of them."""
@@ -102,7 +102,7 @@ class Study:
 
     def _keep(self, key: str, value: float) -> None:
         self.known[key] = value
-        with self.log.open("a") as file:
+        with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps([key, value]) + "\n")
 
 
@@ -277,7 +277,7 @@ def _cells(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder; goes on if it can")
     parser.add_argument("--prompts", type=int, default=200, help="pictures for each accuracy")
     args = parser.parse_args()

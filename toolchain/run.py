@@ -157,7 +157,7 @@ def _reopen(out: Path, partial: Path, key: str) -> None:
 def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
     """Make `partial` the place for the work `key`: what it holds of other work goes, or is kept."""
     mark = partial / RESUME / KEY
-    if mark.exists() and mark.read_text() == key:
+    if mark.is_file() and mark.read_bytes() == key.encode():
         return
     if mark.exists() and not overwrite and not _is_empty(partial):
         raise OutputExists(

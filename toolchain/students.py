@@ -20,6 +20,7 @@ from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
+from laptop.files import lines, read_text
 from laptop.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
@@ -95,7 +96,7 @@ def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> d
     student = folder / "student"
     pruned, data = str(folder / "pruned"), out / DATA
     distill(MODEL, pruned, data, student, run.config, TRAINING, overwrite="stale")
-    metrics = (student / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = lines(read_text(student / "metrics.jsonl"))
     found = {
         **judged(models.load_unet(str(student)), out, config),
         **last_terms([json.loads(line) for line in metrics]),

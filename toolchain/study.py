@@ -36,7 +36,7 @@ from laptop.benchmarks.balance import balance_chart
 from laptop.benchmarks.figures import interval_chart
 from laptop.errors import LaptopError, OutputExists
 from laptop.evidence import as_json, as_markdown, charts, document
-from laptop.files import read_json, write_json
+from laptop.files import lines, read_json, read_text, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
@@ -178,7 +178,7 @@ def _training(out: Path, found: Mapping[str, Any]) -> dict[str, list[dict[str, A
         if METHOD in row["plans"] and (row["ratio"], row["seed"]) == (MAIN_RATIO, 0)
     }
     return {
-        title: [json.loads(line) for line in place[loss].read_text("utf-8").splitlines()]
+        title: [json.loads(line) for line in lines(read_text(place[loss]))]
         for loss, title in titles.items()
         if loss in place
     }
@@ -186,7 +186,7 @@ def _training(out: Path, found: Mapping[str, Any]) -> dict[str, list[dict[str, A
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder; goes on if it can")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     for f in fields(StudyConfig):

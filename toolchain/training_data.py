@@ -14,6 +14,7 @@ from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, run
 from laptop.distill.tables import Table
 from laptop.distill.tars import ENDINGS, Tars
 from laptop.errors import BadInput
+from laptop.files import exists, shown
 from laptop.prompts import read_prompts, training_prompts
 from laptop.run import Overwrite
 from laptop.tiny import draws_scenes
@@ -27,32 +28,51 @@ KINDS = (
 )
 
 
-def prepared(model: str, config: DataConfig, out: Path, *, overwrite: Overwrite = False) -> Path:
+def prepared(
+    model: str,
+    config: DataConfig,
+    out: Path,
+    *,
+    overwrite: Overwrite = False,
+    allow_commands: bool = False,
+) -> Path:
     """The cache to train on: what `config.source` names if it is one, else made as `out`."""
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
         return Path(config.source)
-    return make(model, config, out, overwrite=overwrite)
+    return make(model, config, out, overwrite=overwrite, allow_commands=allow_commands)
 
 
-def make(model: str, config: DataConfig, out: Path, *, overwrite: Overwrite = False) -> Path:
+def make(
+    model: str,
+    config: DataConfig,
+    out: Path,
+    *,
+    overwrite: Overwrite = False,
+    allow_commands: bool = False,
+) -> Path:
     """Make a cache as `out`."""
     if is_cache(Path(config.source)):
         raise BadInput(f"--data {config.source} is a cache already.")
-    return make_cache(model, source_of(model, config), out, config, overwrite=overwrite)
+    source = source_of(model, config, allow_commands=allow_commands)
+    return make_cache(model, source, out, config, overwrite=overwrite)
 
 
-def check_data(model: str, config: DataConfig) -> None:
-    """Raise `BadInput` unless the training data can be had for this model."""
+def check_data(model: str, config: DataConfig, *, allow_commands: bool = False) -> None:
+    """Raise `BadInput` unless the training data can be read for this model."""
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
     else:
         check_config(model, config)
-        source_of(model, config)
+        source_of(model, config, allow_commands=allow_commands)
 
 
-def source_of(model: str, config: DataConfig) -> Source:
-    """The examples that `config` names; `BadInput` for what cannot be read."""
+def source_of(model: str, config: DataConfig, *, allow_commands: bool = False) -> Source:
+    """The examples that `config` names; `BadInput` for what cannot be read.
+
+    Addresses that run a program, such as `pipe:`, need `allow_commands`: a recipe cannot allow
+    what it names.
+    """
     kind, _, rest = config.source.partition(":")
     if kind == "scenes" and not rest:
         if not draws_scenes(model):
@@ -63,10 +83,14 @@ def source_of(model: str, config: DataConfig) -> Source:
     if kind == "hf":
         return _table(rest, config)
     if config.source.endswith(ENDINGS):
-        return Tars(config.source, config.count, config.caption_column)
+        return Tars(
+            config.source, config.count, config.caption_column, allow_commands=allow_commands
+        )
     folder = Path(config.source)
-    if not folder.is_dir():
-        raise BadInput(f"--data {config.source}: there is no such folder. It takes {KINDS}.")
+    if not (exists(folder) and folder.is_dir()):
+        raise BadInput(
+            f"--data {shown(config.source)[1:-1]}: there is no such folder. It takes {KINDS}."
+        )
     if not (folder / "metadata.jsonl").exists() and mistakes.kind_of(folder):
         raise BadInput(f"--data: {mistakes.refusal(folder, 'cache')}")
     return Folder(folder, config.count, config.caption_column)

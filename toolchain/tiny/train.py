@@ -323,7 +323,7 @@ def train_unet(
 
 def main() -> None:
     """The command line: all phases, then the export if one is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder for checkpoints, latents and logs")
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--detail-steps", type=int, default=2500)

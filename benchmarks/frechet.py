@@ -21,6 +21,7 @@ BATCH = 32
 def latent_features(vae: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Features (N, D) of images (N, H, W, 3) in the space that `FEATURE_SPACE` describes."""
     import torch
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
     from torch.nn.functional import adaptive_avg_pool2d
 
     rows = []
@@ -28,7 +29,9 @@ def latent_features(vae: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         for start in range(0, len(images), BATCH):
             pixels = torch.from_numpy(images[start : start + BATCH]).to(vae.dtype)
             scaled = pixels.permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W) in -1..1
-            latents = vae.encode(scaled).latent_dist.mean  # (B, C, h, w)
+            encoded = vae.encode(scaled)
+            is_tiny = isinstance(encoded, AutoencoderTinyOutput)  # one value, no distribution
+            latents = encoded.latents if is_tiny else encoded.latent_dist.mean  # (B, C, h, w)
             size = (min(latents.shape[-2], POOLED), min(latents.shape[-1], POOLED))
             rows.append(adaptive_avg_pool2d(latents, size).flatten(1).double().numpy())
     return np.concatenate(rows)

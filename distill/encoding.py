@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laptop import models, processes
+from laptop.description import describe
 from laptop.distill import cache
 from laptop.distill.buckets import Size
 from laptop.distill.encoder import STORED, Encoder, Sample
@@ -56,7 +57,7 @@ def make_cache(
     """Encode all examples of `source` for `model` and its students into the folder `out`."""
     check_config(model, config)
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "corrupt_allowed")}
-    settings |= {"data": source.identity}
+    settings |= {"data": source.identity, "size": describe(model).latents.picture_size}
     inputs = cache.encoders(model)
     if source.is_drawn:
         files, which = models.identity("model", model)
@@ -82,6 +83,7 @@ def make_cache(
 def check_config(model: str, config: DataConfig) -> None:
     """Raise `BadInput` for settings that nothing can be cached with."""
     models.need_whole_chain(model, "cache")
+    describe(model)  # or it is refused
     if config.resolution is not None:
         latent_side(model, config.resolution)  # or it is refused
     for name, least in (("count", 1), ("steps", 1), ("corrupt_allowed", 0)):

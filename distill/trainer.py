@@ -87,6 +87,7 @@ def check_before_start(
     """Raise for anything that training would refuse, before its data are made."""
     check_config(config, _resolved(how))
     models.need_whole_chain(teacher, "distill")
+    noising.of_model(teacher)  # or it is refused
     check_pair(teacher, student)
     pairs(models.empty_unet(teacher), models.empty_unet(student), config.features)
     need_ours(out, "distill")

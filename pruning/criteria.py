@@ -35,6 +35,7 @@ from laptop.pruning.sampling import draw, starts
 from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, removed
 
 NOTHING: frozenset[str] = frozenset()
+OF_TASK = ("task-loss", "taylor")  # they need the targets of training
 PER_ROW = ("output-loss", "task-loss", "block-influence")
 
 

@@ -21,11 +21,11 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from laptop import models, processes
-from laptop.description import context_length
+from laptop.description import context_length, describe
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json
 from laptop.pruning import calibration, noising
-from laptop.pruning.criteria import CRITERIA, PER_ROW, Subject
+from laptop.pruning.criteria import CRITERIA, OF_TASK, PER_ROW, Subject
 from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
 from laptop.pruning.sampling import latent_side
@@ -69,6 +69,9 @@ def score(
     """
     check_config(config)
     known = anatomy(models.empty_unet(model), context_length(model), config.granularity)
+    described = describe(model)
+    if config.timestep_weighting == "x0" or config.criterion in OF_TASK:
+        noising.noising(described.scheduler)  # or it is refused
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
     if config.resolution is not None:

@@ -267,9 +267,41 @@ def test_a_shard_that_is_cut_off_is_named(made, tmp_path) -> None:
         Cache(folder)
 
 
-def test_weights_that_compute_nan_are_refused(tiny_pipe, pictures, tmp_path) -> None:
+def test_a_vae_that_computes_what_is_not_finite_is_refused(tiny_pipe, pictures, tmp_path) -> None:
     tiny_pipe.save_pretrained(tmp_path / "m")
     weights = next((tmp_path / "m" / "vae").glob("*.safetensors"))
-    save_file({k: v * torch.nan for k, v in load_file(weights).items()}, weights)
+    save_file({k: v * 1e30 for k, v in load_file(weights).items()}, weights)
     with pytest.raises(NotFinite, match=r"latents of 000000\.png to 000009\.png"):
         make_cache(str(tmp_path / "m"), Folder(pictures), tmp_path / "c", CONFIG)
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_a_model_of_oblong_pictures_gets_them_with_its_own_statistics(
+    tiny_folder: Path, tmp_path: Path, statistics: bool
+) -> None:
+    """Pictures and drawn data have the model's height and width; mean and deviation apply."""
+    model = tmp_path / "oblong"
+    shutil.copytree(tiny_folder, model)
+    change_config(model / "unet", sample_size=[12, 8])
+    stated = {"latents_mean": [1.0, -1.0, 0.0, 2.0], "latents_std": [2.0, 3.0, 4.0, 5.0]}
+    if statistics:
+        change_config(model / "vae", **stated)
+    encoder = Encoder(str(model), None, has_buckets=False, is_drawn=False, steps=1)
+    assert encoder.sizes == [(96, 64)]
+    pixels = torch.rand(3, 96, 64) * 2 - 1
+    picture = io.BytesIO()
+    Image.fromarray(((pixels + 1) * 127.5).byte().permute(1, 2, 0).numpy()).save(picture, "PNG")
+    samples, _ = encoder.encode([Example("a", "a caption", picture.getvalue())], [0])
+    latents = samples[12, 8][0].latents.float()
+    encoder.latents = replace(encoder.latents, mean=None, std=None)
+    plain = encoder.encode([Example("a", "a caption", picture.getvalue())], [0])[0][12, 8][0]
+    wanted = plain.latents.float()
+    if statistics:
+        mean, std = (torch.tensor(values).view(4, 1, 1) for values in stated.values())
+        wanted = (wanted - mean * encoder.latents.scaling_factor) / std
+    assert torch.allclose(latents, wanted, atol=2e-3, rtol=2e-3)
+
+
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))

@@ -35,6 +35,7 @@ from laptop.files import MANIFEST, read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
+from laptop.pruning import noising
 from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import check_config as check_score
@@ -185,6 +186,7 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
             "so it is left alone. Choose another -o."
         )
     models.need_whole_chain(recipe.model, "compress")
+    noising.of_model(recipe.model)  # or it is refused
     check_request(recipe.export, _prompts(recipe))
     check_data(recipe.model, recipe.data, allow_commands=allow_commands)
     check_training(recipe.distill, recipe.train)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from laptop import models
+from laptop.errors import BadInput
 from laptop.export.components import Graph
 
 MODEL, DATA = "model.onnx", "model.onnx_data"
@@ -57,6 +58,7 @@ def write(model: onnx.ModelProto, inputs: int, read: Reader, path: Path, *, int8
         for value in wanted:
             is_transposed = value.name in untransposed
             weight = _as_declared(read(value.name), value)
+            _check_finite(weight, value.name)
             weight = weight.T if is_transposed else weight
             named = {value.name: weight.contiguous().numpy()}
             if int8 and weight.ndim > 1 and weight.numel() >= LARGE:
@@ -82,6 +84,17 @@ def _bytes(value: onnx.ValueInfoProto) -> int:
 def _as_declared(weight: Tensor, value: onnx.ValueInfoProto) -> Tensor:
     is_half = value.type.tensor_type.elem_type == TensorProto.FLOAT16
     return weight.to(torch.float16 if is_half else torch.float32)
+
+
+def _check_finite(weight: Tensor, name: str) -> None:
+    """Raise `BadInput` for NaN or Inf, which in half precision a large weight becomes."""
+    bad = weight.numel() - int(weight.isfinite().sum())
+    if bad:
+        half = weight.dtype == torch.float16
+        raise BadInput(
+            f"{bad} of {weight.numel()} values of the weight {name} are not finite"
+            + (" in half precision, which ends at 65504. Export it in fp32." if half else ".")
+        )
 
 
 def _untransposed_(graph: onnx.GraphProto, weights: Set[str]) -> set[str]:

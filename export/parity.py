@@ -5,7 +5,8 @@ each artifact runs on them in its own runtime, and the outputs are compared by
 PSNR = 10 log10(max|reference|² / mean squared error). Then each target's artifacts draw pictures
 together, from the noise that PyTorch drew its own from. The report is always written; `check` then
 raises for what is below its floor. What cannot run on this system is reported as "converted, not
-run here", never as verified.
+run here", never as verified. Half-precision artifacts also fail where a value on the way to the
+outputs exceeds half precision (`magnitudes`), whatever a runtime on this machine makes of it.
 
     OUT/<target>/<component>/000.<input>.npy, 000.<output>.npy, 000.<output>.reference.npy
     OUT/<target>/picture/000.png, 000.reference.png
@@ -19,6 +20,7 @@ was run, outputs are `identical` (infinite PSNR), or NaN or Inf was found, count
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,11 @@ import numpy as np
 from laptop import files, models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
-from laptop.export import components, pictures, runtimes
+from laptop.export import components, magnitudes, pictures, runtimes
 from laptop.export.inputs import record, sample
 from laptop.export.metrics import Comparison, compare, is_blank, worst
 from laptop.export.runtimes import Array
-from laptop.export.targets import NOT_RUN, module_of, need_packages
+from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
 
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
@@ -110,6 +112,15 @@ def check(report: Mapping[str, Any]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch computes of one component: inputs and outputs of each sample."""
+
+    inputs: list[dict[str, Array]]
+    outputs: list[dict[str, Array]]
+    peaks: magnitudes.Peaks | None  # None where no artifact of it is in half precision
+
+
 class Verification:
     """The model, what it was given while it sampled, and the folder for what is compared."""
 
@@ -130,9 +141,12 @@ class Verification:
             "resolution": listing.resolution(artifacts),
         }
         self.recorded = record(self.pipe, prompts, **self.sampling)
+        self.references: dict[str, Reference] = {}  # by component, for all targets
+        self.half: set[str] = set()  # components with an artifact in half precision
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A row of the report for each artifact, then one for each target's pictures."""
+        self.half = {row["component"] for row in rows if row["precision"] in HALF}
         found = [self._component(row) for row in run.track(rows, "verify", len(rows))]
         if self.config.pictures:
             folders = dict.fromkeys(_folder(row) for row in rows)
@@ -149,20 +163,38 @@ class Verification:
             )
         beside = self.folder / _folder(row) / name
         beside.mkdir(parents=True, exist_ok=True)
-        given = self.recorded[name]
-        if name == "unet":
-            given = early_middle_late(given, len(self.prompts))
         runner, found, reason = self._runner(row), None, None
         if runner is not None:
-            graph = components.graph(self.pipe, name)
-            compared = _run_and_compare(runner, graph, given, name, beside)
+            compared = _run_and_compare(runner, self._reference(name), name, beside)
             found = worst([comparison for comparison, _ in compared])
             if name == "vae_decoder":
                 reason = blank([(value + 1) / 2 for _, value in compared])
         floor = self._floor(FLOORS, row["precision"])
         digest = listing.measure(self.artifacts / row["file"])[1]
-        samples = len(given) if found else 0
-        return result(row, digest, found, floor, samples, reason)
+        samples = len(self._reference(name).inputs) if found else 0
+        return result(row, digest, found, floor, samples, reason, self._overflow(row))
+
+    def _reference(self, name: str) -> Reference:
+        """What PyTorch computes, once for all targets."""
+        if name not in self.references:
+            graph, recorded = components.graph(self.pipe, name), self.recorded[name]
+            if name == "unet":
+                recorded = early_middle_late(recorded, len(self.prompts))
+            inputs = [{key: row[key] for key in graph.inputs} for row in recorded]
+            watch = magnitudes.watched(graph.module) if name in self.half else nullcontext()
+            with watch as peaks:
+                outputs = [_arrays(components.run(graph, row)) for row in inputs]
+            self.references[name] = Reference([_arrays(row) for row in inputs], outputs, peaks)
+        return self.references[name]
+
+    def _overflow(self, row: Row) -> str | None:
+        """Which module of a half-precision artifact overflows; None for any other artifact."""
+        peaks = self._reference(row["component"]).peaks if row["precision"] in HALF else None
+        if peaks is None:
+            return None
+        keeps = module_of(row["target"]).wide_scores(self.artifacts / row["file"])
+        is_coreml = "coreml" in (row["target"], *row["precision"].split("-"))
+        return magnitudes.overflow(peaks, keeps, squares=is_coreml)
 
     def _pictures(self, rows: Sequence[Row]) -> dict[str, Any] | None:
         """One target's pictures beside PyTorch's; None where its U-Net cannot run here."""
@@ -217,18 +249,16 @@ def blank(drawn: Sequence[Array]) -> str | None:
     return f"{count} of {len(drawn)} pictures are of one colour" if count else None
 
 
+def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
 def _run_and_compare(
-    runner: runtimes.Runner,
-    graph: components.Graph,
-    given: Sequence[Mapping[str, Any]],
-    component: str,
-    folder: Path,
+    runner: runtimes.Runner, references: Reference, component: str, folder: Path
 ) -> list[tuple[Comparison, Array]]:
     """Every output of every sample: how near it is, and itself."""
     found = []
-    for i, tensors in enumerate(given):
-        arrays = {name: tensors[name].numpy() for name in graph.inputs}
-        expected = {k: v.numpy() for k, v in components.run(graph, dict(tensors)).items()}
+    for i, (arrays, expected) in enumerate(zip(references.inputs, references.outputs, strict=True)):
         got = runner(arrays)
         for name, value in arrays.items():
             np.save(folder / f"{i:03d}.{name}.npy", value)
@@ -252,12 +282,15 @@ def result(
     floor: float | None,
     samples: int,
     blank: str | None = None,
+    overflow: str | None = None,
 ) -> dict[str, Any]:
     """One row of the report; `found` is None where nothing was run.
 
+    `blank` and `overflow` are reasons to fail, however near the outputs are.
+
     JSON has no NaN and no Infinity, so they become null.
     """
-    reason = _reason(found, floor) or blank
+    reason = overflow or _reason(found, floor) or blank
     state = module_of(row["target"]).checked(row["precision"]) if found else NOT_RUN
     return {
         "target": row["target"],

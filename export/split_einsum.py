@@ -69,5 +69,5 @@ def _channels_first(x: Tensor) -> Tensor:
 
 def _head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """One head: (B, c, 1, S), (B, T, 1, c) and (B, c, 1, T) to (B, c, 1, S)."""
-    scores = torch.einsum("bchq,bkhc->bkhq", query, key) * scale  # (B, T, 1, S)
+    scores = torch.einsum("bchq,bkhc->bkhq", query * scale, key)  # (B, T, 1, S)
     return torch.einsum("bkhq,bchk->bchq", scores.softmax(1), value)

@@ -5,6 +5,8 @@ The module of a target is imported on demand. It has
     export(job: Job) -> None             one component to its file, in a process of its own
     complete(model, folder) -> None      what belongs beside all components; left out where nothing
     load(path) -> Runner                 the artifact as a function on arrays
+    wide_scores(path) -> Callable        whether a half-precision artifact computes the scores of
+                                         the attention module with this name in float32
     checked(precision) -> str | None     what a parity report says of an artifact that `load` ran
                                          here well: VERIFIED; None where it cannot run here
 """
@@ -77,6 +79,7 @@ TARGETS = {
         precisions=dict.fromkeys(("fp32", "int8", "coreml-fp16", "coreml-fp32"), 24),
     ),
 }
+HALF = ("fp16", "coreml-fp16", "palette8", "palette6", "palette4", "mixed")  # computed in fp16
 VERIFIED, NOT_RUN = "verified", "converted, not run here"  # in a parity report
 BYTES = {
     **{"fp32": 4.0, "fp16": 2.0, "int8": 1.0, CALIBRATED: 1.0},

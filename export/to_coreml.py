@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from laptop.errors import LaptopError
 from laptop.export import components, mil_interpreter, palettes, swift_resources
 from laptop.export.components import FP32_INPUTS, Graph
 from laptop.export.job import Job
+from laptop.export.magnitudes import is_upcast, keep_scores_wide_
 from laptop.export.mil_program import Operation, Stored, read, read_spec
 from laptop.export.runtimes import Array, Runner
 from laptop.export.split_einsum import use_split_einsum_
@@ -34,16 +35,21 @@ CHUNK_BYTES = 1 << 30  # of weights; above it a U-Net is cut in two
 INTERPRETED = "computed by the reference interpreter; not run on Apple hardware"
 UNITS = "laptop.compute_units"  # keys of a package's own metadata
 PALETTE_BITS = "laptop.palette_bits"
+# between the projections of attention and its softmax
+SCORE_OPERATORS = ("add", "einsum", "matmul", "mul", "reshape", "split", "squeeze", "transpose")
 
 
 def export(job: Job) -> None:
     """Write the component of `job` as a package, and in two chunks where the settings say so."""
     config, examples = job.config.coreml, job.examples()
     traced = components.load(job.model, job.component)
+    is_wide = any(is_upcast(module) for module in traced.module.modules())
     if job.component == "unet" and config.attention == "split-einsum":
         use_split_einsum_(traced.module.unet)
+    keep_scores_wide_(traced.module)
     bits = _palettize_(traced, job, examples)
-    model = _convert(traced, examples[0], job.precision, config.minimum_deployment_target)
+    version = config.minimum_deployment_target
+    model = _convert(traced, examples[0], job.precision, version, is_wide=is_wide)
     del traced
     if bits:
         model = _with_palettes(model)
@@ -70,6 +76,13 @@ def load(path: Path) -> Runner:
         return {graph_name(name): value for name, value in outputs.items()}
 
     return call
+
+
+def wide_scores(path: Path) -> Callable[[str], bool]:
+    """Of all modules where every softmax of the program is in float32, else of none."""
+    outputs = [out for op in read(path).operations if op.kind == "softmax" for out in op.outputs]
+    is_wide = bool(outputs) and all(kind.dtype == "fp32" for _, kind in outputs)
+    return lambda _module: is_wide
 
 
 def checked(_precision: str) -> str:
@@ -115,7 +128,15 @@ def _palettize_(traced: Graph, job: Job, examples: list[dict[str, torch.Tensor]]
     return bits
 
 
-def _convert(traced: Graph, example: dict[str, torch.Tensor], precision: str, target: str) -> Any:
+def _convert(
+    traced: Graph,
+    example: dict[str, torch.Tensor],
+    precision: str,
+    target: str,
+    *,
+    is_wide: bool = False,
+) -> Any:
+    """The model in a precision; with `is_wide`, attention scores stay in fp32 in any."""
     example = at_least_rank_1({name: example[name] for name in traced.inputs})
     with torch.no_grad(), quiet():
         ct = library()
@@ -129,7 +150,9 @@ def _convert(traced: Graph, example: dict[str, torch.Tensor], precision: str, ta
             outputs=[ct.TensorType(name) for name in traced.outputs],
             compute_precision=ct.precision.FLOAT32
             if precision == "fp32"
-            else ct.transform.FP16ComputePrecision(lambda op: not feeds_angles(op)),
+            else ct.transform.FP16ComputePrecision(
+                lambda op: not (feeds_angles(op) or (is_wide and feeds_scores(op)))
+            ),
             minimum_deployment_target=ct.target[target],
             skip_model_load=True,
         )
@@ -197,6 +220,15 @@ def feeds_angles(op: Any, depth: int = 6) -> bool:
         return True
     users = [user for output in op.outputs for user in output.child_ops]
     return depth > 0 and bool(users) and all(feeds_angles(user, depth - 1) for user in users)
+
+
+def feeds_scores(op: Any, depth: int = 6) -> bool:
+    """Whether `op` is a softmax, or only attention scores are made of it."""
+    if op.op_type == "softmax":
+        return True
+    users = [user for output in op.outputs for user in output.child_ops]
+    is_near = depth > 0 and op.op_type in SCORE_OPERATORS and bool(users)
+    return is_near and all(feeds_scores(user, depth - 1) for user in users)
 
 
 def _is_chunked(chunk: str, path: Path) -> bool:

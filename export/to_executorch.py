@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ def load(path: Path) -> Runner:
             }
 
     return call
+
+
+def wide_scores(_path: Path) -> Callable[[str], bool]:
+    """Of no module: all that Core ML gets has one precision."""
+    return lambda _module: False
 
 
 def checked(precision: str) -> str | None:

@@ -10,7 +10,7 @@ resolutions work; or static, for devices, as the pipeline sampled for the exampl
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,11 @@ import torch
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra
-from laptop.export import components, onnx_graph, onnx_weights, quantization, runtimes
+from laptop.export import components, folding, onnx_graph, onnx_weights, quantization, runtimes
 from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
+from laptop.export.magnitudes import keep_scores_wide_
 from laptop.export.metrics import psnr
 from laptop.export.onnx_weights import MODEL
 from laptop.export.runtimes import Runner
@@ -84,11 +85,14 @@ def write(
 ) -> onnx.ModelProto:
     """Write the graph of `job` and its weights to its path; returns what was written.
 
-    Static shapes are those of the examples, and nothing is left of the arithmetic on them.
+    Static shapes are those of the examples, and nothing is left of the arithmetic on them. In half
+    precision, attention that the model's config upcasts keeps its scores in float32.
     """
     dtype = torch.float16 if job.precision == "fp16" else torch.float32
     is_unet = job.component == "unet"  # its weights are read from its files, one by one
     graph = components.empty(job.model) if is_unet else load_graph(job.model, job.component)
+    if dtype == torch.float16:
+        keep_scores_wide_(graph.module)
     example = job.examples()[0]
     with onnx_weights.reader(job.model, job.component, graph) as read:
         model = onnx_graph.trace(graph, job.component, example, dtype, opset)
@@ -126,6 +130,19 @@ def complete(model: str, folder: Path) -> None:
 def load(path: Path) -> Runner:
     """An ONNX file on the CPU, as `runtimes.onnx_runner` gives it."""
     return runtimes.onnx_runner(path)
+
+
+def wide_scores(path: Path) -> Callable[[str], bool]:
+    """Whether the graph's softmax of an attention module reads float32."""
+    model = folding.weightless(onnx.load(str(path), load_external_data=False))
+    values = onnx.shape_inference.infer_shapes(model).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    wide = {
+        node.name.strip("/").rpartition("/")[0].replace("/", ".")
+        for node in model.graph.node
+        if node.op_type == "Softmax" and types.get(node.input[0]) == onnx.TensorProto.FLOAT
+    }
+    return wide.__contains__
 
 
 def checked(_precision: str) -> str | None:

@@ -13,6 +13,7 @@ Types are in the graph because TensorRT 11 takes them from nowhere else. Timeste
 fp32: they pass 1000, and at timestep 999 the angles' fp16 neighbours lie half a radian apart.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ def load(path: Path) -> Runner:
     if engine.is_here():
         return engine.runner(engine.HERE, path)
     return engine_package.runner(path) if engine_package.is_here() else runtimes.onnx_runner(path)
+
+
+def wide_scores(path: Path) -> Callable[[str], bool]:
+    """As the types in the graph say."""
+    return to_onnx.wide_scores(path)
 
 
 def checked(_precision: str) -> str | None:

@@ -1,0 +1,170 @@
+"""Does what a network computes on its way fit half precision, which ends at 65504?
+
+A runtime may compute a half-precision graph in float32, as ONNX Runtime does on a CPU, and then
+nothing overflows that does on every device. So while PyTorch computes the references in float32,
+the largest magnitude of each operator's result is noted with the module that it belongs to.
+
+Attention scores are noted apart, because a graph may keep them in float32: in half precision it
+does where the model's config says so (`upcast_attention` of a U-Net, `upcast_softmax` of a VAE).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LARGEST = 65504.0  # of half precision
+MASKED = -1e38  # masks of attention hold less: float32's lowest, in half precision its own lowest
+SCORES, SQUARES, VALUES = "attention scores", "squares in its norm", "values"
+PRODUCTS = ("aten::bmm", "aten::baddbmm")  # of two activations, so of attention only
+
+
+class Place(NamedTuple):
+    """Where a magnitude was seen."""
+
+    module: str
+    kind: str  # SCORES, SQUARES or VALUES
+
+
+Peaks = dict[Place, float]  # the largest magnitudes; overflows in the order in which they happen
+
+
+@contextmanager
+def watched(module: nn.Module) -> Iterator[Peaks]:
+    """Note the magnitudes of whatever `module` computes inside the block, by its modules' names."""
+    names = {inner: name for name, inner in module.named_modules()}
+    inside, peaks = [""], Peaks()
+
+    def enter(inner: nn.Module, _: Any) -> None:
+        inside.append(names.get(inner, inside[-1]))
+
+    def leave(*_: Any) -> None:
+        inside.pop()
+
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        with _Watch(inside, peaks):
+            yield peaks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operator, also those inside functions such as attention."""
+
+    def __init__(self, inside: list[str], peaks: Peaks):
+        super().__init__()
+        self.inside, self.peaks = inside, peaks
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
+        operator = func.name().partition(".")[0]
+        first = result[0] if isinstance(result, tuple) else result
+        if "scaled_dot_product" in operator:
+            self._note(SCORES, _largest_score(*args[:2], (kwargs or {}).get("scale")))
+        elif operator == "aten::native_group_norm":
+            self._note(SQUARES, _largest_square(args[0], result[1]))
+        if isinstance(first, Tensor) and first.is_floating_point() and first.numel():
+            self._note(SCORES if operator in PRODUCTS else VALUES, magnitude(first))
+        return result
+
+    def _note(self, kind: str, value: float) -> None:
+        place = Place(self.inside[-1], kind)
+        before = self.peaks.get(place, 0.0)
+        if before <= LARGEST and not value <= LARGEST:  # NaN, too
+            self.peaks.pop(place, None)  # so that the first overflow comes first
+        if not value <= before:
+            self.peaks[place] = value
+
+
+def magnitude(values: Tensor) -> float:
+    """The largest absolute value, where what is masked does not count."""
+    low, high = (float(end) for end in torch.aminmax(values))
+    if low < MASKED:
+        low = float(torch.where(values < MASKED, 0, values).amin())
+    return max(-low, high)
+
+
+def _largest_score(query: Tensor, key: Tensor, scale: float | None) -> float:
+    """Of queries (…, S, C) and keys (…, T, C), a head at a time, because all take much memory."""
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    heads = zip(query.flatten(0, -3), key.flatten(0, -3), strict=True)
+    return max(magnitude(q * factor @ k.T) for q, k in heads)
+
+
+def _largest_square(values: Tensor, means: Tensor) -> float:
+    """Of the differences of (B, C, *S) to the means (B, groups), as a norm takes them."""
+    low, high = torch.aminmax(values.reshape(*means.shape, -1), dim=-1)
+    return float(torch.maximum(high - means, means - low).amax() ** 2)
+
+
+def overflow(peaks: Peaks, keeps: Callable[[str], bool], *, squares: bool) -> str | None:
+    """What exceeds half precision and which module, for a report; None where nothing does.
+
+    `keeps` says of an attention module whether the artifact computes its scores in float32, and
+    `squares` whether it computes the squares of group norms in half precision.
+    """
+    over = [
+        (place, value)
+        for place, value in peaks.items()
+        if not value <= LARGEST
+        and (squares or place.kind != SQUARES)
+        and not (place.kind == SCORES and keeps(place.module))
+    ]
+    if not over:
+        return None
+    (module, kind), value = over[0]
+    others = len({place.module for place, _ in over} - {module})
+    more = f", and {others} more modules overflow" if others else ""
+    return (
+        f"{module or 'the network'} overflows in half precision: {kind} reach {value:.3g}, the "
+        f"most is 65504{more}. Export it in fp32"
+    )
+
+
+def keep_scores_wide_(module: nn.Module) -> None:
+    """Let attention that its config upcasts compute scores and softmax in float32, when traced.
+
+    These are the modules that diffusers made with `upcast_attention` or `upcast_softmax`. Its
+    default processor ignores both, because the fused kernels on a GPU need no help.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    for inner in module.modules():
+        if is_upcast(inner):
+            inner.get_attention_scores = _wide_scores(inner)
+            inner.set_processor(AttnProcessor())
+
+
+def is_upcast(module: Any) -> bool:
+    """Whether the scores of an attention module are to be computed in float32."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+    return (
+        isinstance(module, Attention)
+        and isinstance(module.processor, AttnProcessor2_0)
+        and bool(module.upcast_attention or module.upcast_softmax)
+    )
+
+
+def _wide_scores(attn: Any) -> Callable[..., Tensor]:
+    """softmax(QKᵀ / √d + mask) of a diffusers module, in float32 from float16."""
+
+    def scores(query: Tensor, key: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        values = (query.float() * attn.scale) @ key.float().transpose(-1, -2)
+        values = values if attention_mask is None else values + attention_mask
+        return values.softmax(-1).to(query.dtype)
+
+    return scores

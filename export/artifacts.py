@@ -6,6 +6,7 @@
                           "pixels_per_latent", "artifacts": [{"target", "component", "file",
                           "bytes", "sha256", "precision", "chunks", "shapes", "params",
                           "seconds", "peak_memory_bytes"}],
+                          "left_out": ["safety_checker"] where the model has one,
                           "failed": [{"target", "precision", "component", "error"}]}
 
 `file` is relative to OUT; `chunks` are packages that hold the same in parts, for Core ML. Such a
@@ -29,7 +30,7 @@ from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import COMPONENTS, ExportConfig
-from laptop.export.targets import BYTES, CALIBRATED, TARGETS, Request, requests
+from laptop.export.targets import BYTES, CALIBRATED, HALF, TARGETS, Request, requests
 from laptop.machine import available_memory_bytes, machine
 
 SCHEMA = "laptop.artifacts/1"
@@ -64,16 +65,22 @@ def export_model(
         _need_memory(SAMPLING, 4 * _parameters(model, PARTS))
 
     def work(folder: Path) -> dict[str, Any]:
+        _say_upcast(models.folder(model), config, wanted)
         failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
+        left_out = _left_out(models.folder(model))
         listed = {
             "resolution": config.resolution,
             "pixels_per_latent": pixels_per_latent(models.folder(model) / "vae"),
             "artifacts": rows,
+            "left_out": left_out,
             "failed": failed,
         }
         files.write_json(folder / LIST, {"schema": SCHEMA, **listed})
-        return {"plan_sha256": _plan(models.locate(model)), "files": _files(folder)}
+        if left_out:
+            run.say("export: the safety checker is left out; what artifacts draw is not checked.")
+        listing = {"left_out": left_out, "files": _files(folder)}
+        return {"plan_sha256": _plan(models.locate(model)), **listing}
 
     settings = {**asdict(config), "prompts": list(prompts), **identity}
     go_on = bool(failures(out))
@@ -240,6 +247,25 @@ def _artifact_bytes(model: str, wanted: Sequence[Request], config: ExportConfig)
     each = sum(BYTES[request.precision] for request in wanted)
     parts = {components.folder_of(name) for name in config.components}
     return int(1.1 * each * _parameters(model, parts))
+
+
+def _say_upcast(model: Path, config: ExportConfig, wanted: Sequence[Request]) -> None:
+    """Say where the recipe has a VAE in half precision that the model wants in float32."""
+    is_xl = "XL" in files.read_json(model / "model_index.json")["_class_name"]  # others do not look
+    vae = model / "vae" / "config.json"
+    asks = is_xl and vae.is_file() and files.read_json(vae).get("force_upcast", True)
+    parts = [name for name in config.components if name.startswith("vae_")]
+    if asks and any(r.precision_of(name, config) in HALF for r in wanted for name in parts):
+        run.say(
+            f"export: the VAE's config asks for float32 (force_upcast), the recipe for "
+            f"{config.vae_precision}; `laptop verify` says whether its values fit."
+        )
+
+
+def _left_out(model: Path) -> list[str]:
+    """What a model has and no target exports, though pictures depend on it."""
+    entry = files.read_json(model / "model_index.json").get("safety_checker")
+    return ["safety_checker"] if entry and entry[0] else []
 
 
 def _plan(source: str) -> str | None:

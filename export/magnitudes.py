@@ -57,11 +57,11 @@ def watched(module: nn.Module) -> Iterator[Peaks]:
             handle.remove()
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator, also those inside functions such as attention."""
 
     def __init__(self, inside: list[str], peaks: Peaks):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.inside, self.peaks = inside, peaks
 
     def __torch_dispatch__(
@@ -73,7 +73,8 @@ class _Watch(TorchDispatchMode):
         operator = func.name().partition(".")[0]
         first = result[0] if isinstance(result, tuple) else result
         if "scaled_dot_product" in operator:
-            self._note(SCORES, _largest_score(*args[:2], (kwargs or {}).get("scale")))
+            query, key = args[:2]
+            self._note(SCORES, _largest_score(query, key, (kwargs or {}).get("scale")))
         elif operator == "aten::native_group_norm":
             self._note(SQUARES, _largest_square(args[0], result[1]))
         if isinstance(first, Tensor) and first.is_floating_point() and first.numel():
@@ -142,10 +143,10 @@ def keep_scores_wide_(module: nn.Module) -> None:
     """
     from diffusers.models.attention_processor import AttnProcessor
 
-    for inner in module.modules():
-        if is_upcast(inner):
-            inner.get_attention_scores = _wide_scores(inner)
-            inner.set_processor(AttnProcessor())
+    attentions: list[Any] = [inner for inner in module.modules() if is_upcast(inner)]
+    for attention in attentions:
+        attention.get_attention_scores = _wide_scores(attention)
+        attention.set_processor(AttnProcessor())
 
 
 def is_upcast(module: Any) -> bool:
@@ -165,6 +166,7 @@ def _wide_scores(attn: Any) -> Callable[..., Tensor]:
     def scores(query: Tensor, key: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         values = (query.float() * attn.scale) @ key.float().transpose(-1, -2)
         values = values if attention_mask is None else values + attention_mask
-        return values.softmax(-1).to(query.dtype)
+        weights: Tensor = values.softmax(-1).to(query.dtype)
+        return weights
 
     return scores

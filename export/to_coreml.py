@@ -43,10 +43,11 @@ def export(job: Job) -> None:
     """Write the component of `job` as a package, and in two chunks where the settings say so."""
     config, examples = job.config.coreml, job.examples()
     traced = components.load(job.model, job.component)
-    is_wide = any(is_upcast(module) for module in traced.module.modules())
+    is_wide = job.precision != "fp32" and any(map(is_upcast, traced.module.modules()))
     if job.component == "unet" and config.attention == "split-einsum":
         use_split_einsum_(traced.module.unet)
-    keep_scores_wide_(traced.module)
+    if is_wide:
+        keep_scores_wide_(traced.module)
     bits = _palettize_(traced, job, examples)
     version = config.minimum_deployment_target
     model = _convert(traced, examples[0], job.precision, version, is_wide=is_wide)

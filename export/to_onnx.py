@@ -134,15 +134,19 @@ def load(path: Path) -> Runner:
 
 def wide_scores(path: Path) -> Callable[[str], bool]:
     """Whether the graph's softmax of an attention module reads float32."""
+    return wide_modules(path).__contains__
+
+
+def wide_modules(path: Path) -> set[str]:
+    """The attention modules whose softmax reads float32."""
     model = folding.weightless(onnx.load(str(path), load_external_data=False))
     values = onnx.shape_inference.infer_shapes(model).graph.value_info
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    wide = {
+    return {
         node.name.strip("/").rpartition("/")[0].replace("/", ".")
         for node in model.graph.node
         if node.op_type == "Softmax" and types.get(node.input[0]) == onnx.TensorProto.FLOAT
     }
-    return wide.__contains__
 
 
 def checked(_precision: str) -> str | None:

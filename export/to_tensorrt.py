@@ -33,6 +33,7 @@ from laptop.export.trtexec import BuildPlan, Shape, Version
 SCHEMA = "laptop.engine-plan/1"
 PLAN = "engine.json"
 NO_ENGINE = "ONNX graph computed by ONNX Runtime; no engine was built"
+WEAK = 8  # the generation that chooses types itself
 OPSET = 17  # the newest that TensorRT 8.6 takes
 EXAMPLES = (Version(8, 6, 0), Version(10, 0, 0), Version(11, 0, 0))  # of flags, for readers
 
@@ -53,6 +54,8 @@ def export(job: Job) -> None:
             f"{job.component}: TensorRT takes none of {'; '.join(found[operators.NEWEST])} "
             "(onnx-tensorrt, docs/operators.md). Replace them in the model."
         )
+    if job.precision == "fp16" and to_onnx.wide_modules(job.path):
+        found[WEAK].append("attention scores in float32, because it takes no types from a graph")
     plan = _plan(model, job.precision, ranges, config)
     flags = {f"{v.major}.{v.minor}": trtexec.build_flags(v, plan) for v in EXAMPLES}
     content = {"schema": SCHEMA, "plan": asdict(plan), "operators": found, "flags": flags}

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
 
-from laptop import files
+from laptop import files, models
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, export_model
@@ -251,3 +253,46 @@ def test_an_unknown_precision_is_refused(copied: Path, tmp_path: Path) -> None:
 def test_to_have_verified_nothing_is_no_success() -> None:
     with pytest.raises(CheckFailed, match="nothing was verified"):
         parity.check({"results": []})
+
+
+def test_what_a_safety_checker_blackens_is_compared_before_it(
+    small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flagging = with_checker(small_folder, tmp_path / "model")
+    pictures = [
+        models.load_pipeline(str(flagging), checked=checked)(
+            PROMPTS[0], num_inference_steps=1, output_type="np"
+        ).images
+        for checked in (True, False)
+    ]
+    assert pictures[0].max() == 0, "the case is none"
+    assert pictures[1].max() > 0
+    config = ExportConfig(components=("unet",), steps=1)
+    exported = export_model(str(flagging), tmp_path / "artifacts", config, PROMPTS)
+    assert "the safety checker is left out" in capsys.readouterr().err
+    for name in ("artifacts.json", "manifest.json"):
+        assert strictly(exported / name)["left_out"] == ["safety_checker"]
+    out = verify(exported, str(flagging), tmp_path / "p", VerifyConfig(steps=1), PROMPTS)
+    report = strictly(out / "report.json")
+    assert [r["state"] for r in report["results"]] == ["verified"] * 2
+    assert np.array(Image.open(out / "onnx/picture/000.png")).max() > 0
+
+
+def with_checker(model: Path, folder: Path) -> Path:
+    """The model with a safety checker that calls every picture unsafe."""
+    pipe = models.load_pipeline(str(model))
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    config = CLIPConfig(text_config=tower, vision_config=vision, projection_dim=16)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-5)
+    extractor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    pipe.register_modules(safety_checker=checker, feature_extractor=extractor)
+    pipe.register_to_config(requires_safety_checker=True)
+    pipe.save_pretrained(folder)
+    return folder

@@ -1,15 +1,18 @@
 """TensorRT's graphs: types, shapes, plan and the check against its list of operators."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_inputs import small_sd15
 
+from laptop import files, models
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import folding, operators, parity, to_tensorrt, trtexec
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -254,3 +257,19 @@ def test_a_wrong_plan_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"schema": "laptop.engine-plan/9"}')
     with pytest.raises(BadInput, match=r"laptop\.engine-plan/9"):
         to_tensorrt.read_plan(tmp_path / "model.onnx")
+
+
+def test_tensorrt_8_is_named_where_the_graph_keeps_attention_in_float32(
+    small_folder: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    config = files.read_json(model / "unet" / "config.json") | {"upcast_attention": True}
+    files.write_json(model / "unet" / "config.json", config)
+    rows = record(models.load_pipeline(str(model)), PROMPTS, seed=0, steps=1)["unet"]
+    save_examples(rows, tmp_path / "unet.safetensors")
+    save_examples([{"sample": torch.zeros(1, 3, 64, 64)}], tmp_path / "vae_encoder.safetensors")
+    inputs, path = tmp_path / "unet.safetensors", tmp_path / "model.onnx"
+    to_tensorrt.export(Job("tensorrt", "unet", "fp16", str(model), inputs, path, CONFIG))
+    to_tensorrt.check_graph(path, Version(10, 0, 0))
+    with pytest.raises(Unsupported, match=r"8.6.0 does not take attention scores in float32"):
+        to_tensorrt.check_graph(path, Version(8, 6, 0))

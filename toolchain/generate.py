@@ -17,7 +17,7 @@ def load(model: str) -> Any:
 
             return to_onnx.load_pipeline(folder)
     models.need_whole_chain(model, "generate")
-    return models.load_pipeline(model)
+    return models.load_pipeline(model, checked=True)
 
 
 def generate(

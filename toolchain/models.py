@@ -317,13 +317,17 @@ def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
     return {}, {role: f"{source}@{commit}"}
 
 
-def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionPipeline":
+def load_pipeline(
+    model: str, dtype: "torch.dtype | None" = None, *, checked: bool = False
+) -> "DiffusionPipeline":
     """The whole pipeline in `dtype` (float32 when None), on the CPU, without its progress bar.
 
+    Safety checker and watermark are left out, because pictures that are compared, judged or learned
+    from must be those of the networks; with `checked` they are as in the model.
     The U-Net class shipped with pruned weights is never run from the model's folder: this package
     brings its own copy, so nothing remote is trusted.
     """
-    pipe = load_encoders(model, dtype)
+    pipe = load_encoders(model, dtype, checked=checked)
     unet = load_unet(model, dtype)
     pipe.register_modules(unet=unet)
     # What the pipelines' constructors read off the U-Net, which was not there yet: XL's, and SD's.
@@ -333,11 +337,15 @@ def load_pipeline(model: str, dtype: "torch.dtype | None" = None) -> "DiffusionP
 
 
 def load_encoders(
-    model: str, dtype: "torch.dtype | None" = None, *, only: str | None = None
+    model: str,
+    dtype: "torch.dtype | None" = None,
+    *,
+    only: str | None = None,
+    checked: bool = False,
 ) -> "DiffusionPipeline":
-    """The same without its U-Net: what encodes and decodes pictures and captions.
+    """A pipeline without its U-Net: what encodes and decodes pictures and captions.
 
-    With `only`, such as "vae", that network alone.
+    With `only`, such as "vae", that network alone; `checked` is as in `load_pipeline`.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -347,10 +355,11 @@ def load_encoders(
     parts = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "safety_checker")
     index = read_json(folder(model) / "model_index.json")
     left_out = [name for name in parts if name in index and name != only]
+    without = {} if checked else _unchecked(index)
     try:
         pipe = DiffusionPipeline.from_pretrained(
             folder(model),
-            **dict.fromkeys(left_out if only else ["unet"]),
+            **(dict.fromkeys(left_out if only else ["unet"]) | without),
             torch_dtype=dtype or torch.float32,
             variant=variant(model),
             **SAFE,
@@ -361,3 +370,10 @@ def load_encoders(
     stored_weights.check_finite(networks, model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _unchecked(index: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by which a pipeline class leaves out its safety checker or watermark."""
+    if "safety_checker" in index:
+        return {"safety_checker": None, "requires_safety_checker": False}
+    return {"add_watermarker": False} if "XL" in index["_class_name"] else {}

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 
 from laptop.benchmarks import sustained, whole_image
+from laptop.benchmarks.image_sampling import STEPS, with_sampling
 from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workload, size_bytes
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
 from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
+from laptop.description import Size
 from laptop.errors import BadInput, LaptopError
 from laptop.files import read_json, sha256, write_json
+from laptop.pruning.sampling_config import SamplingConfig
 from laptop.run import Overwrite, resume_folder, run_stage, say, track
 
 SCHEMA = "laptop.bench/1"
@@ -35,8 +38,8 @@ class BenchConfig:
 
     components: tuple[str, ...] = IMAGE
     runtimes: tuple[str, ...] = ()  # such as "onnxruntime:cuda"; (): all there are, on processors
-    guidance: bool = True  # the U-Net runs on a conditional and an unconditional half
-    steps: int = 20  # U-Net calls of a whole image
+    guidance: bool | None = None  # the U-Net runs on two rows a picture; None: as [sampling] says
+    steps: int | None = None  # U-Net calls of a whole image; None: as [sampling] says, or 20
     threads: int | None = None  # None: as many as there are cores
     rounds: int = 10  # turns of each model
     iterations: int = NEEDED_SAMPLES  # at least, a component, over all rounds
@@ -87,6 +90,7 @@ def bench(
     config: BenchConfig,
     device: Device,
     *,
+    sampling: SamplingConfig | None = None,
     unet_only: Collection[str] = (),
     overwrite: Overwrite = False,
 ) -> Path:
@@ -99,7 +103,8 @@ def bench(
     `LaptopError` when the process of one dies or the device is gone.
     """
     check_config(config)
-    find = partial(timed_things, subjects, config, device, unet_only=unet_only)
+    config, size = with_sampling(subjects, config, sampling)
+    find = partial(timed_things, subjects, config, device, size=size, unet_only=unet_only)
     facts = (None if overwrite else known_facts(out, device)) or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
@@ -109,6 +114,7 @@ def bench(
         **device_identity(device, facts),
         "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},
         "threads": sorted({w.threads for w in found}),
+        "size": size,
     }
     inputs = {
         f"{w.label}.{w.target}.{w.runtime}.{w.component}": w.artifact for w in found if w.artifact
@@ -130,6 +136,7 @@ def timed_things(
     device: Device,
     facts: Facts,
     *,
+    size: Size | None = None,
     unet_only: Collection[str] = (),
 ) -> list[Workload]:
     """What `bench` times, checked; raises as it does."""
@@ -140,16 +147,23 @@ def timed_things(
         unet_only=unet_only,
         refused=device.refused,
         runtimes=config.runtimes,
-        guidance=config.guidance,
+        guidance=config.guidance is not False,
+        size=size,
         threads=config.threads,
         seed=config.seed,
     )
 
 
-def estimate(subjects: Mapping[str, Places], config: BenchConfig, device: Device) -> dict[str, Any]:
+def estimate(
+    subjects: Mapping[str, Places],
+    config: BenchConfig,
+    device: Device,
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
     """What `bench` would time, and how long at least; nothing is loaded or sent."""
     check_config(config)
-    found = timed_things(subjects, config, device, device.probe())
+    config, size = with_sampling(subjects, config, sampling)
+    found = timed_things(subjects, config, device, device.probe(), size=size)
     each_s = config.warmup_s + (config.sustained_s or config.seconds)
     return {
         "device": device.address,
@@ -245,7 +259,7 @@ def measure(
             write_json(path, made[-1])
     results, ratios = ([row for one in made for row in one[key]] for key in ("results", "ratios"))
     is_whole = set(IMAGE) <= set(config.components)
-    images = whole_image.rows(results, config.steps) if is_whole else []
+    images = whole_image.rows(results, config.steps or STEPS) if is_whole else []
     return {"results": results, "images": images, "ratios": ratios}
 
 
@@ -365,8 +379,8 @@ def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[st
     return {
         "batch": batch,
         # a program of one shape runs the halves that it was made for
-        "guidance": batch > 1 if workload.component == "unet" else config.guidance,
-        "steps": config.steps,
+        "guidance": batch > 1 if workload.component == "unet" else config.guidance is not False,
+        "steps": config.steps or STEPS,
         "resolution": workload.resolution,
         "shapes": {k: list(v) for k, v in workload.shapes.items()},
         "threads": workload.threads,

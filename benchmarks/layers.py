@@ -20,6 +20,7 @@ from torch import nn
 from laptop import models
 from laptop.benchmarks import eager, graph_layers, sensors
 from laptop.benchmarks.computers import Computer, facts_here
+from laptop.benchmarks.image_sampling import with_sampling
 from laptop.benchmarks.latency import (
     BenchConfig,
     check_config,
@@ -33,10 +34,12 @@ from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.benchmarks.worker import repeat
+from laptop.description import Size, describe
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json
 from laptop.pruning.latency_table import SCHEMA
-from laptop.pruning.sampling import latent_side
+from laptop.pruning.sampling_choice import picture_size
+from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.units import Anatomy, Unit, anatomy, removed
 from laptop.run import Overwrite, run_stage, track
 
@@ -51,6 +54,7 @@ def bench_layers(
     granularity: str = "fine",
     resolution: int | None = None,
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: Overwrite = False,
 ) -> Path:
     """Time the layers of `model` on a device; write the table to `out` (.json).
@@ -58,12 +62,14 @@ def bench_layers(
     In PyTorch on this machine unless the config names ONNX Runtime; on others in that. `resolution`
     in pixels; None for the model's own.
     """
+    config, size = with_sampling({"model": model}, config, sampling)
     before = None if overwrite else known_facts(out, device, SCHEMA, "probe")
     facts = before or device.probe()
     runtime = _checked_runtime(config, device, facts)
-    workload = _workload(model, config, resolution, facts)
+    size = (resolution, resolution) if resolution else size
+    workload = _workload(model, config, size, facts)
     known = _known(model, granularity)
-    asked = {"granularity": granularity, "resolution": resolution, "runtime": runtime}
+    asked = {"granularity": granularity, "size": size, "runtime": runtime}
     inputs, which = models.identity("model", model)
 
     def work(folder: Path) -> None:
@@ -134,13 +140,13 @@ def _known(model: str, granularity: str) -> Anatomy:
     return known
 
 
-def _workload(model: str, config: BenchConfig, resolution: int | None, facts: Facts) -> Workload:
+def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) -> Workload:
     """The U-Net in PyTorch, with the shapes of its inputs."""
     (workload, *_) = workloads(
         {"model": model},
         ("unet",),
         facts_here(),
-        guidance=config.guidance,
+        guidance=config.guidance is not False,
         threads=config.threads or facts.cores,
         seed=config.seed,
     )
@@ -149,11 +155,12 @@ def _workload(model: str, config: BenchConfig, resolution: int | None, facts: Fa
             f"{model} holds artifacts, whose layers cannot be timed one by one. Pass the model "
             "that they were made from."
         )
-    if resolution is None:
+    if size is None:
         return workload
-    side = latent_side(model, resolution)
+    described = describe(model)
+    height, width = (side // described.latents.pixels for side in picture_size(described, *size))
     batch, channels, _, _ = workload.shapes["sample"]
-    return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, side, side)})
+    return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, height, width)})
 
 
 def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from PIL import Image
 
 from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
-from laptop.description import native_size
+from laptop.description import of_pipeline
 from laptop.errors import BadInput
 from laptop.files import write_json
+from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
+from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.run import Overwrite, resume_folder, run_stage, track
 
 SCHEMA = "laptop.eval/1"
@@ -36,8 +38,8 @@ class EvalConfig:
     """What is drawn to judge image quality."""
 
     prompts: int = 500  # at most; the first of those given
-    steps: int = 25  # denoising steps of a picture
-    guidance: float = 5.0  # classifier-free guidance scale
+    steps: int | None = None  # denoising steps of a picture; None: as [sampling] says
+    guidance: float | None = None  # classifier-free guidance scale; None: as [sampling] says
     batch: int = 50  # pictures at once; changes time and memory only
     seed: int = 0  # of the noise
     images_kept: int = 8  # pictures of each model that stay as PNG
@@ -49,6 +51,7 @@ def evaluate(
     config: EvalConfig,
     prompts: Sequence[str],
     *,
+    sampling: SamplingConfig | None = None,
     judge: Judge | None = None,
     reference: Images | None = None,
     overwrite: Overwrite = False,
@@ -57,13 +60,18 @@ def evaluate(
 
     `judge` gives shares by attribute, "prompt_accuracy" first of all; `reference` are the pictures
     that the Fréchet distance is taken to, the teacher's where None. A killed call goes on where it
-    stopped. Raises `BadInput` when there is no prompt or a label is no file name.
+    stopped. All models draw alike, as `sampling`, their folders and the first one's configs say.
+    Raises `BadInput` when there is no prompt, a label is no file name, or the folders disagree.
     """
     chosen = _check(models, config, prompts)
     for model in models.values():
         model_source.need_whole_chain(str(model), "eval")
     sources = {label: model_source.locate(str(model)) for label, model in models.items()}
+    first, *others = (str(model) for model in models.values())
+    wanted = SamplingConfig(guidance=config.guidance).over(sampling or SamplingConfig())
+    how = choose_sampling(first, wanted, *others, steps=config.steps)
     settings = asdict(config) | {
+        "sampling": asdict(how),
         "models": [f"{label}: {source}" for label, source in sources.items()],
         "prompts_sha256": hashlib.sha256("\n".join(chosen).encode()).hexdigest(),
         "judge": f"{judge.__module__}.{judge.__name__}" if judge else None,
@@ -72,11 +80,11 @@ def evaluate(
     inputs = {label: Path(s) for label, s in sources.items() if Path(s).is_dir()}
 
     def work(folder: Path) -> None:
-        pictures = draw_all(sources, folder, config, chosen)
+        pictures = draw_all(sources, folder, config, how, chosen)
         rows = _measure(sources, pictures, chosen, judge, reference)
         for label, (images, _) in pictures.items():
             _keep(images[: config.images_kept], folder / "images" / label)
-        write_json(folder / "eval.json", _document(config, chosen, reference, rows))
+        write_json(folder / "eval.json", _document(config, how, chosen, reference, rows))
 
     return run_stage("eval", out, settings, inputs, work, overwrite=overwrite)
 
@@ -102,14 +110,18 @@ def noise(seed: int, index: int, shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def draw_all(
-    sources: Mapping[str, str], folder: Path, config: EvalConfig, prompts: Sequence[str]
+    sources: Mapping[str, str],
+    folder: Path,
+    config: EvalConfig,
+    sampling: Sampling,
+    prompts: Sequence[str],
 ) -> dict[str, tuple[Images, NDArray[np.bool_]]]:
     """Each model's pictures, and which of them were black or not a number."""
     starts = range(0, len(prompts), config.batch)
     numbers = [range(i, min(i + config.batch, len(prompts))) for i in starts]
     total = len(numbers) * len(sources)
     drawn = resume_folder(folder) / "drawn"
-    steps = _draw_missing(sources, drawn, config, prompts, numbers)
+    steps = _draw_missing(sources, drawn, sampling, config.seed, prompts, numbers)
     for _ in track(steps, "eval", total):
         pass
     pictures = {}
@@ -127,7 +139,8 @@ def _chunk(folder: Path, label: str, numbers: Sequence[int]) -> Path:
 def _draw_missing(
     sources: Mapping[str, str],
     folder: Path,
-    config: EvalConfig,
+    sampling: Sampling,
+    seed: int,
     prompts: Sequence[str],
     numbers: Sequence[Sequence[int]],
 ) -> Iterator[Path]:
@@ -138,26 +151,35 @@ def _draw_missing(
         for chunk in numbers:
             path = _chunk(folder, label, chunk)
             if not path.exists():
-                pipe = pipe or model_source.load_pipeline(source)
-                images, bad = draw(pipe, prompts, chunk, config)
+                pipe = pipe or _load(source, sampling)
+                images, bad = draw(pipe, prompts, chunk, sampling, seed)
                 beside = path.with_suffix(".tmp.npz")
                 np.savez(beside, images=images, bad=bad)
                 beside.replace(path)
             yield path
 
 
+def _load(source: str, sampling: Sampling) -> Any:
+    pipe = model_source.load_pipeline(source)
+    set_scheduler_(pipe, sampling)
+    return pipe
+
+
 def draw(
-    pipe: Any, prompts: Sequence[str], numbers: Sequence[int], config: EvalConfig
+    pipe: Any, prompts: Sequence[str], numbers: Sequence[int], sampling: Sampling, seed: int
 ) -> tuple[Images, NDArray[np.bool_]]:
     """Pictures of the prompts of these numbers, and which are black or hold a NaN."""
     import torch
 
-    shape = (pipe.unet.config.in_channels, *native_size(pipe.unet.config))
-    latents = np.stack([noise(config.seed, i, shape) for i in numbers])
+    described = of_pipeline(pipe)
+    size = picture_size(described, sampling.height, sampling.width)
+    shape = (pipe.unet.config.in_channels, *(side // described.latents.pixels for side in size))
+    latents = np.stack([noise(seed, i, shape) for i in numbers])
     pixels = pipe(
         [prompts[i] for i in numbers],
-        num_inference_steps=config.steps,
-        guidance_scale=config.guidance,
+        **sampling.arguments,
+        height=size[0],
+        width=size[1],
         latents=torch.from_numpy(latents).to(pipe.unet.dtype),
         output_type="np",
     ).images  # (B, H, W, 3) in 0..1
@@ -211,6 +233,7 @@ def _measure(
 
 def _document(
     config: EvalConfig,
+    sampling: Sampling,
     prompts: Sequence[str],
     reference: Images | None,
     rows: Sequence[Mapping[str, Any]],
@@ -219,8 +242,9 @@ def _document(
     return {
         "schema": SCHEMA,
         "prompts": len(prompts),
-        "steps": config.steps,
-        "guidance": config.guidance,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "sampling": asdict(sampling),
         "seed": config.seed,
         "feature_space": FEATURE_SPACE,
         "reference": "the teacher's pictures" if reference is None else given,

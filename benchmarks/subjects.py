@@ -15,9 +15,9 @@ from typing import Any
 
 from laptop import models
 from laptop.benchmarks.metering import Facts, Shapes, Workload
-from laptop.description import input_shapes, latent_pixels, native_size
+from laptop.description import Size, input_shapes, latent_pixels, native_size
 from laptop.errors import BadInput, MissingExtra
-from laptop.export.artifacts import LIST, pixels_per_latent, read_list, resolution
+from laptop.export.artifacts import LIST, picture_size, pixels_per_latent, read_list
 from laptop.export.settings import COMPONENTS
 from laptop.files import read_json
 from laptop.run import say
@@ -57,7 +57,7 @@ class Found:
     source: str
     precision: str = "fp32"
     shapes: Shapes | None = None  # recorded ones
-    resolution: int | None = None  # pixels, where they were asked for; None: the model's own
+    picture: Size | None = None  # pixels, where they were asked for; None: the model's own
     pixels_per_latent: int | None = None  # None: not known
     params: int | None = None  # likewise
 
@@ -71,6 +71,7 @@ def workloads(
     refused: Collection[str] = (),
     runtimes: Sequence[str] = (),
     guidance: bool = True,
+    size: Size | None = None,
     threads: int | None = None,
     seed: int = 0,
 ) -> list[Workload]:
@@ -97,7 +98,7 @@ def workloads(
                     )
     _check_asked(subjects, components, runtimes, list(found.values()), {k[0] for k in found})
     tokens = next((t for one in found.values() if (t := read_tokens(one))), CLIP_TOKENS)
-    pixels = next((one.resolution for one in found.values() if one.resolution), None)
+    pixels = size or next((one.picture for one in found.values() if one.picture), None)
     made = [
         Workload(
             label,
@@ -158,7 +159,7 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
     """Components in an artifacts folder, ours or another ONNX export, or of a PyTorch model."""
     folder = Path(place)
     if (folder / LIST).is_file():
-        rows, size = read_list(folder), resolution(folder)
+        rows, size = read_list(folder), picture_size(folder)
         scale = read_json(folder / LIST).get("pixels_per_latent")
         for row in rows:
             if row["target"] in RUNS and row["component"] in wanted:
@@ -262,15 +263,18 @@ def _listed(runtimes: Mapping[str, str]) -> str:
 
 
 def _guided(one: Found, guidance: bool) -> Shapes:
-    """Recorded shapes: of two halves, with guidance; one of them without it."""
+    """Recorded shapes: of two rows with guidance, of one without it or where it is embedded."""
     assert one.shapes
-    batch = one.shapes.get("sample", (0,))[0]
-    if guidance or one.component != "unet" or batch != 2 or one.runtime in FIXED:
+    batch, rows = one.shapes.get("sample", (0,))[0], 2 if guidance else 1
+    is_embedded = "timestep_cond" in one.shapes
+    if one.component != "unet" or batch == rows or one.runtime in FIXED or is_embedded:
         return one.shapes
-    return {k: (1, *shape[1:]) if shape[:1] == (2,) else shape for k, shape in one.shapes.items()}
+    return {
+        k: (rows, *shape[1:]) if shape[:1] == (batch,) else shape for k, shape in one.shapes.items()
+    }
 
 
-def shapes_of(one: Found, guidance: bool, tokens: int, pixels: int | None = None) -> Shapes:
+def shapes_of(one: Found, guidance: bool, tokens: int, pixels: Size | None = None) -> Shapes:
     """Shapes of a component's inputs, from its config and that of the U-Net beside it."""
     if one.component.startswith("text_"):
         return {"input_ids": (1, read_tokens(one) or tokens)}
@@ -279,13 +283,14 @@ def shapes_of(one: Found, guidance: bool, tokens: int, pixels: int | None = None
     if pixels or one.component != "unet":
         vae = config_of(one, "vae_decoder" if one.component == "unet" else one.component)
         scale = latent_pixels(vae)
-        height, width = (pixels // scale,) * 2 if pixels else (height, width)
+        height, width = (side // scale for side in pixels) if pixels else (height, width)
     match one.component:
         case "vae_decoder":
             return {"latent_sample": (1, vae["latent_channels"], height, width)}
         case "vae_encoder":
             return {"sample": (1, vae["in_channels"], scale * height, scale * width)}
-    halves = 2 if guidance and "cross_attention_dim" in config else 1  # guided by text only
+    is_guided = guidance and "cross_attention_dim" in config  # by text only
+    halves = 2 if is_guided and not config.get("time_cond_proj_dim") else 1
     return input_shapes({**config, "sample_size": (height, width)}, tokens, halves)
 
 

@@ -16,6 +16,8 @@ from laptop.distill.viewer import BadPicture, view
 from laptop.errors import LaptopError
 from laptop.precision import stored_dtype
 from laptop.pruning.sampling import draw
+from laptop.pruning.sampling_choice import picture_size, set_scheduler_
+from laptop.pruning.sampling_config import Sampling
 
 STORED = torch.float16  # exact to 5e-4 of a value, far below the noise that training adds
 PIXELS = 64 * 64**2  # encoded or drawn at once, on a CPU
@@ -50,25 +52,21 @@ class _Fitted:
 class Encoder:
     """Encodes in float32; draws (on a GPU) in the precision that the weights are stored in.
 
-    `resolution` in pixels, the model's own when None; `steps` of sampling are for drawing. Each
-    example's noise has a seed of its own, so that batches do not matter beyond rounding.
+    Each example's noise has a seed of its own, so that batches do not matter beyond rounding.
     """
 
-    def __init__(
-        self, model: str, resolution: int | None, *, has_buckets: bool, is_drawn: bool, steps: int
-    ):
-        self.device, self.steps = processes.device(), steps
+    def __init__(self, model: str, sampling: Sampling, *, has_buckets: bool, is_drawn: bool):
+        self.device, self.sampling = processes.device(), sampling
         self.is_cpu = self.device.type == "cpu"
         dtype = torch.float32 if self.is_cpu or not is_drawn else stored_dtype(model)
         load = models.load_pipeline if is_drawn else models.load_encoders
         self.pipe: Any = load(model, dtype)
         self.pipe.to(self.device)
+        set_scheduler_(self.pipe, sampling)
         self.precision = str(dtype).removeprefix("torch.")
         described = describe(model)
         self.latents = described.latents
-        self.sizes: list[Size] = [self.latents.picture_size]
-        if resolution:
-            self.sizes = [(resolution, resolution)]
+        self.sizes: list[Size] = [picture_size(described, sampling.height, sampling.width)]
         if has_buckets:
             self.sizes = bucket_sizes(min(self.sizes[0]), described.multiple)
 
@@ -133,10 +131,10 @@ class Encoder:
         return self.latents.scaled(drawn)
 
     def _draw(self, size: Size, batch: Sequence[_Fitted]) -> Tensor:
-        """Latents (B, C, h, w) that the model draws, with its pipeline's own guidance."""
+        """Latents (B, C, h, w) that the model draws."""
         given = {"height": size[0], "width": size[1]}
         captions = [item.example.caption for item in batch]
-        return draw(self.pipe, captions, self.steps, _generators(batch), given)
+        return draw(self.pipe, captions, self.sampling, _generators(batch), given)
 
     @torch.inference_mode()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ from laptop.distill.encoder import STORED, Encoder, Sample
 from laptop.distill.sources import Broken, Source
 from laptop.errors import BadInput
 from laptop.files import sha256, write_json
-from laptop.pruning.sampling import latent_side
+from laptop.pruning.sampling_choice import choose_sampling
+from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.run import Overwrite, progress, resume_folder, say
 from laptop.teamwork import run_together
 
@@ -42,27 +43,33 @@ class DataConfig:
     source: str = "prompts"  # a folder, hf:NAME, tar shards, prompts[:FILE], scenes, or a cache
     count: int | None = None  # most examples; None: all there are, or 8000 that have to be drawn
     seed: int = 1  # of what is drawn, and of the latents' sampling
-    resolution: int | None = None  # pixels a side; None: the model's own
+    resolution: int | None = None  # pixels a side; None: as [sampling] says
     buckets: bool = False  # sizes of about resolution² pixels for aspect ratios; else squares only
     image_column: str = "image"  # of a Hugging Face dataset
     caption_column: str = "text"  # of the same, and of a folder's metadata.jsonl
     streaming: bool = False  # a Hugging Face dataset is read as it arrives, not stored
     corrupt_allowed: int = 100  # records without picture or caption that may be skipped
-    steps: int = 25  # of sampling, for prompts
+    steps: int | None = None  # of sampling, for prompts; None: as [sampling] says
 
 
 def make_cache(
-    model: str, source: Source, out: Path, config: DataConfig, *, overwrite: Overwrite = False
+    model: str,
+    source: Source,
+    out: Path,
+    config: DataConfig,
+    *,
+    sampling: SamplingConfig | None = None,
+    overwrite: Overwrite = False,
 ) -> Path:
     """Encode all examples of `source` for `model` and its students into the folder `out`."""
-    check_config(model, config)
+    how = check_config(model, config, sampling)
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "corrupt_allowed")}
-    settings |= {"data": source.identity, "size": describe(model).latents.picture_size}
+    settings |= {"data": source.identity, "size": [how.height, how.width]}
     inputs = cache.encoders(model)
     if source.is_drawn:
         files, which = models.identity("model", model)
         inputs |= files
-        settings |= which
+        settings |= which | {"sampling": asdict(how)}
 
     def finish(folder: Path) -> dict[str, Any]:
         info = _info(model, source, folder, config)
@@ -74,25 +81,27 @@ def make_cache(
         out,
         settings,
         inputs,
-        lambda folder: _encode_share(model, source, folder, config),
+        lambda folder: _encode_share(model, source, folder, config, how),
         finish,
         overwrite=overwrite,
     )
 
 
-def check_config(model: str, config: DataConfig) -> None:
-    """Raise `BadInput` for settings that nothing can be cached with."""
+def check_config(
+    model: str, config: DataConfig, sampling: SamplingConfig | None = None
+) -> Sampling:
+    """How pictures are drawn, and their size; `BadInput` for what nothing can be cached with."""
     models.need_whole_chain(model, "cache")
-    describe(model)  # or it is refused
-    if config.resolution is not None:
-        latent_side(model, config.resolution)  # or it is refused
     for name, least in (("count", 1), ("steps", 1), ("corrupt_allowed", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise BadInput(f"[data] {name} is {value}; it must be at least {least}.")
+    return choose_sampling(model, sampling, steps=config.steps, resolution=config.resolution)
 
 
-def _encode_share(model: str, source: Source, folder: Path, config: DataConfig) -> None:
+def _encode_share(
+    model: str, source: Source, folder: Path, config: DataConfig, sampling: Sampling
+) -> None:
     """Encode this process's parts, and wait until the marks of the others' are there.
 
     At a mere barrier the others would be given up after minutes; shares are of unlike length.
@@ -102,10 +111,9 @@ def _encode_share(model: str, source: Source, folder: Path, config: DataConfig) 
     if own or (processes.is_main() and not (folder / cache.EMPTY).exists()):
         encoder = Encoder(
             model,
-            config.resolution,
+            sampling,
             has_buckets=config.buckets,
             is_drawn=source.is_drawn,
-            steps=config.steps,
         )
         if processes.is_main():
             facts = {"ids": {}, "skipped": [], "precision": encoder.precision}

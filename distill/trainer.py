@@ -21,7 +21,9 @@ from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.files import read_json, whole_lines, write_json
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
-from laptop.pruning.sampling import default_guidance, guidance_embedding
+from laptop.pruning.sampling import guidance_embedding
+from laptop.pruning.sampling_choice import choose_sampling, settle
+from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.surgery import write_model
 from laptop.run import Overwrite, manifest_of, need_ours, need_space, resume_folder, say, track
 from laptop.teamwork import run_together
@@ -40,11 +42,13 @@ def distill(
     config: DistillConfig,
     how: TrainConfig | None = None,
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: Overwrite = False,
 ) -> Path:
     """Train `student` on the cache `data`; writes its averaged weights as a diffusers folder.
 
-    `out` also holds metrics.jsonl: one line a logged step, every loss term apart.
+    `out` also holds metrics.jsonl: one line a logged step, every loss term apart. `sampling` is
+    how both draw: the guidance that models which embed it are trained with, noted in the student.
     """
     how = _resolved(how or TrainConfig())
     check_before_start(teacher, student, out, config, how)
@@ -53,6 +57,7 @@ def distill(
     inputs: dict[str, Path] = {"data": data / INFO}  # not its gigabytes: what they are made of
     # How it is computed may change between kill and resume, but for what changes the numbers.
     settings: dict[str, Any] = asdict(config) | {k: asdict(how)[k] for k in NUMERIC}
+    settings["sampling"] = settle(teacher, sampling, student).stated
     if config.norms == "batch":  # weightings are made of what runs at once
         settings["samples_at_once"] = count() * micro_batch(config, how)
     for role, model in (("teacher", teacher), ("student", student)):
@@ -67,7 +72,7 @@ def distill(
         to_come = 2 - (checkpoint.latest(resume_folder(folder)) is not None)
         need_space(folder, to_come * expected.checkpoint_bytes)
         say(expected.text())
-        facts.update(train(teacher, student, data, folder, config, how, expected))
+        facts.update(train(teacher, student, data, folder, config, how, expected, sampling))
 
     made = read_json(manifest_of(data)) if manifest_of(data).exists() else {}
     settings["data"] = made.get("key")
@@ -101,9 +106,10 @@ def train(
     config: DistillConfig,
     how: TrainConfig,
     expected: Forecast,
+    sampling: SamplingConfig | None = None,
 ) -> dict[str, Any]:
     """Run all steps in `folder`, from its checkpoint if it has one; returns facts of it."""
-    session = start(teacher, student, data, config, how)
+    session = start(teacher, student, data, config, how, sampling)
     checkpoints = resume_folder(folder)
     clock = _Clock(_resume(session, checkpoints, folder))
     while session.done < config.steps:
@@ -116,21 +122,27 @@ def train(
     weights = session.result()
     if is_main():
         pruned.load_state_dict(weights)
-        write_model(folder, pruned, student)
+        write_model(folder, pruned, student, sampling)
     wait_for_all()
     facts = {"train_seconds": round(clock.seconds(), 1), "processes": count()}
     return facts | {"back_offs": session.back_offs, "train": asdict(how)}
 
 
 def start(
-    teacher: str, student: str, data: Path, config: DistillConfig, how: TrainConfig
+    teacher: str,
+    student: str,
+    data: Path,
+    config: DistillConfig,
+    how: TrainConfig,
+    sampling: SamplingConfig | None = None,
 ) -> Session:
     """A session with models loaded, at step 0."""
     noise, cache = noising.of_model(teacher), Cache(data)
     size = micro_batch(config, how)
     order = Order(cache.buckets, config.batch_size, config.seed)
     unets = models.load_unet(teacher), models.load_unet(student)
-    guidance = guidance_embedding(unets[0].config, default_guidance(teacher))
+    scale = choose_sampling(teacher, sampling, student).guidance
+    guidance = guidance_embedding(unets[0].config, scale)
     batches = FromCache(
         cache, order, noise.levels, size, config.drop_caption, config.seed, guidance
     )

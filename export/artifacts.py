@@ -2,7 +2,8 @@
 
     OUT/<target>/…        one folder a target (`onnx`), with its precision where it is not the
                           target's default (`onnx-fp16`)
-    OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null,
+    OUT/artifacts.json    {"schema": "laptop.artifacts/1", "resolution": pixels or null, "sampling":
+                          how the model draws (`sampling_config`),
                           "pixels_per_latent", "artifacts": [{"target", "component", "file",
                           "bytes", "sha256", "precision", "chunks", "shapes", "params",
                           "seconds", "peak_memory_bytes"}],
@@ -22,21 +23,27 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from laptop import files, mistakes, models, run
+from laptop.description import Size, describe
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import COMPONENTS, ExportConfig
 from laptop.export.targets import BYTES, CALIBRATED, HALF, TARGETS, Request, requests
 from laptop.machine import available_memory_bytes, machine
+from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_, settle
+from laptop.pruning.sampling_choice import picture_size as sized
+from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
 
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")  # with weights, of a pipeline
 SAMPLING = "sampling for example inputs"
+EXAMPLE_STEPS, RANGE_STEPS = 2, 8  # at most, of the inputs and of those for ranges
 EXPORTED = "exported.json"  # in a target's folder: shapes and what each process took
 
 
@@ -46,6 +53,7 @@ def export_model(
     config: ExportConfig,
     prompts: Sequence[str],
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: run.Overwrite = False,
 ) -> Path:
     """Export `model` to every target of `config` into the folder `out`; returns `out`.
@@ -56,8 +64,12 @@ def export_model(
     `NoSpace` before any weight is read.
     """
     wanted = check_request(config, prompts)
-    prompts, steps = _sampling(config, wanted, prompts)
     models.need_whole_chain(model, "export")
+    settled = settle(model, sampling)
+    if settled.height or settled.width:
+        sides = sized(describe(model), settled.height, settled.width)
+        settled = replace(settled, height=sides[0], width=sides[1])
+    prompts, how = _sampling(model, config, wanted, prompts, sampling)
     sources, identity = models.identity("model", model)
     todo = [r for r in wanted if overwrite or not (out / r.folder).exists()]
     if sources and todo:  # of a Hub id nothing may be here yet to be measured
@@ -66,11 +78,12 @@ def export_model(
 
     def work(folder: Path) -> dict[str, Any]:
         _say_upcast(models.folder(model), config, wanted)
-        failed = _export_targets(model, folder, replace(config, steps=steps), wanted, prompts)
+        failed = _export_targets(model, folder, config, how, wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
         left_out = _left_out(models.folder(model))
         listed = {
             "resolution": config.resolution,
+            "sampling": settled.stated,
             "pixels_per_latent": pixels_per_latent(models.folder(model) / "vae"),
             "artifacts": rows,
             "left_out": left_out,
@@ -83,13 +96,14 @@ def export_model(
         return {"plan_sha256": _plan(models.locate(model)), **listing}
 
     settings = {**asdict(config), "prompts": list(prompts), **identity}
+    settings["sampling"] = asdict(settled)
     go_on = bool(failures(out))
     return run.run_stage("export", out, settings, sources, work, overwrite=overwrite, go_on=go_on)
 
 
 def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]:
     """The targets; raises for unknown ones or missing packages, or an empty request."""
-    if not prompts or config.steps < 1:
+    if not prompts or (config.steps is not None and config.steps < 1):
         raise BadInput(
             f"export samples at least one prompt in one step; got {len(prompts)} prompts, "
             f"{config.steps} steps."
@@ -98,14 +112,22 @@ def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]
 
 
 def _sampling(
-    config: ExportConfig, wanted: Sequence[Request], prompts: Sequence[str]
-) -> tuple[Sequence[str], int]:
-    """Which prompts are sampled, and in how many steps: more where ranges are to be seen."""
+    model: str,
+    config: ExportConfig,
+    wanted: Sequence[Request],
+    prompts: Sequence[str],
+    sampling: SamplingConfig | None,
+) -> tuple[Sequence[str], Sampling]:
+    """Which prompts are sampled, and how: in more steps where ranges are to be seen."""
+    onnx, size = config.onnx, config.resolution
+    choose = partial(choose_sampling, model, sampling)
+    first = choose(steps=config.steps, most=EXAMPLE_STEPS)
     precisions = {r.precision_of(name, config) for r in wanted for name in config.components}
     if CALIBRATED not in precisions:
-        return prompts[:1], config.steps
-    onnx = config.onnx
-    return prompts[: onnx.calibration_prompts], max(config.steps, onnx.calibration_steps)
+        return prompts[:1], first.with_resolution(size)
+    second = choose(steps=onnx.calibration_steps, most=RANGE_STEPS)
+    more = max(first, second, key=lambda how: how.steps)
+    return prompts[: onnx.calibration_prompts], more.with_resolution(size)
 
 
 def failures(out: Path) -> list[dict[str, str]]:
@@ -133,6 +155,7 @@ def _export_targets(
     model: str,
     folder: Path,
     config: ExportConfig,
+    sampling: Sampling,
     wanted: Sequence[Request],
     prompts: Sequence[str],
 ) -> list[dict[str, str]]:
@@ -143,7 +166,8 @@ def _export_targets(
     scratch = run.resume_folder(folder)
     recorded = scratch / "inputs"
     if not recorded.exists():
-        run_apart(SAMPLING, _record, model, recorded, config, prompts, temporary=scratch)
+        given = (model, recorded, sampling, config.seed, prompts)
+        run_apart(SAMPLING, _record, *given, temporary=scratch)
     failed = []
     for request in run.track(todo, "export", len(wanted), len(wanted) - len(todo)):
         beside = scratch / request.folder
@@ -172,11 +196,13 @@ class ComponentFailed(Exception):
         super().__init__(f"{request.folder} of {component} failed: {error}")
 
 
-def _record(model: str, folder: Path, config: ExportConfig, prompts: Sequence[str]) -> None:
+def _record(
+    model: str, folder: Path, sampling: Sampling, seed: int, prompts: Sequence[str]
+) -> None:
     """Sample, and save what every component got."""
     pipe = models.load_pipeline(model)
-    size, steps = config.resolution, config.steps
-    recorded = inputs.record(pipe, prompts, seed=config.seed, steps=steps, resolution=size)
+    set_scheduler_(pipe, sampling)
+    recorded = inputs.record(pipe, prompts, sampling, seed=seed)
     beside = folder.with_suffix(".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -332,6 +358,19 @@ def resolution(artifacts: Path) -> int | None:
     """Pixels of the pictures that the artifacts were exported for; None: the model's own."""
     found: int | None = files.read_json(artifacts / LIST, SCHEMA).get("resolution")
     return found
+
+
+def picture_size(artifacts: Path) -> Size | None:
+    """Height and width in pixels that the artifacts were exported for; None: the model's own."""
+    if side := resolution(artifacts):
+        return side, side
+    stated = sampling_of(artifacts)
+    return (stated.height, stated.width) if stated.height and stated.width else None
+
+
+def sampling_of(artifacts: Path) -> SamplingConfig:
+    """How the model that the artifacts were exported from draws, as far as their list states it."""
+    return of_values(files.read_json(artifacts / LIST).get("sampling", {}), str(artifacts / LIST))
 
 
 def pixels_per_latent(vae: Path) -> int | None:

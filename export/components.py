@@ -73,16 +73,19 @@ def graph(pipe: Any, component: str) -> Graph:
 
 
 def _unet(unet: Any) -> Graph:
-    kind, guidance = unet.config.addition_embed_type, unet.config.time_cond_proj_dim
-    if kind not in (None, "text_time") or guidance is not None or unet.config.class_embed_type:
+    kind = unet.config.addition_embed_type
+    if kind not in (None, "text_time") or unet.config.class_embed_type:
         raise Unsupported(
             f"the U-Net is conditioned by addition_embed_type={kind!r}, "
-            f"time_cond_proj_dim={guidance}, class_embed_type={unet.config.class_embed_type!r}; "
-            "export covers Stable Diffusion 1.x, 2.x and XL (None or 'text_time', None, None)."
+            f"class_embed_type={unet.config.class_embed_type!r}; export covers Stable Diffusion "
+            "1.x, 2.x and XL (None or 'text_time', None)."
         )
     added = () if kind is None else ("text_embeds", "time_ids")
-    inputs = ("sample", "timestep", "encoder_hidden_states", *added)
-    return Graph(Unet(unet).eval(), inputs, ("out_sample",))
+    inputs = ("encoder_hidden_states", *added)
+    if unet.config.time_cond_proj_dim is not None:
+        inputs = ("timestep_cond", *inputs)
+        return Graph(GuidedUnet(unet).eval(), ("sample", "timestep", *inputs), ("out_sample",))
+    return Graph(Unet(unet).eval(), ("sample", "timestep", *inputs), ("out_sample",))
 
 
 def _text_encoder(encoder: Any, all_states: bool) -> Graph:
@@ -110,14 +113,37 @@ class Unet(nn.Module):
         encoder_hidden_states: Tensor,  # (B, tokens, width)
         text_embeds: Tensor | None = None,  # (B, width)
         time_ids: Tensor | None = None,  # (B, 6)
+        timestep_cond: Tensor | None = None,  # (B, width), the guidance scale embedded
     ) -> tuple[Tensor]:
         added = None
         if text_embeds is not None:
             added = {"text_embeds": text_embeds, "time_ids": time_ids}
         out = self.unet(
-            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs=added,
+            return_dict=False,
         )
         return (out[0],)
+
+
+class GuidedUnet(Unet):
+    """With the guidance scale, embedded, before inputs that may be missing: graphs go by place."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        timestep_cond: Tensor,  # (B, width)
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> tuple[Tensor]:
+        return super().forward(
+            sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond
+        )
 
 
 class TextEncoder(nn.Module):

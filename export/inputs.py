@@ -1,4 +1,4 @@
-"""Real example inputs: what each network gets while the pipeline samples with guidance.
+"""Real example inputs: what each network gets while the pipeline samples.
 
 Parity and quantization on random inputs mean nothing, so the pipeline's own `__call__` runs and
 hooks note what it passes to its networks.
@@ -13,38 +13,34 @@ from torch import Tensor
 
 from laptop.description import of_pipeline
 from laptop.export.components import present
+from laptop.pruning.sampling_config import Sampling
 
 Recorded = dict[str, list[dict[str, Tensor]]]
 
 
-def record(
-    pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, resolution: int | None = None
-) -> Recorded:
+def record(pipe: Any, prompts: Sequence[str], sampling: Sampling, *, seed: int) -> Recorded:
     """What each component got while every prompt was sampled, by component and input name.
 
-    One call of the pipeline a prompt, with classifier-free guidance: the U-Net's inputs have batch
-    2 and there are `steps` of them a prompt. `vae_encoder` gets the decoded picture. The timestep
-    is a float32 scalar, as in the exported graphs. Pictures have `resolution` pixels a side, or as
-    many as the model was trained for. `pipe` is left as it was.
+    One call of the pipeline a prompt: the U-Net's inputs have batch 2 with classifier-free
+    guidance, else 1, and there are as many of them a prompt as steps. `vae_encoder` gets the
+    decoded picture. The timestep is a float32 scalar, as in the exported graphs. `pipe` is left as
+    it was.
     """
     recorded: Recorded = {name: [] for name in present(pipe)}
     with _listening(pipe, recorded):
-        sample(pipe, prompts, seed=seed, steps=steps, resolution=resolution)
+        sample(pipe, prompts, sampling, seed=seed)
     return recorded
 
 
-def sample(
-    pipe: Any, prompts: Sequence[str], *, seed: int, steps: int, resolution: int | None = None
-) -> list[Tensor]:
-    """One picture a prompt, (1, 3, H, W) in [0, 1], with guidance; prompt i has noise seed + i."""
-    size = of_pipeline(pipe).latents.picture_size
-    height, width = (resolution, resolution) if resolution else size
+def sample(pipe: Any, prompts: Sequence[str], sampling: Sampling, *, seed: int) -> list[Tensor]:
+    """One picture a prompt, (1, 3, H, W) in [0, 1]; prompt i has noise seed + i."""
+    native = of_pipeline(pipe).latents.picture_size
     return [
         pipe(
             prompt,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
+            height=sampling.height or native[0],
+            width=sampling.width or native[1],
+            **sampling.arguments,
             generator=torch.Generator().manual_seed(seed + i),
             output_type="pt",
         ).images
@@ -85,10 +81,12 @@ def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
 def unet_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """What a pipeline passes to its U-Net, under the graph's names."""
     sample, timestep = args
+    guidance = kwargs.get("timestep_cond")  # embedded, (B, width)
     return {
         "sample": sample,
         "timestep": torch.as_tensor(timestep, dtype=torch.float32).reshape(()),
         "encoder_hidden_states": kwargs["encoder_hidden_states"],
+        **({} if guidance is None else {"timestep_cond": guidance}),
         **(kwargs.get("added_cond_kwargs") or {}),
     }
 

@@ -35,6 +35,8 @@ from laptop.export.inputs import record, sample
 from laptop.export.metrics import Comparison, compare, is_blank, worst
 from laptop.export.runtimes import Array
 from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
+from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
+from laptop.pruning.sampling_config import Sampling, SamplingConfig
 
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
@@ -46,6 +48,7 @@ FLOORS = {  # dB by precision
 PICTURE = "picture"  # the component that all of them make
 PICTURE_FLOORS = {"fp32": 40.0, "fp16": 25.0}  # after all steps; of coarser ones it is shown only
 FAILED = "failed"
+MOST_STEPS = 8  # of sampling, unless the stage's own key asks for more
 
 Row = Mapping[str, Any]
 
@@ -55,7 +58,7 @@ class VerifyConfig:
     """The sampling that gives the inputs, and what counts as equal."""
 
     seed: int = 0  # of the noise
-    steps: int = 8  # sampling steps a prompt; the U-Net is compared at three of them
+    steps: int | None = None  # of sampling, a prompt; None: as [sampling] says, at most 8
     prompts: int = 2  # how many of them are sampled
     floor_db: float | None = None  # PSNR; None: by precision (FLOORS)
     pictures: bool = True  # let the artifacts draw, too
@@ -68,6 +71,7 @@ def verify(
     config: VerifyConfig,
     prompts: Sequence[str],
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: run.Overwrite = False,
 ) -> Path:
     """Compare every artifact in the folder with the model `against`; returns `out`.
@@ -76,20 +80,23 @@ def verify(
     missing or broken artifacts, before the model is loaded, and for artifacts of another model.
     """
     prompts = prompts[: config.prompts]
-    if not prompts or config.steps < 1:
+    if not prompts or (config.steps is not None and config.steps < 1):
         raise BadInput(f"verify needs a prompt and a step; got {len(prompts)} and {config.steps}.")
     rows = listing.read_list(artifacts)
     for row in rows:
         _check_artifact(artifacts / row["file"], row)
     models.need_whole_chain(against, "verify")
+    stated = (sampling or SamplingConfig()).over(listing.sampling_of(artifacts))
+    how = choose_sampling(against, stated, steps=config.steps, most=MOST_STEPS)
+    how = how.with_resolution(listing.resolution(artifacts))
     sources, identity = models.identity("against", against)
 
     def work(folder: Path) -> dict[str, Any]:
-        results = Verification(artifacts, against, folder, config, prompts).results(rows)
+        results = Verification(artifacts, against, folder, config, prompts, how).results(rows)
         files.write_json(folder / REPORT, {"schema": SCHEMA, "results": results})
         return {"verified": sum(r["state"] != FAILED for r in results)}
 
-    settings = {**asdict(config), "prompts": list(prompts), **identity}
+    settings = {**asdict(config), "prompts": list(prompts), "sampling": asdict(how), **identity}
     given = {"artifacts": artifacts, **sources}
     run.run_stage("verify", out, settings, given, work, overwrite=overwrite)
     listing.note_verified(artifacts, files.read_json(out / REPORT)["results"])
@@ -131,16 +138,14 @@ class Verification:
         folder: Path,
         config: VerifyConfig,
         prompts: Sequence[str],
+        sampling: Sampling,
     ):
         self.artifacts, self.against, self.folder = artifacts, against, folder
         self.config, self.prompts = config, prompts
         self.pipe = models.load_pipeline(against)
-        self.sampling: dict[str, Any] = {
-            "seed": config.seed,
-            "steps": config.steps,
-            "resolution": listing.resolution(artifacts),
-        }
-        self.recorded = record(self.pipe, prompts, **self.sampling)
+        set_scheduler_(self.pipe, sampling)
+        self.sampling = sampling
+        self.recorded = record(self.pipe, prompts, sampling, seed=config.seed)
         self.references: dict[str, Reference] = {}  # by component, for all targets
         self.half: set[str] = set()  # components with an artifact in half precision
 
@@ -207,7 +212,8 @@ class Verification:
         if unet is None or "unet" not in runners:
             return None
         with pictures.replaced(self.pipe, runners):
-            drawn = [p.numpy() for p in sample(self.pipe, self.prompts, **self.sampling)]
+            seed = self.config.seed
+            drawn = [p.numpy() for p in sample(self.pipe, self.prompts, self.sampling, seed=seed)]
         references = pictures.as_pictures(self.recorded["vae_encoder"])
         beside = self.folder / _folder(unet) / PICTURE
         beside.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,13 @@ class OnnxConfig:
     shapes: str = "dynamic"  # of batch, picture and tokens; "static": those that were sampled
     clean_up: bool = False  # by onnxslim: half of the nodes; kept where outputs stay as they were
     calibration_prompts: int = 4  # for the ranges of precision "int8-qdq"
-    calibration_steps: int = 8  # of each of them
+    calibration_steps: int | None = None  # of each; None: as [sampling] says, at most 8
 
     def __post_init__(self) -> None:
         if self.shapes not in ("dynamic", "static"):
             raise BadInput(f"export.onnx.shapes = {self.shapes!r}; choose dynamic, static.")
-        if self.calibration_prompts < 1 or self.calibration_steps < 1:
+        steps = self.calibration_steps
+        if self.calibration_prompts < 1 or (steps is not None and steps < 1):
             raise BadInput(
                 f"export.onnx: {self.calibration_prompts} calibration_prompts of "
                 f"{self.calibration_steps} calibration_steps show no range; needed is 1 or more."
@@ -85,8 +86,8 @@ class ExportConfig:
     targets: tuple[str, ...] = ("onnx",)  # TARGET or TARGET:PRECISION, such as "onnx:fp16"
     components: tuple[str, ...] = COMPONENTS  # those that model and target have are exported
     seed: int = 0  # of the noise
-    steps: int = 2  # sampling steps, so as many inputs of the U-Net
-    resolution: int | None = None  # pixels of the sampled pictures; None: the model's own
+    steps: int | None = None  # of sampling; None: as [sampling] says, at most 2
+    resolution: int | None = None  # pixels of the sampled pictures; None: as [sampling] says
     vae_precision: str = "fp32"  # whatever the rest has: SDXL's VAE overflows in fp16
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     coreml: CoremlConfig = field(default_factory=CoremlConfig)

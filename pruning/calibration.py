@@ -18,6 +18,7 @@ from laptop.description import of_pipeline
 from laptop.errors import BadInput
 from laptop.pruning.noising import noising
 from laptop.pruning.sampling import draw, starts
+from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.units import ADDED, example_inputs, forward_rows
 from laptop.run import track
 
@@ -29,26 +30,24 @@ REMEDY = "Pass what `laptop score` made of this model."
 def record(
     pipe: Any,
     prompts: Sequence[str],
+    sampling: Sampling,
     *,
     samples: int,
-    steps: int,
     seed: int,
     batch_size: int,
-    resolution: int | None = None,
 ) -> dict[str, Tensor]:
     """`samples` rows of U-Net inputs, drawn evenly from sampling trajectories of all `prompts`.
 
     Keys as `INPUTS`, as far as the U-Net takes them; first dimension `samples`; float32 on the CPU.
-    `resolution` in pixels, the model's own when None.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
-    given = starts(pipe, batches, steps, generator, resolution)
-    total = len(prompts) * _rows_each(pipe, batches[0], steps, given[0])
+    given = starts(pipe, batches, sampling, generator)
+    total = len(prompts) * _rows_each(pipe, batches[0], sampling, given[0])
     if samples > total:
         raise BadInput(
-            f"{samples} calibration samples asked; {len(prompts)} prompts give {total} at {steps} "
-            "steps. Lower the samples or raise the steps."
+            f"{samples} calibration samples asked; {len(prompts)} prompts give {total} at "
+            f"{sampling.steps} steps. Lower the samples, or give more prompts."
         )
     chosen = torch.randperm(total, generator=generator)[:samples].sort().values
     rows: list[dict[str, Tensor]] = []
@@ -65,7 +64,7 @@ def record(
     hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for batch, start in track(zip(batches, given, strict=True), "calibration", len(batches)):
-            draw(pipe, batch, steps, generator, start)
+            draw(pipe, batch, sampling, generator, start)
     finally:
         hook.remove()
     if seen != total:
@@ -81,7 +80,9 @@ def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tenso
     return {k: values[k] for k in INPUTS if values.get(k) is not None}
 
 
-def _rows_each(pipe: Any, batch: Sequence[str], steps: int, given: Mapping[str, Any]) -> int:
+def _rows_each(
+    pipe: Any, batch: Sequence[str], sampling: Sampling, given: Mapping[str, Any]
+) -> int:
     """Rows that the U-Net sees for each prompt; found by drawing with one that computes nothing.
 
     Guidance, strength and schedulers of higher order all have a say in it.
@@ -96,7 +97,7 @@ def _rows_each(pipe: Any, batch: Sequence[str], steps: int, given: Mapping[str, 
 
     pipe.unet.forward = count
     try:
-        draw(pipe, batch, steps, torch.Generator().manual_seed(0), given)
+        draw(pipe, batch, sampling, torch.Generator().manual_seed(0), given)
     finally:
         del pipe.unet.forward
     return seen // len(batch)
@@ -105,12 +106,11 @@ def _rows_each(pipe: Any, batch: Sequence[str], steps: int, given: Mapping[str, 
 def denoising(
     pipe: Any,
     prompts: Sequence[str],
+    sampling: Sampling,
     *,
     samples: int,
-    steps: int,
     seed: int,
     batch_size: int,
-    resolution: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Training rows without training pictures: the teacher's own latents, noised; and the targets.
 
@@ -119,9 +119,9 @@ def denoising(
     generator = torch.Generator().manual_seed(seed)
     latents: list[Tensor] = []
     rows: list[dict[str, Tensor]] = []
-    size = max(1, batch_size // 2)  # guidance doubles it
+    size = max(1, batch_size // sampling.rows)
     batches = [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-    given = starts(pipe, batches, steps, generator, resolution)
+    given = starts(pipe, batches, sampling, generator)
 
     def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(rows) == len(latents):  # the first call of this batch
@@ -132,7 +132,7 @@ def denoising(
     try:
         for batch, start in track(zip(batches, given, strict=True), "denoising", len(batches)):
             count = len(batch)
-            latents.append(draw(pipe, batch, steps, generator, start).float().cpu())
+            latents.append(draw(pipe, batch, sampling, generator, start).float().cpu())
     finally:
         hook.remove()
     picked = torch.arange(samples) % len(prompts)

@@ -32,6 +32,8 @@ from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk
 from laptop.pruning.sampling import draw, starts
+from laptop.pruning.sampling_choice import set_scheduler_
+from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, removed
 
 NOTHING: frozenset[str] = frozenset()
@@ -49,10 +51,9 @@ class Subject:
     rows: dict[str, Tensor]  # calibration, N rows
     output: Tensor  # (N, C, H, W), the U-Net's on them
     prompts: Sequence[str]
-    steps: int  # of sampling
+    sampling: Sampling
     batch_size: int
     seed: int
-    resolution: int | None  # pixels; None: the model's own
     clip_model: str | None
     folder: Path  # for what should outlive a kill
 
@@ -62,6 +63,7 @@ class Subject:
         dtype = next(self.unet.parameters()).dtype
         pipe = models.load_pipeline(self.model, dtype)
         pipe.register_modules(unet=self.unet)
+        set_scheduler_(pipe, self.sampling)
         return pipe.to(processes.device())
 
     def denoising(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -71,11 +73,10 @@ class Subject:
             found = calibration.denoising(
                 self.pipeline,
                 self.prompts,
+                self.sampling,
                 samples=len(self.output),
-                steps=self.steps,
                 seed=self.seed,
                 batch_size=self.batch_size,
-                resolution=self.resolution,
             )
             calibration.save(path.with_suffix(".tmp"), *found)
             path.with_suffix(".tmp").replace(path)
@@ -287,12 +288,12 @@ def _statistics(subject: Subject) -> tuple[Tensor, Tensor]:
 def _sampled(subject: Subject, kind: str) -> Tensor:
     """Latents or pictures (N, C, H, W) for all prompts, from the same noise each time."""
     generator = torch.Generator().manual_seed(subject.seed)
-    size = max(1, subject.batch_size // 2)  # guidance doubles it
+    size = max(1, subject.batch_size // subject.sampling.rows)
     batches = [subject.prompts[i : i + size] for i in range(0, len(subject.prompts), size)]
-    pipe, steps = subject.pipeline, subject.steps
-    given = starts(pipe, batches, steps, generator, subject.resolution)
+    pipe, sampling = subject.pipeline, subject.sampling
+    given = starts(pipe, batches, sampling, generator)
     made = [
-        draw(pipe, batch, steps, generator, start, kind)
+        draw(pipe, batch, sampling, generator, start, kind)
         for batch, start in zip(batches, given, strict=True)
     ]
     return torch.cat(made).float().cpu()

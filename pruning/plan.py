@@ -69,7 +69,8 @@ def make_plan(
             free = _cheapest(scores, known, replace(config, expressible="any"), each)
             losses["unrestricted_predicted_loss"] = predicted_loss(scores, [u.name for u in free])
         solver = {"solver": "scipy.optimize.milp (HiGHS), optimal"}
-        write_json(folder / out.name, plan | solver | losses)
+        sampling = {"sampling": scores.get("sampling", {})}  # for the student's folder
+        write_json(folder / out.name, plan | sampling | solver | losses)
 
     inputs, which = models.identity("model", model)
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}

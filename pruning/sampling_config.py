@@ -101,9 +101,15 @@ class Sampling:
     scheduler: str | None = None  # None: the model's own
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def of_steps(self, steps: int) -> "Sampling":
-        """The same with another number of steps."""
-        return replace(self, steps=steps)
+    def with_resolution(self, resolution: int | None) -> "Sampling":
+        """The same with squares of so many pixels a side; unchanged where None."""
+        return self if resolution is None else replace(self, height=resolution, width=resolution)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Steps and guidance as keyword arguments of a diffusers pipeline."""
+        guided = {} if self.guidance is None else {"guidance_scale": self.guidance}
+        return {"num_inference_steps": self.steps, **guided}
 
 
 def _check_range(name: str, value: object, least: float, most: float) -> None:
@@ -129,9 +135,11 @@ def read_file(path: Path) -> SamplingConfig:
     return of_values(values, str(path))
 
 
-def of_values(values: Mapping[str, Any], where: str) -> SamplingConfig:
+def of_values(values: object, where: str) -> SamplingConfig:
     """Settings that a file holds; `BadInput`, which names `where`, for an unknown or wrong one."""
-    known = {f.name: f for f in fields(SamplingConfig)}
+    known = [f.name for f in fields(SamplingConfig)]
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{where} is no object but {shown(values)}.")
     if unknown := [name for name in values if name not in known]:
         raise BadInput(f"{where} has {shown(unknown[0])}; known are {', '.join(known)}.")
     kinds: dict[str, Any] = {"guidance": (int, float), "scheduler": str, "scheduler_options": dict}

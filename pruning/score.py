@@ -28,7 +28,8 @@ from laptop.pruning import calibration, noising
 from laptop.pruning.criteria import CRITERIA, OF_TASK, PER_ROW, Subject
 from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
-from laptop.pruning.sampling import latent_side
+from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
+from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, resume_folder
 from laptop.teamwork import run_together
@@ -46,11 +47,11 @@ class ScoreConfig:
     criterion: str = "output-loss"  # criteria.CRITERIA
     timestep_weighting: str = "none"  # x0: by what an error of the output does to the picture
     samples: int = 64  # calibration rows
-    steps: int = 25  # of the sampling that gives the rows
+    steps: int | None = None  # of the sampling that gives the rows; None: as [sampling] says
     batch_size: int = 4  # rows a forward
     dtype: str = "float32"  # of the U-Net while it is scored; losses are float32 in any case
     race: float | None = None  # the one ratio to plan for; spends fewer samples where that suffices
-    resolution: int | None = None  # pixels of the pictures drawn for it; None: the model's own
+    resolution: int | None = None  # pixels of the pictures drawn for it; None: as [sampling] says
     clip_model: str | None = None  # folder or Hub id, for the criterion `clip`
     seed: int = 0
 
@@ -61,6 +62,7 @@ def score(
     config: ScoreConfig,
     prompts: Sequence[str],
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: Overwrite = False,
 ) -> Path:
     """Write scores.json, calibration.safetensors, and each unit's values in values.safetensors.
@@ -74,27 +76,34 @@ def score(
         noising.noising(described.scheduler)  # or it is refused
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    if config.resolution is not None:
-        latent_side(model, config.resolution)  # or it is refused
+    how = choose_sampling(model, sampling, steps=config.steps, resolution=config.resolution)
+    stated = of_folders(sampling or SamplingConfig(), model).stated
     if config.race is not None and processes.count() > 1:
         raise BadInput("a race runs in one process: each batch decides who goes on to the next.")
 
     def share(folder: Path) -> None:
         if processes.is_main():
-            _record(model, folder / CALIBRATION, config, prompts)
+            _record(model, folder / CALIBRATION, config, how, prompts)
         processes.wait_for_all()
-        _find(model, known, folder, config, prompts)
+        _find(model, known, folder, config, how, prompts)
 
     def finish(folder: Path) -> dict[str, Any]:
         found = _ledger(folder, known.units, config)  # of all processes
         weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
-        write_json(folder / "scores.json", _document(model, config, known, found, weights.numpy()))
+        document = _document(model, config, known, found, weights.numpy())
+        write_json(folder / "scores.json", document | {"sampling": stated})
         save_file({"values": found.values}, folder / "values.safetensors")
         return {"units": len(known.units)}
 
     inputs, which = models.identity("model", model)
-    settings = asdict(config) | which | {"prompts": list(prompts)}
+    settings = asdict(config) | which | {"prompts": list(prompts), "sampling": asdict(how)}
     return run_together("score", out, settings, inputs, share, finish, overwrite=overwrite)
+
+
+def prompts_needed(model: str, config: ScoreConfig, sampling: SamplingConfig) -> int:
+    """How many prompts give the samples: few steps without guidance make few rows of each."""
+    how = choose_sampling(model, sampling, steps=config.steps)
+    return math.ceil(config.samples / (how.steps * how.rows))
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -122,12 +131,18 @@ def check_config(config: ScoreConfig) -> None:
             "folder or Hub id, such as openai/clip-vit-large-patch14."
         )
     for name in ("samples", "steps", "batch_size"):
-        if getattr(config, name) < 1:
-            raise BadInput(f"[score] {name} is {getattr(config, name)}; it must be at least 1.")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise BadInput(f"[score] {name} is {value}; it must be at least 1.")
 
 
 def _find(
-    model: str, known: Anatomy, folder: Path, config: ScoreConfig, prompts: Sequence[str]
+    model: str,
+    known: Anatomy,
+    folder: Path,
+    config: ScoreConfig,
+    sampling: Sampling,
+    prompts: Sequence[str],
 ) -> None:
     """Find this process's share of the values, and wait for the others'."""
     rows, output = calibration.load(folder / CALIBRATION)
@@ -139,10 +154,9 @@ def _find(
         rows=rows,
         output=output,
         prompts=prompts,
-        steps=config.steps,
+        sampling=sampling,
         batch_size=config.batch_size,
         seed=config.seed,
-        resolution=config.resolution,
         clip_model=config.clip_model,
         folder=folder,
     )
@@ -238,20 +252,22 @@ def _sets(units: Sequence[Unit]) -> set[frozenset[str]]:
     return sets | {frozenset(u.needs) for u in units if u.needs}
 
 
-def _record(model: str, path: Path, config: ScoreConfig, prompts: Sequence[str]) -> None:
+def _record(
+    model: str, path: Path, config: ScoreConfig, sampling: Sampling, prompts: Sequence[str]
+) -> None:
     """Write calibration rows and the U-Net's output on them to `path`, unless they are there."""
     if path.exists():
         return
     pipe = models.load_pipeline(model, getattr(torch, config.dtype)).to(processes.device())
+    set_scheduler_(pipe, sampling)
     with torch.inference_mode():
         rows = calibration.record(
             pipe,
             prompts,
+            sampling,
             samples=config.samples,
-            steps=config.steps,
             seed=config.seed,
-            batch_size=max(1, config.batch_size // 2),  # guidance doubles it
-            resolution=config.resolution,
+            batch_size=max(1, config.batch_size // sampling.rows),
         )
     output = forward_rows(pipe.unet, rows, config.batch_size)
     beside = path.with_suffix(".tmp")

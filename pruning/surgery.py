@@ -31,6 +31,8 @@ from laptop.pruning.heal import (
     with_corrections,
 )
 from laptop.pruning.plan import read_plan, read_scores, scores_file
+from laptop.pruning.sampling_choice import of_folders
+from laptop.pruning.sampling_config import SamplingConfig, of_values, write_file
 from laptop.pruning.score import CALIBRATION
 from laptop.run import Overwrite, manifest_of, need_space, run_stage
 
@@ -123,6 +125,7 @@ def prune(
     teacher = models.empty_unet(model)
     plan = read_plan(plan_path, teacher)
     apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
+    stated = of_values(plan.get("sampling", {}), f"{plan_path}: sampling")
     inputs, settings = models.identity("model", model)
     inputs["plan"] = plan_path
     rows = None
@@ -142,7 +145,7 @@ def prune(
             del unet  # the stored precision may be another one
         unet = models.load_unet(model, stored_dtype(model))
         student = apply_plan(unet, plan, corrections)
-        write_model(folder, student, model)
+        write_model(folder, student, model, stated)
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"]), **facts}
 
     return run_stage("prune", out, settings, inputs, work, overwrite=overwrite)
@@ -184,11 +187,12 @@ def _recorded(unet: Any, scores: Path) -> tuple[Rows, torch.dtype]:
     return found, getattr(torch, made.get("dtype", "float32"))
 
 
-def write_model(folder: Path, unet: Any, like: str) -> None:
+def write_model(folder: Path, unet: Any, like: str, sampling: SamplingConfig | None = None) -> None:
     """Write `unet` with all other components of the model `like`.
 
-    Each tensor is rounded to the precision in which `like` stores the one of its name; a tensor
-    that `like` lacks to the one that holds all of them. `unet` is changed.
+    And how it draws, where `sampling` or the folder of `like` states it. Each tensor is rounded to
+    the precision in which `like` stores the one of its name; a tensor that `like` lacks to the one
+    that holds all of them. `unet` is changed.
     """
     source, dtype = models.folder(like), stored_dtype(like)
     index = read_json(source / "model_index.json")
@@ -202,5 +206,6 @@ def write_model(folder: Path, unet: Any, like: str) -> None:
     unet.register_to_config(_name_or_path="")  # diffusers keeps there where it was loaded from
     round_to_(unet, stored_dtypes(like), dtype)
     unet.save_pretrained(folder / "unet", max_shard_size=SHARD, variant=models.variant(like))
+    write_file(folder, of_folders(sampling or SamplingConfig(), like))
     library = "diffusers" if type(unet).__name__ in models.STOCK_UNETS else type(unet).__module__
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})

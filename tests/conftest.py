@@ -23,6 +23,7 @@ from laptop.distill.encoding import DataConfig, make_cache
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
 from laptop.export.settings import CoremlConfig, ExportConfig
+from laptop.pruning.sampling_config import Sampling
 from laptop.tiny import architecture
 from laptop.tiny.architecture import MAX_TOKENS, tokenizer
 from laptop.training_data import Scenes
@@ -98,7 +99,7 @@ def recorded_folder(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactor
     """What every component of the pruned model gets while it samples, a file each."""
     folder = tmp_path_factory.mktemp("recorded")
     pipe = models.load_pipeline(str(pruned_folder))
-    for name, rows in record(pipe, ["a large red circle on white"], seed=0, steps=3).items():
+    for name, rows in record(pipe, ["a large red circle on white"], Sampling(3), seed=0).items():
         save_examples(rows, folder / f"{name}.safetensors")
     return folder
 
@@ -190,7 +191,7 @@ def job(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     folder = tmp_path_factory.mktemp("jobs")
     pipe = models.load_pipeline(str(small_folder))
     save_examples(
-        record(pipe, ["a large red circle on white"], seed=0, steps=2)["unet"],
+        record(pipe, ["a large red circle on white"], Sampling(2), seed=0)["unet"],
         folder / "unet.safetensors",
     )
     first = Job(

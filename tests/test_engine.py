@@ -26,6 +26,7 @@ from laptop.export.metrics import psnr
 from laptop.export.places import Local, Place, Ssh
 from laptop.export.settings import TensorrtConfig
 from laptop.export.trtexec import Device, Version
+from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]
 
@@ -79,7 +80,7 @@ def unet(folder: Path) -> Path:
 def real_inputs(model: Path) -> tuple[components.Graph, dict[str, torch.Tensor]]:
     """The U-Net in PyTorch, and what it gets in a sampling."""
     pipe = models.load_pipeline(str(model))
-    return components.graph(pipe, "unet"), record(pipe, PROMPTS, seed=1, steps=1)["unet"][0]
+    return components.graph(pipe, "unet"), record(pipe, PROMPTS, Sampling(1), seed=1)["unet"][0]
 
 
 def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def test_integer_inputs_arrive_in_the_type_of_the_version(
     run = engine.runner(here, exported / "tensorrt/text_encoder/model.onnx")
     pipe = models.load_pipeline(str(pruned_folder))
     graph = components.graph(pipe, "text_encoder")
-    given = record(pipe, PROMPTS, seed=0, steps=1)["text_encoder"][0]
+    given = record(pipe, PROMPTS, Sampling(1), seed=0)["text_encoder"][0]
     got = run(arrays(given))
     for name, expected in components.run(graph, given).items():
         assert psnr(expected.numpy(), got[name]) >= parity.FLOORS["fp16"], name

@@ -12,6 +12,7 @@ from conftest import small_sd15
 from laptop import models
 from laptop.errors import Unsupported
 from laptop.export import components, inputs
+from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]
 
@@ -19,7 +20,7 @@ PROMPTS = ["a large red circle on white", "a small blue cross on black"]
 @pytest.fixture(scope="module")
 def recorded(tiny_pipe: StableDiffusionXLPipeline) -> inputs.Recorded:
     tiny_pipe.set_progress_bar_config(disable=True)
-    return inputs.record(tiny_pipe, PROMPTS, seed=0, steps=3)
+    return inputs.record(tiny_pipe, PROMPTS, Sampling(3), seed=0)
 
 
 def test_every_component_of_an_xl_pipeline_is_recorded_under_optimums_names(
@@ -59,7 +60,7 @@ def test_recorded_latents_decode_to_the_picture_that_the_encoder_gets(
 def test_recording_leaves_the_pipeline_as_it_was(tiny_pipe: StableDiffusionXLPipeline) -> None:
     tiny_pipe.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="prompt"):
-        inputs.record(tiny_pipe, [None], seed=0, steps=1)  # type: ignore[list-item]
+        inputs.record(tiny_pipe, [None], Sampling(1), seed=0)  # type: ignore[list-item]
     assert "decode" not in vars(tiny_pipe.vae)
     for part in (tiny_pipe.unet, tiny_pipe.text_encoder, tiny_pipe.text_encoder_2):
         assert not part._forward_pre_hooks
@@ -68,14 +69,14 @@ def test_recording_leaves_the_pipeline_as_it_was(tiny_pipe: StableDiffusionXLPip
 def test_the_same_seed_records_the_same_and_prompts_get_noise_of_their_own(
     tiny_pipe: StableDiffusionXLPipeline, recorded: inputs.Recorded
 ) -> None:
-    again = inputs.record(tiny_pipe, PROMPTS[:1], seed=0, steps=3)
+    again = inputs.record(tiny_pipe, PROMPTS[:1], Sampling(3), seed=0)
     torch.testing.assert_close(again["unet"][0], recorded["unet"][0], rtol=0, atol=0)
     assert not torch.equal(recorded["unet"][0]["sample"], recorded["unet"][3]["sample"])
 
 
 def test_a_loaded_sd15_pipeline_is_recorded_without_the_parts_it_lacks(tmp_path: Path) -> None:
     small_sd15().save_pretrained(tmp_path)
-    recorded = inputs.record(models.load_pipeline(str(tmp_path)), PROMPTS[:1], seed=0, steps=2)
+    recorded = inputs.record(models.load_pipeline(str(tmp_path)), PROMPTS[:1], Sampling(2), seed=0)
     assert set(recorded) == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
     assert set(recorded["unet"][0]) == {"sample", "timestep", "encoder_hidden_states"}
     assert len(recorded["text_encoder"]) == 2, "the prompt and the empty one"
@@ -84,6 +85,6 @@ def test_a_loaded_sd15_pipeline_is_recorded_without_the_parts_it_lacks(tmp_path:
 
 def test_a_unet_with_other_conditions_is_refused_by_name() -> None:
     pipe = small_sd15()
-    pipe.unet.register_to_config(time_cond_proj_dim=8)
-    with pytest.raises(Unsupported, match="time_cond_proj_dim=8"):
+    pipe.unet.register_to_config(class_embed_type="timestep")
+    with pytest.raises(Unsupported, match="class_embed_type='timestep'"):
         components.graph(pipe, "unet")

@@ -12,7 +12,9 @@ from laptop.errors import BadInput, Unsupported
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
-from laptop.pruning.sampling import default_guidance, draw, guidance_embedding, starts
+from laptop.pruning.sampling import draw, guidance_embedding, starts
+from laptop.pruning.sampling_choice import choose_sampling
+from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.score import ScoreConfig, score
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import forward_rows
@@ -73,20 +75,22 @@ def test_every_kind_of_pipeline_is_scored_planned_pruned_and_loaded_again(folder
     pipe = models.load_pipeline(str(pruned))
     assert type(pipe).__name__ == architectures.PIPELINES[name]
     generator = torch.Generator().manual_seed(0)
-    given = starts(pipe, [PROMPTS], 2, generator, None)[0]
-    assert draw(pipe, PROMPTS, 2, generator, given, "pt").isfinite().all()
+    given = starts(pipe, [PROMPTS], Sampling(2), generator)[0]
+    assert draw(pipe, PROMPTS, Sampling(2), generator, given, "pt").isfinite().all()
     assert len(rows["sample"]) == 2 * ROWS[name], "every row of the trajectories, and no more"
     with pytest.raises(BadInput, match="calibration samples asked"):
-        calibration.record(pipe, PROMPTS, samples=99, steps=2, seed=0, batch_size=1)
+        calibration.record(pipe, PROMPTS, Sampling(2), samples=99, seed=0, batch_size=1)
 
 
 def test_an_inpainting_model_is_given_its_own_pictures_with_half_of_each_to_draw(folders) -> None:
     pipe = models.load_pipeline("random:sd15-inpainting")
-    rows = calibration.record(pipe, PROMPTS, samples=8, steps=2, seed=0, batch_size=2)
+    rows = calibration.record(pipe, PROMPTS, Sampling(2), samples=8, seed=0, batch_size=2)
     masks, pictures = rows["sample"][:, 4:5], rows["sample"][:, 5:]
     assert masks.mean((1, 2, 3)).tolist() == [0.5] * 8
     assert pictures.std() > 0.01, "something is left of the picture"
-    made, target = calibration.denoising(pipe, PROMPTS, samples=3, steps=2, seed=0, batch_size=2)
+    made, target = calibration.denoising(
+        pipe, PROMPTS, Sampling(2), samples=3, seed=0, batch_size=2
+    )
     assert made["sample"].shape[1] == 9
     assert target.shape[1] == 4
     assert made["sample"][:, 4].mean((1, 2)).tolist() == [0.5] * 3
@@ -95,16 +99,23 @@ def test_an_inpainting_model_is_given_its_own_pictures_with_half_of_each_to_draw
 def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:
     pipe = models.load_pipeline("random:sdxl")
     rows = calibration.record(
-        pipe, PROMPTS, samples=2, steps=2, seed=0, batch_size=2, resolution=128
+        pipe, PROMPTS, Sampling(2, height=128, width=128), samples=2, seed=0, batch_size=2
     )
     assert rows["sample"].shape == (2, 4, 16, 16)
     assert rows["time_ids"][0].tolist() == [128, 128, 0, 0, 128, 128]
     with pytest.raises(BadInput, match=r"resolution 100 does not fit.*multiple of 32 pixels"):
-        calibration.record(pipe, PROMPTS, samples=2, steps=2, seed=0, batch_size=2, resolution=100)
+        calibration.record(
+            pipe, PROMPTS, Sampling(2, height=100, width=100), samples=2, seed=0, batch_size=2
+        )
     unconditional = models.load_pipeline("random:ddpm-cifar10")
     with pytest.raises(BadInput, match="one size only"):
         calibration.record(
-            unconditional, PROMPTS, samples=2, steps=2, seed=0, batch_size=2, resolution=64
+            unconditional,
+            PROMPTS,
+            Sampling(2, height=64, width=64),
+            samples=2,
+            seed=0,
+            batch_size=2,
         )
 
 
@@ -112,7 +123,7 @@ def test_guidance_is_embedded_as_the_pipeline_does(folders) -> None:
     """A U-Net that learnt guidance gets the scale; training shows it what drawing does."""
     pipe = models.load_pipeline("random:lcm-sd15")
     rows = calibration.record(pipe, PROMPTS, samples=2, steps=1, seed=0, batch_size=2)
-    embedding = guidance_embedding(pipe.unet.config, default_guidance("random:lcm-sd15"))
+    embedding = guidance_embedding(pipe.unet.config, choose_sampling("random:lcm-sd15").guidance)
     assert torch.allclose(embedding.expand(2, -1), rows["timestep_cond"])
     assert guidance_embedding(models.unet_config("random:sd15"), 7.5) is None
 

@@ -22,6 +22,7 @@ from laptop.export.job import Job
 from laptop.export.mil_program import read, read_spec, spec_path
 from laptop.export.settings import CoremlConfig
 from laptop.export.to_coreml import feeds_angles, library
+from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]
 FLOAT16, FLOAT32, INT32 = 65552, 65568, 131104  # ArrayFeatureType.ArrayDataType
@@ -208,7 +209,7 @@ def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(
     ]
     assert max(sizes[1:]) < 0.6 * sizes[0]
     pipe = models.load_pipeline(str(pruned_folder))
-    example = record(pipe, PROMPTS, seed=3, steps=1)["unet"][0]
+    example = record(pipe, PROMPTS, Sampling(1), seed=3)["unet"][0]
     to_coreml.check_chunks(whole, {k: v.numpy() for k, v in example.items()})
 
 
@@ -270,7 +271,7 @@ def test_resources_of_an_xl_model_take_what_apples_runner_gives(
         "compile.sh",
     }
     pipe = models.load_pipeline(str(pruned_folder))
-    recorded = record(pipe, PROMPTS, seed=0, steps=1)
+    recorded = record(pipe, PROMPTS, Sampling(1), seed=0)
     example = recorded["unet"][0]
     given: dict[str, Any] = swift_inputs(example)
     for name in ("UnetChunk1", "UnetChunk2"):  # as Unet.swift hands them on
@@ -295,7 +296,7 @@ def test_resources_of_an_older_model_take_what_apples_runner_gives(
 ) -> None:
     folder = small / "coreml" / "Resources"
     pipe = models.load_pipeline(str(small_folder))
-    recorded = record(pipe, PROMPTS, seed=0, steps=1)
+    recorded = record(pipe, PROMPTS, Sampling(1), seed=0)
     run = mil_interpreter.runner(folder / "Unet.mlpackage")
     example = recorded["unet"][0]
     np.testing.assert_array_equal(

@@ -21,6 +21,7 @@ from laptop.export.job import Job, save_examples
 from laptop.export.runtimes import onnx_runner
 from laptop.export.settings import TensorrtConfig
 from laptop.export.trtexec import Tensor, Version
+from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]
 CONFIG = ExportConfig(targets=("tensorrt",), steps=1)
@@ -200,7 +201,7 @@ def test_a_graph_that_no_tensorrt_takes_is_not_exported(
     less = {k: v for k, v in operators.SUPPORTED[10].items() if k != "Erf"}
     monkeypatch.setitem(operators.SUPPORTED, 10, less)
     given = tmp_path / "text_encoder_2.safetensors"
-    save_examples(record(tiny_pipe, PROMPTS, seed=0, steps=1)["text_encoder_2"], given)
+    save_examples(record(tiny_pipe, PROMPTS, Sampling(1), seed=0)["text_encoder_2"], given)
     job = Job(
         *("tensorrt", "text_encoder_2", "fp16", str(tiny_folder)),
         *(given, tmp_path / "model.onnx", CONFIG),

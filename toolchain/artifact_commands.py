@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--to", "targets", help="Targets, such as onnx,coreml. [default: the recipe's]")
 @options.prompts
 @click.option("--bundle", is_flag=True, help="Also OUT.zip, with SHA256SUMS: one file for CI.")
+@options.sampling
 @options.out("The artifacts' folder.")
 @options.common
 @options.dry_run
@@ -27,6 +28,7 @@ def export(
     targets: str | None,
     prompts: Path | None,
     bundle: bool,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
@@ -37,7 +39,8 @@ def export(
     options.need_folder(out)
     from laptop.export.targets import requests
 
-    recipe = common.recipe(model, export={"targets": options.targets(targets)})
+    flags = {"targets": options.targets(targets)}
+    recipe = common.recipe(model, export=flags, sampling=sampling)
     requests(recipe.export)
     yield recipe
     from laptop.export import artifacts
@@ -45,7 +48,8 @@ def export(
     from laptop.files import read_json
 
     texts = options.calibration(model, recipe, prompts)
-    artifacts.export_model(model, out, recipe.export, texts, overwrite=common.overwrite)
+    how, again = recipe.sampling, common.overwrite
+    artifacts.export_model(model, out, recipe.export, texts, sampling=how, overwrite=again)
     made = read_json(out / "artifacts.json")
     if bundle:
         made["bundle"] = str(pack(out))
@@ -57,6 +61,7 @@ def export(
 @click.argument("artifacts", type=click.Path(path_type=Path))
 @click.option("--against", required=True, help="The model that the artifacts were made from.")
 @options.prompts
+@options.sampling
 @click.option(
     "-o",
     "--out",
@@ -65,7 +70,12 @@ def export(
 )
 @options.common
 def verify(
-    artifacts: Path, against: str, prompts: Path | None, out: Path | None, common: Common
+    artifacts: Path,
+    against: str,
+    prompts: Path | None,
+    sampling: dict[str, object],
+    out: Path | None,
+    common: Common,
 ) -> None:
     """Prove that each artifact computes what PyTorch does; exit 1 when below its floor."""
     from laptop.export import parity
@@ -73,12 +83,13 @@ def verify(
     from laptop.files import read_json
     from laptop.run import say
 
-    recipe = common.recipe(against)
+    recipe = common.recipe(against, sampling=sampling)
     artifacts = artifacts.resolve()
     out = out or artifacts.with_name(f"{artifacts.name}-parity")
     options.need_folder(out)
     texts = options.calibration(against, recipe, prompts)
-    parity.verify(artifacts, against, out, recipe.verify, texts, overwrite=common.overwrite)
+    how, again = recipe.sampling, common.overwrite
+    parity.verify(artifacts, against, out, recipe.verify, texts, sampling=how, overwrite=again)
     report = read_json(out / "report.json")
     lines = [
         f"{r['target']:<11}{r['component']:<16}{r['precision']:<9}"

@@ -12,6 +12,7 @@ from laptop.benchmarks.layers import bench_layers
 from laptop.benchmarks.sustained import plot
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_json
+from laptop.pruning.sampling_config import SamplingConfig
 
 Made = tuple[dict[str, Any], str]
 
@@ -22,13 +23,14 @@ def of_models(
     config: BenchConfig,
     address: str,
     *,
+    sampling: SamplingConfig,
     overwrite: bool,
 ) -> Made:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
     where, figure = device(address, config), out.with_suffix(".svg")
     if config.sustained_s and figure.exists() and not _is_sustained(out):
         raise OutputExists(f"{figure} exists, where the plot would lie. Choose another -o.")
-    report = read_json(bench(subjects, out, config, where, overwrite=overwrite))
+    report = read_json(bench(subjects, out, config, where, sampling=sampling, overwrite=overwrite))
     lines = [f"{_name(r)}{_quality(r, r['latency_ms'])}" for r in report["results"]]
     lines += [
         f"{_name({**r, 'component': 'image'})}    {r['latency_ms']['p50']:8.2f} ms  "
@@ -64,12 +66,16 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def estimate(
-    subjects: Mapping[str, str], config: BenchConfig, address: str, granularity: str | None
+    subjects: Mapping[str, str],
+    config: BenchConfig,
+    address: str,
+    granularity: str | None,
+    sampling: SamplingConfig,
 ) -> dict[str, Any]:
     """What would be timed, of models or, with a granularity, of one's layers; how long at least."""
     if granularity:
         return layers.estimate(subjects["model"], config, _computer(address, config), granularity)
-    return latency.estimate(subjects, config, device(address, config))
+    return latency.estimate(subjects, config, device(address, config), sampling)
 
 
 def _computer(address: str, config: BenchConfig) -> Computer:
@@ -87,11 +93,14 @@ def of_layers(
     resolution: int | None,
     address: str,
     *,
+    sampling: SamplingConfig,
     overwrite: bool,
 ) -> Made:
     """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
     where = _computer(address, config)
-    path = bench_layers(model, out, config, where, granularity, resolution, overwrite=overwrite)
+    path = bench_layers(
+        model, out, config, where, granularity, resolution, sampling=sampling, overwrite=overwrite
+    )
     table = read_json(path)
     lines = [f"{u['latency_ms']:12.4f}  {u['name']}" for u in table["units"]]
     total = sum(u["latency_ms"] for u in table["units"])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--resolution", type=int, help="Pixels a side. [default: the model's own]")
 @click.option("--buckets", is_flag=True, default=None, help="Keep aspect ratios, in buckets.")
 @options.out("The cache's folder, for --data of `laptop distill` and `compress`.")
+@options.sampling
 @options.common
 @options.dry_run
 def cache(
@@ -34,6 +35,7 @@ def cache(
     count: int | None,
     resolution: int | None,
     buckets: bool | None,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
@@ -41,13 +43,20 @@ def cache(
     options.need_folder(out)
     flags = {"source": data, "count": count, "resolution": resolution, "buckets": buckets}
     flags["seed"] = common.seed
-    recipe = common.recipe(model, data=flags)
+    recipe = common.recipe(model, data=flags, sampling=sampling)
     yield recipe
     from laptop.distill.cache import INFO
     from laptop.files import read_json
     from laptop.training_data import make
 
-    made = make(model, recipe.data, out, overwrite=common.overwrite, allow_commands=allow_commands)
+    made = make(
+        model,
+        recipe.data,
+        out,
+        sampling=recipe.sampling,
+        overwrite=common.overwrite,
+        allow_commands=allow_commands,
+    )
     info = read_json(made / INFO)
     sizes = ", ".join(f"{b['height']} x {b['width']}: {b['count']}" for b in info["buckets"])
     skipped = f", {len(info['skipped'])} skipped" if info["skipped"] else ""

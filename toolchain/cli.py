@@ -49,6 +49,7 @@ def main() -> None:
 )
 @click.option("--no-verify", is_flag=True, help="Do not compare the artifacts with PyTorch.")
 @options.out("The run folder.")
+@options.sampling
 @options.common
 @options.dry_run
 def compress(
@@ -62,12 +63,14 @@ def compress(
     prompts: Path | None,
     devices: str | None,
     no_verify: bool,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
     """Score, plan, prune, distill, export, verify, bench, eval, report: the whole job."""
     recipe = common.recipe(
         model,
+        sampling=sampling,
         score={"granularity": granularity},
         plan=budgets,
         export={"targets": options.targets(targets)},
@@ -105,6 +108,7 @@ def compress(
 )
 @options.prompts
 @options.out("Folder for scores.json and calibration.safetensors.")
+@options.sampling
 @options.common
 @options.dry_run
 def score(
@@ -115,6 +119,7 @@ def score(
     samples: int | None,
     resolution: int | None,
     prompts: Path | None,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
@@ -131,13 +136,15 @@ def score(
         "samples": samples,
         "resolution": resolution,
     }
-    recipe = common.recipe(model, score=flags)
+    recipe = common.recipe(model, score=flags, sampling=sampling)
     yield recipe
     from laptop.files import read_json
+    from laptop.pruning.score import prompts_needed
     from laptop.pruning.score import score as run
 
-    texts = options.calibration(model, recipe, prompts)
-    run(model, out, recipe.score, texts, overwrite=common.overwrite)
+    least = prompts_needed(model, recipe.score, recipe.sampling)
+    texts = options.calibration(model, recipe, prompts, least)
+    run(model, out, recipe.score, texts, sampling=recipe.sampling, overwrite=common.overwrite)
     scores = read_json(out / "scores.json")
     lines = [f"{u['score']:.3e}  {u['params']:>12,}  {u['name']}" for u in scores["units"]]
     common.print(scores, "\n".join(["score            parameters  layer", *lines]))
@@ -245,6 +252,7 @@ def prune(
 @options.data
 @click.option("--steps", type=int, help="Training steps.")
 @options.out("The distilled diffusers folder, with metrics.jsonl.")
+@options.sampling
 @options.common
 @options.dry_run
 def distill(
@@ -253,26 +261,36 @@ def distill(
     data: str | None,
     allow_commands: bool,
     steps: int | None,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[object]":
     """Retrain a pruned student by normalized feature distillation."""
     options.need_folder(out)
-    recipe = common.recipe(teacher, distill={"steps": steps}, data={"source": data})
+    recipe = common.recipe(
+        teacher, distill={"steps": steps}, data={"source": data}, sampling=sampling
+    )
     from laptop.distill import trainer
     from laptop.training_data import check_data, prepared
 
     configs = recipe.distill, recipe.train
-    check_data(teacher, recipe.data, allow_commands=allow_commands)
+    check_data(teacher, recipe.data, recipe.sampling, allow_commands=allow_commands)
     trainer.check_before_start(teacher, student, out, *configs)
     yield recipe, lambda: trainer.rehearse(teacher, student, *configs)
 
     again: Overwrite = "stale" if common.overwrite else False
-    data_folder = out.with_name(f"{out.name}-data")
+    how = recipe.sampling
     cached = prepared(
-        teacher, recipe.data, data_folder, overwrite=again, allow_commands=allow_commands
+        teacher,
+        recipe.data,
+        out.with_name(f"{out.name}-data"),
+        sampling=how,
+        overwrite=again,
+        allow_commands=allow_commands,
     )
-    trainer.distill(teacher, student, cached, out, *configs, overwrite=common.overwrite)
+    trainer.distill(
+        teacher, student, cached, out, *configs, sampling=how, overwrite=common.overwrite
+    )
     last = json.loads(lines(read_text(out / "metrics.jsonl"))[-1])
     common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
 
@@ -289,6 +307,7 @@ def distill(
 @bench_options.measuring
 @bench_options.layers
 @options.out("The report or the table, a .json file.")
+@options.sampling
 @options.common
 @options.dry_run
 def bench(
@@ -300,6 +319,7 @@ def bench(
     layers: bool,
     granularity: str | None,
     resolution: int | None,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[object]":
@@ -310,23 +330,35 @@ def bench(
     """
     options.need_json(out)
     bench_options.need_fitting(layers, against, measuring, granularity, resolution, device)
-    recipe = common.recipe(subject, score={"granularity": granularity}, bench=measuring)
+    recipe = common.recipe(
+        subject, score={"granularity": granularity}, bench=measuring, sampling=sampling
+    )
     from laptop import benches
 
     again, kind = common.overwrite, recipe.score.granularity
     subjects = {"base": against, "new": subject} if against else {"model": subject}
     yield (
         recipe,
-        lambda: benches.estimate(subjects, recipe.bench, device, kind if layers else None),
+        lambda: benches.estimate(
+            subjects, recipe.bench, device, kind if layers else None, recipe.sampling
+        ),
     )
     from laptop.benchmarks.validity import check_valid
 
     if layers:
         made = benches.of_layers(
-            subject, out, recipe.bench, kind, resolution, device, overwrite=again
+            subject,
+            out,
+            recipe.bench,
+            kind,
+            resolution,
+            device,
+            sampling=recipe.sampling,
+            overwrite=again,
         )
     else:
-        made = benches.of_models(subjects, out, recipe.bench, device, overwrite=again)
+        how = recipe.sampling
+        made = benches.of_models(subjects, out, recipe.bench, device, sampling=how, overwrite=again)
     common.print(*made)
     if not allow_invalid:
         check_valid(made[0])
@@ -338,6 +370,7 @@ def bench(
 @options.prompts
 @click.option("--count", type=int, help="Number of prompts.")
 @options.out("Folder for eval.json and images.")
+@options.sampling
 @options.common
 @options.dry_run
 def evaluate(
@@ -345,12 +378,13 @@ def evaluate(
     against: str | None,
     prompts: Path | None,
     count: int | None,
+    sampling: dict[str, object],
     out: Path,
     common: Common,
 ) -> "Iterator[Recipe]":
     """Measure image quality: prompt accuracy, Frechet distance, PSNR to the teacher's pictures."""
     options.need_folder(out)
-    recipe = common.recipe(model, eval={"prompts": count})
+    recipe = common.recipe(model, eval={"prompts": count}, sampling=sampling)
     yield recipe
     from laptop.benchmarks.quality import evaluate as run
     from laptop.compress import scene_metrics
@@ -359,7 +393,15 @@ def evaluate(
 
     texts = evaluation_prompts(model, recipe.eval.prompts, prompts or recipe.prompts.path)
     subjects = {"teacher": against, "model": model} if against else {"model": model}
-    run(subjects, out, recipe.eval, texts, **scene_metrics(texts), overwrite=common.overwrite)
+    run(
+        subjects,
+        out,
+        recipe.eval,
+        texts,
+        sampling=recipe.sampling,
+        **scene_metrics(texts),
+        overwrite=common.overwrite,
+    )
     report = read_json(out / "eval.json")
     common.print(report, json.dumps(report["models"], indent=1))
 

@@ -23,7 +23,7 @@ from laptop.benchmarks.latency import check_config as check_bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.benchmarks.subjects import RUNS, is_timed
-from laptop.description import context_length
+from laptop.cost import removable, samplings
 from laptop.distill.cache import is_cache
 from laptop.distill.checks import check_config as check_training
 from laptop.distill.trainer import distill
@@ -36,18 +36,16 @@ from laptop.machine import machine
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
 from laptop.pruning import noising
-from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import check_config as check_score
-from laptop.pruning.score import forwards_spent, score
+from laptop.pruning.score import prompts_needed, score
 from laptop.pruning.surgery import check_config as check_prune
 from laptop.pruning.surgery import prune
-from laptop.pruning.units import Anatomy, anatomy
 from laptop.recipe import Recipe
 from laptop.run import Overwrite, manifest_of, need_space, run_stage, say
 from laptop.tiny.checker import judge
 from laptop.tiny.scenes import draw, parse
-from laptop.training_data import ENDLESS, check_data, prepared
+from laptop.training_data import check_data, prepared
 
 SCHEMA = "laptop.run/1"
 Stages = dict[str, Callable[[], Path]]
@@ -105,14 +103,24 @@ def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bo
     data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
     return {
         "score": lambda: score(
-            model, out / "score", recipe.score, _prompts(recipe), overwrite=again
+            model,
+            out / "score",
+            recipe.score,
+            _prompts(recipe, prompts_needed(model, recipe.score, recipe.sampling)),
+            sampling=recipe.sampling,
+            overwrite=again,
         ),
         "plan": lambda: make_plan(out / "score", out / "plan.json", recipe.plan, overwrite=again),
         "prune": lambda: prune(
             model, out / "plan.json", out / "pruned", recipe.prune, out / "score", overwrite=again
         ),
         "data": lambda: prepared(
-            model, recipe.data, data, overwrite=again, allow_commands=allow_commands
+            model,
+            recipe.data,
+            data,
+            sampling=recipe.sampling,
+            overwrite=again,
+            allow_commands=allow_commands,
         ),
         "distill": lambda: distill(
             model,
@@ -121,6 +129,7 @@ def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bo
             out / "distill",
             recipe.distill,
             recipe.train,
+            sampling=recipe.sampling,
             overwrite=again,
         ),
         "model": lambda: publish(out, out / "model", overwrite=again),
@@ -132,13 +141,19 @@ def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrit
     student, prompts, measured = str(out / "model"), _prompts(recipe), _measured(recipe)
     stages: Stages = {
         "export": lambda: export_model(
-            student, out / "artifacts", recipe.export, prompts, overwrite=again
+            student,
+            out / "artifacts",
+            recipe.export,
+            prompts,
+            sampling=recipe.sampling,
+            overwrite=again,
         ),
         "baseline": lambda: export_model(
             recipe.model,
             out / "baseline",
             replace(recipe.export, targets=measured, components=("unet",)),
             prompts,
+            sampling=recipe.sampling,
             overwrite=again,
         ),
         "verify": lambda: verify(
@@ -147,6 +162,7 @@ def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrit
             out / "parity",
             recipe.verify,
             prompts,
+            sampling=recipe.sampling,
             overwrite=after_export,
         ),
     }
@@ -188,27 +204,23 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
     models.need_whole_chain(recipe.model, "compress")
     noising.of_model(recipe.model)  # or it is refused
     check_request(recipe.export, _prompts(recipe))
-    check_data(recipe.model, recipe.data, allow_commands=allow_commands)
+    samplings(recipe)
+    check_data(recipe.model, recipe.data, recipe.sampling, allow_commands=allow_commands)
     check_training(recipe.distill, recipe.train)
     check_score(recipe.score)
     check_prune(recipe.prune)
     check_bench(recipe.bench)
     _evaluation_prompts(recipe)
-    known = _anatomy(recipe)
+    known = removable(recipe)
     limits.check_config(recipe.plan, known, recipe.model)
     check_race(recipe.score.race, limits.with_default(recipe.plan), "the recipe")
     check_devices(recipe, out)
     need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
 
 
-def _anatomy(recipe: Recipe) -> Anatomy:
-    """The layers that can be removed, with what the recipe's budgets need to know of them."""
-    unet, tokens = models.empty_unet(recipe.model), context_length(recipe.model)
-    return with_latencies(anatomy(unet, tokens, recipe.score.granularity), recipe.plan)
-
-
-def _prompts(recipe: Recipe) -> list[str]:
-    return calibration_prompts(recipe.model, recipe.prompts.calibration, recipe.prompts.path)
+def _prompts(recipe: Recipe, least: int = 1) -> list[str]:
+    count = max(recipe.prompts.calibration, least)
+    return calibration_prompts(recipe.model, count, recipe.prompts.path)
 
 
 def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
@@ -271,7 +283,15 @@ def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:
         places = [model] if address == "local" else []
         subjects[label] = [*places, *([exported] if is_timed(exported, where.refused) else [])]
     result = bench_path(out, address)
-    return bench(subjects, result, recipe.bench, where, unet_only=("teacher",), overwrite=again)
+    return bench(
+        subjects,
+        result,
+        recipe.bench,
+        where,
+        sampling=recipe.sampling,
+        unet_only=("teacher",),
+        overwrite=again,
+    )
 
 
 def bench_path(run: Path, address: str) -> Path:
@@ -317,7 +337,13 @@ def _evaluate(recipe: Recipe, out: Path, again: Overwrite) -> Path:
     }
     prompts = _evaluation_prompts(recipe)
     return evaluate(
-        subjects, out / "eval", recipe.eval, prompts, **scene_metrics(prompts), overwrite=again
+        subjects,
+        out / "eval",
+        recipe.eval,
+        prompts,
+        sampling=recipe.sampling,
+        **scene_metrics(prompts),
+        overwrite=again,
     )
 
 
@@ -350,27 +376,3 @@ def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
         **{k: facts.get(k) for k in ("key", "inputs", "seconds", "peak_memory_bytes")},
     }
     write_json(path, run)
-
-
-def estimate(recipe: Recipe) -> dict[str, Any]:
-    """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
-    known = _anatomy(recipe)
-    each = limits.bytes_each(recipe.plan, recipe.model)
-    asked = limits.budgets(recipe.plan, known, each)
-    keep = 1 - max((b.least for b in asked if b.cost == "params"), default=0) / known.params
-    rows = recipe.score.samples
-    is_drawn = recipe.data.source.partition(":")[0] == "prompts"
-    trajectory = 2 * recipe.score.steps * recipe.prompts.calibration
-    forwards = {
-        "score": trajectory + round(rows * forwards_spent(known, known.units)),
-        "plan": rows,
-        "data": 2 * recipe.data.steps * (recipe.data.count or ENDLESS) * is_drawn,
-        "distill": round(recipe.distill.steps * recipe.distill.batch_size * (1 + 3 * keep)),
-        "eval": round(2 * recipe.eval.steps * recipe.eval.prompts * (1 + 2 * keep)),
-    }
-    return {
-        "unet": {"params": known.params, "macs": known.macs, "units": len(known.units)},
-        "largest_ratio": known.largest_ratio,
-        "teacher_evaluations": forwards,
-        "tera_macs": {k: round(v * known.macs / 1e12, 3) for k, v in forwards.items()},
-    }

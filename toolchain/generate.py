@@ -7,32 +7,58 @@ import torch
 
 from laptop import models
 from laptop.errors import BadInput
+from laptop.pruning.sampling_choice import STEPS, choose_sampling, set_scheduler_
+from laptop.pruning.sampling_config import Sampling, SamplingConfig
 
 
-def load(model: str) -> Any:
-    """A pipeline from a model, or on ONNX Runtime from a folder that `laptop export` wrote."""
+def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
+    """A pipeline, and how it draws, as `config` says and else the model.
+
+    Of a model, or on ONNX Runtime of a folder that `laptop export` wrote.
+    """
     for folder in (Path(model), Path(model) / "onnx"):
         if (folder / "unet" / "model.onnx").is_file():
-            from laptop.export import to_onnx  # needs the extra [onnx]
-
-            return to_onnx.load_pipeline(folder)
+            return _load_artifacts(folder, config)
     models.need_whole_chain(model, "generate")
-    return models.load_pipeline(model, checked=True)
+    sampling = choose_sampling(model, config)
+    return models.load_pipeline(model, checked=True), sampling
+
+
+def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling]:
+    """The same of ONNX artifacts; their list stands in the folder or in the one above."""
+    from laptop.export import artifacts, to_onnx  # needs the extra [onnx]
+
+    for root in (folder, folder.parent):
+        if (root / artifacts.LIST).is_file():
+            config = config.over(artifacts.sampling_of(root))
+            break
+    pipe = to_onnx.load_pipeline(folder)
+    return pipe, Sampling(
+        config.steps or STEPS,
+        config.guidance,
+        height=config.height,
+        width=config.width,
+        scheduler=config.scheduler,
+        scheduler_options=config.scheduler_options,
+    )
 
 
 def generate(
-    model: str, prompt: str, out: Path, *, steps: int, guidance: float, seed: int
+    model: str, prompt: str, out: Path, *, steps: int | None, guidance: float | None, seed: int
 ) -> tuple[int, int]:
-    """Write the picture as a PNG file; returns its width and height in pixels."""
+    """Write the picture as a PNG file; returns its width and height in pixels.
+
+    `steps` and `guidance` are the model's where None.
+    """
     if out.suffix.lower() != ".png":
         raise BadInput(f"{out}: the picture is written as PNG; let the name end in .png.")
-    if steps < 1:
-        raise BadInput(f"--steps {steps}: at least 1 is needed.")
-    pipe = load(model)
+    pipe, sampling = load(model, SamplingConfig(steps, guidance))
+    set_scheduler_(pipe, sampling)
+    sides = {"height": sampling.height, "width": sampling.width}
     image = pipe(
         prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        **sampling.arguments,
+        **{name: side for name, side in sides.items() if side is not None},
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
     out.parent.mkdir(parents=True, exist_ok=True)

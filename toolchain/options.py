@@ -108,7 +108,7 @@ def dry_run(function: Function) -> Function:
         steps = function(**values)
         recipe, *own = made if isinstance(made := next(steps), tuple) else (made,)
         if dry_run:
-            from laptop.compress import estimate
+            from laptop.cost import estimate
 
             cost = own[0]() if own else estimate(recipe)
             if is_main():
@@ -172,6 +172,31 @@ granularity = click.option(
     type=click.Choice(["coarse", "fine", "sublayer"]),
     help="What counts as a layer. [default: fine]",
 )
+
+
+def sampling(function: Function) -> Function:
+    """--sampling-steps and --guidance; the command takes them as one argument, `sampling`."""
+
+    @functools.wraps(function)
+    def command(sampling_steps: int | None, guidance: float | None, **values: Any) -> Any:
+        return function(sampling={"steps": sampling_steps, "guidance": guidance}, **values)
+
+    for option in (
+        click.option(
+            "--guidance",
+            type=float,
+            help="Guidance scale of pictures that are drawn; 1 and less is none. [default: the "
+            "model's]",
+        ),
+        click.option(
+            "--sampling-steps",
+            type=int,
+            help="Denoising steps of pictures that are drawn. [default: the model's, or the "
+            "stage's]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def budgets(function: Function) -> Function:
@@ -349,8 +374,9 @@ def need_scores_or_preset(
         )
 
 
-def calibration(model: str, recipe: "Recipe", file: Path | None) -> list[str]:
+def calibration(model: str, recipe: "Recipe", file: Path | None, least: int = 1) -> list[str]:
     """The prompts that are drawn to calibrate and to check parity."""
     from laptop.prompts import calibration_prompts
 
-    return calibration_prompts(model, recipe.prompts.calibration, file or recipe.prompts.path)
+    count = max(recipe.prompts.calibration, least)
+    return calibration_prompts(model, count, file or recipe.prompts.path)

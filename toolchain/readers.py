@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("prompt")
 @options.out("A .png file.")
-@click.option("--steps", type=int, default=25, show_default=True, help="Sampling steps.")
-@click.option(
-    "--guidance", type=float, default=5.0, show_default=True, help="Guidance scale; 1 is none."
-)
+@click.option("--steps", type=int, help="Sampling steps. [default: the model's, or 25]")
+@click.option("--guidance", type=float, help="Guidance scale; 1 is none. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first noise.")
 @options.as_json
 def generate(
-    model: str, prompt: str, out: Path, steps: int, guidance: float, seed: int, as_json: bool
+    model: str,
+    prompt: str,
+    out: Path,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Draw a picture with a model or with exported artifacts."""
     from laptop.generate import generate as run

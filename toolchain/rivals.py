@@ -31,6 +31,7 @@ from laptop.pruning.knapsack import solve
 from laptop.pruning.plan import as_anatomy, choose, read_scores
 from laptop.pruning.race import replay
 from laptop.pruning.refine import refined
+from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
 from laptop.pruning.units import anatomy, removed
 from laptop.run import say, track
@@ -94,10 +95,10 @@ class Study:
         return rows.loss(student), self.known[key]
 
     def _share_right(self) -> float:
-        config, images = EvalConfig(), []
+        config, sampling, images = EvalConfig(), Sampling(25), []
         for start in range(0, len(self.prompts), config.batch):
             numbers = range(start, min(start + config.batch, len(self.prompts)))
-            images += list(draw(self.pipe, self.prompts, numbers, config)[0])
+            images += list(draw(self.pipe, self.prompts, numbers, sampling, config.seed)[0])
         return float(judge(images, self.prompts)["prompt_accuracy"])
 
     def _keep(self, key: str, value: float) -> None:

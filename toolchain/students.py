@@ -25,6 +25,8 @@ from laptop.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
 from laptop.pruning.heal import Rows
+from laptop.pruning.sampling_choice import choose_sampling
+from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import forward_rows
 from laptop.run import run_stage
@@ -80,7 +82,7 @@ def make_shared(out: Path, config: StudyConfig) -> None:
     def write_rows(folder: Path) -> None:
         prompts = scenes.held_out_prompts(config.calibration_prompts, seed=1)
         rows = calibration.record(
-            _teacher(), prompts, samples=config.rows, steps=25, seed=1, batch_size=32
+            _teacher(), prompts, Sampling(25), samples=config.rows, seed=1, batch_size=32
         )
         output = forward_rows(_teacher().unet, rows, 64)
         calibration.save(folder / "rows.safetensors", rows, output)
@@ -129,12 +131,13 @@ def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
     whole prompt; the output loss on held-out rows; the Fréchet distance to drawn scenes.
     """
     pipe, prompts = _teacher(), evaluation_prompts(MODEL, config.prompts)
-    drawing, pictures = EvalConfig(steps=config.drawing_steps), []
+    drawing, pictures = EvalConfig(), []
+    sampling = choose_sampling(MODEL, steps=config.drawing_steps)
     whole = pipe.unet
     pipe.register_modules(unet=unet.eval())
     for first in range(0, len(prompts), drawing.batch):
         numbers = range(first, min(first + drawing.batch, len(prompts)))
-        pictures += list(draw(pipe, prompts, numbers, drawing)[0])
+        pictures += list(draw(pipe, prompts, numbers, sampling, drawing.seed)[0])
     pipe.register_modules(unet=whole)
     seen = [check(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
     right = [one["prompt"] for one in seen]

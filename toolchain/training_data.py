@@ -16,6 +16,7 @@ from laptop.distill.tars import ENDINGS, Tars
 from laptop.errors import BadInput
 from laptop.files import exists, shown
 from laptop.prompts import read_prompts, training_prompts
+from laptop.pruning.sampling_config import SamplingConfig
 from laptop.run import Overwrite
 from laptop.tiny import draws_scenes
 from laptop.tiny.scenes import draw, scenes
@@ -33,6 +34,7 @@ def prepared(
     config: DataConfig,
     out: Path,
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: Overwrite = False,
     allow_commands: bool = False,
 ) -> Path:
@@ -40,7 +42,9 @@ def prepared(
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
         return Path(config.source)
-    return make(model, config, out, overwrite=overwrite, allow_commands=allow_commands)
+    return make(
+        model, config, out, sampling=sampling, overwrite=overwrite, allow_commands=allow_commands
+    )
 
 
 def make(
@@ -48,6 +52,7 @@ def make(
     config: DataConfig,
     out: Path,
     *,
+    sampling: SamplingConfig | None = None,
     overwrite: Overwrite = False,
     allow_commands: bool = False,
 ) -> Path:
@@ -55,15 +60,21 @@ def make(
     if is_cache(Path(config.source)):
         raise BadInput(f"--data {config.source} is a cache already.")
     source = source_of(model, config, allow_commands=allow_commands)
-    return make_cache(model, source, out, config, overwrite=overwrite)
+    return make_cache(model, source, out, config, sampling=sampling, overwrite=overwrite)
 
 
-def check_data(model: str, config: DataConfig, *, allow_commands: bool = False) -> None:
+def check_data(
+    model: str,
+    config: DataConfig,
+    sampling: SamplingConfig | None = None,
+    *,
+    allow_commands: bool = False,
+) -> None:
     """Raise `BadInput` unless the training data can be read for this model."""
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
     else:
-        check_config(model, config)
+        check_config(model, config, sampling)
         source_of(model, config, allow_commands=allow_commands)
 
 

@@ -1,0 +1,262 @@
+"""Choose how a model draws: flags and recipe > its folder > what its configs say > defaults.
+
+Configs say it where the scheduler is of a consistency model (LCM, TCD) and where the U-Net embeds
+the guidance scale. Trailing timesteps or a name such as "turbo" are signs only: they are reported,
+and decide nothing.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from laptop import models
+from laptop.description import Description, Size, describe
+from laptop.errors import BadInput
+from laptop.files import reason, shown
+from laptop.pruning.sampling_config import (
+    FILE,
+    TRAINED,
+    Sampling,
+    SamplingConfig,
+    read_file,
+)
+from laptop.run import say
+
+STEPS = 25  # where nothing says more
+CONSISTENCY = {"LCMScheduler": 4, "TCDScheduler": 4}  # steps that their documentation uses
+GUIDANCE = {  # defaults of diffusers' pipelines; the others have none
+    "StableDiffusionPipeline": 7.5,
+    "StableDiffusionXLPipeline": 5.0,
+    "LatentConsistencyModelPipeline": 8.5,
+    "StableDiffusionImg2ImgPipeline": 7.5,
+    "StableDiffusionXLImg2ImgPipeline": 5.0,
+    "StableDiffusionInpaintPipeline": 7.5,
+    "StableDiffusionXLInpaintPipeline": 7.5,
+}
+EMBEDS = "LatentConsistencyModelPipeline"  # never guides by a second row
+NAMES = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm|tcd|dmd2?|flash|\d-?steps?)(?![a-z])")
+
+
+def choose_sampling(
+    model: str,
+    config: SamplingConfig | None = None,
+    *others: str,
+    steps: int | None = None,
+    default: int = STEPS,
+    most: int | None = None,
+    resolution: int | None = None,
+) -> Sampling:
+    """How `model` draws, with everything filled in and checked; reads configs only.
+
+    `others` are models that draw with it, such as its student: their folders count, too. `steps`
+    and `resolution` (pixels a side) are a stage's own keys, which go first; without such a key a
+    stage takes at most `most` steps, and `default` where nothing says how many. Raises `BadInput`
+    for what the model cannot draw with. Says on stderr, once, what is only guessed.
+    """
+    described = describe(model)
+    stated = of_folders(config or SamplingConfig(), model, *others)
+    settled = stated.over(_said(described, stated))
+    if steps is None:
+        said = settled.steps or default
+        steps = min(said, most or said)
+    guidance = settled.guidance
+    height, width = (resolution or side for side in (settled.height, settled.width))
+    sampling = Sampling(
+        steps,
+        guidance,
+        rows_each(described, guidance),
+        *picture_size(described, height, width),
+        settled.scheduler,
+        settled.scheduler_options,
+    )
+    if described.scheduler:
+        _try(make_scheduler(described.scheduler, sampling), steps)
+    if stated.steps is None and stated.guidance is None:
+        _warn(model, described, settled)
+    return sampling
+
+
+def settle(model: str, config: SamplingConfig | None = None, *others: str) -> SamplingConfig:
+    """What flags, recipe, folders and configs say; None for what is left to defaults."""
+    stated = of_folders(config or SamplingConfig(), model, *others)
+    return stated.over(_said(describe(model), stated))
+
+
+def of_folders(config: SamplingConfig, *names: str) -> SamplingConfig:
+    """`config`, and what the folders of these models state where it has nothing.
+
+    Raises `BadInput` where two folders state different things that `config` does not decide.
+    """
+    first: SamplingConfig = SamplingConfig()
+    for name in names:
+        other = _of_folder(name)
+        for key, value in other.stated.items():
+            before = first.stated.get(key, value)
+            if before != value and key not in config.stated:
+                raise BadInput(
+                    f"{', '.join(names)} state different [sampling] {key}: {shown(before)} and "
+                    f"{shown(value)}. Choose one in the recipe"
+                    f"{FLAGS.get(key, '')}, for they draw together."
+                )
+        first = first.over(other)
+    return config.over(first)
+
+
+FLAGS = {"steps": " or by --sampling-steps", "guidance": " or by --guidance"}
+
+
+def _of_folder(model: str) -> SamplingConfig:
+    if models.random_name(model):
+        return SamplingConfig()
+    path = models.find_file(models.locate(model), FILE)
+    return read_file(path) if path else SamplingConfig()
+
+
+def _said(described: Description, stated: SamplingConfig) -> SamplingConfig:
+    """What the configs say: steps of consistency models, and the pipeline's guidance."""
+    scheduler = stated.scheduler or described.scheduler.get("_class_name", "")
+    steps = CONSISTENCY.get(scheduler)
+    guidance = GUIDANCE.get(described.pipeline)
+    if steps and guidance is not None and not _embeds_guidance(described):
+        guidance = 1.0  # they were distilled with it
+    if described.pipeline == EMBEDS:
+        steps = steps or CONSISTENCY["LCMScheduler"]
+    return SamplingConfig(steps=steps, guidance=guidance)
+
+
+def _embeds_guidance(described: Description) -> bool:
+    return bool(described.unet.get("time_cond_proj_dim"))
+
+
+def rows_each(described: Description, guidance: float | None) -> int:
+    """Rows of the U-Net's batch for one picture: 2 with classifier-free guidance, else 1."""
+    is_embedded = described.pipeline == EMBEDS or _embeds_guidance(described)
+    return 1 if guidance is None or guidance <= 1 or is_embedded else 2
+
+
+def picture_size(described: Description, height: int | None, width: int | None) -> Size:
+    """Height and width in pixels, the model's own where None.
+
+    Raises `BadInput` for pictures that do not come down to whole latents on every level.
+    """
+    native = described.latents.picture_size
+    size = height or native[0], width or native[1]
+    if size == native:
+        return native
+    if models.TASKS[described.pipeline] == "unconditional":
+        raise BadInput(
+            f"an unconditional model draws one size only, {native[0]} x {native[1]} pixels: leave "
+            "--resolution, height and width out."
+        )
+    if min(size) < 1 or any(side % described.multiple for side in size):
+        asked = f"{size[0]}" if size[0] == size[1] else f"{size[0]} x {size[1]}"
+        raise BadInput(
+            f"resolution {asked} does not fit this model: it must be a multiple of "
+            f"{described.multiple} pixels."
+        )
+    return size
+
+
+def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
+    """The scheduler of `sampling`, on the noise schedule of the model's own config.
+
+    Raises `BadInput` for an option that its class lacks, and for a class that cannot have the
+    model's schedule.
+    """
+    import diffusers
+
+    name = sampling.scheduler or own["_class_name"]
+    cls = getattr(diffusers, name)
+    parameters = inspect.signature(cls.__init__).parameters
+    known = [k for k in parameters if k not in ("self", *TRAINED)]
+    for key, value in sampling.scheduler_options.items():
+        if key not in known:
+            raise BadInput(
+                f"[sampling] scheduler_options has {shown(key)}, which {name} lacks; known are "
+                f"{', '.join(known)}."
+            )
+        _check_option(key, value, parameters[key].default)
+    if lost := [key for key in TRAINED if own.get(key) and key not in parameters]:
+        raise BadInput(
+            f"[sampling] scheduler {name} cannot have the model's {', '.join(lost)}, which it was "
+            f"trained with. Choose another one, or leave it out for {own['_class_name']}."
+        )
+    try:
+        return cls.from_config(dict(own), **sampling.scheduler_options)
+    except (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError) as e:
+        raise BadInput(f"[sampling] {name} does not take its options: {reason(e)}") from None
+
+
+def _check_option(key: str, value: object, default: object) -> None:
+    """Raise `BadInput` unless an option is of the type of its default."""
+    if default is None or default is inspect.Parameter.empty:
+        return
+    kind: Any = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise BadInput(
+            f"[sampling] scheduler_options: {key} is {shown(value)}; needed is a "
+            f"{type(default).__name__}, such as {default!r}."
+        )
+
+
+def _try(scheduler: Any, steps: int) -> None:
+    """Raise `BadInput` unless the scheduler takes so many steps."""
+    import torch
+
+    nothing = torch.zeros(1, 1, 8, 8)
+    try:
+        with torch.random.fork_rng(devices=[]):  # some draw noise in a step
+            scheduler.set_timesteps(steps)
+            time = scheduler.timesteps[0]
+            scheduler.scale_model_input(nothing, time)
+            scheduler.step(nothing, time, nothing)
+    except (ArithmeticError, IndexError, NotImplementedError, TypeError, ValueError) as e:
+        raise BadInput(
+            f"{type(scheduler).__name__} does not draw in {steps} steps ({reason(e)}). Change "
+            "[sampling] steps (--sampling-steps) or scheduler_options."
+        ) from None
+
+
+def set_scheduler_(pipe: Any, sampling: Sampling) -> None:
+    """Give a pipeline the scheduler that `sampling` names; its own stays where there is none."""
+    if sampling.scheduler or sampling.scheduler_options:
+        own = {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config}
+        pipe.scheduler = make_scheduler(own, sampling)
+
+
+def _warn(model: str, described: Description, settled: SamplingConfig) -> None:
+    """Say what is taken for a model that looks as if it drew in few steps, where nothing is set."""
+    if signs := _signs(model, described):
+        steps = settled.steps or f"{STEPS} (each stage's default)"
+        guidance = "none" if settled.guidance is None else f"{settled.guidance:g}"
+        _say_once(
+            f"warning: {model} looks like a few-step model ({', '.join(signs)}), and nothing sets "
+            f"how it draws. Taken are steps {steps}, guidance {guidance}. Set [sampling] steps and "
+            "guidance in the recipe, or --sampling-steps and --guidance."
+        )
+
+
+def _signs(model: str, described: Description) -> list[str]:
+    """Why a model may be one that draws in few steps."""
+    scheduler = described.scheduler
+    name = scheduler.get("_class_name", "")
+    signs = [f"its scheduler is {name}"] if name in CONSISTENCY else []
+    # with a schedule that ends in pure noise, models of many steps have trailing timesteps, too
+    is_trailing = scheduler.get("timestep_spacing") == "trailing"
+    if is_trailing and not scheduler.get("rescale_betas_zero_snr"):
+        signs.append("its timesteps are trailing")
+    if _embeds_guidance(described):
+        signs.append("its U-Net embeds the guidance scale")
+    for text in (Path(model).name, Path(str(described.unet.get("_name_or_path") or "")).name):
+        if match := NAMES.search(text.lower()):
+            signs.append(f"its name has {match[0]!r}")
+            break
+    return signs
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    say(message)

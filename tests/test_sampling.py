@@ -122,7 +122,7 @@ def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:
 def test_guidance_is_embedded_as_the_pipeline_does(folders) -> None:
     """A U-Net that learnt guidance gets the scale; training shows it what drawing does."""
     pipe = models.load_pipeline("random:lcm-sd15")
-    rows = calibration.record(pipe, PROMPTS, samples=2, steps=1, seed=0, batch_size=2)
+    rows = calibration.record(pipe, PROMPTS, Sampling(1), samples=2, seed=0, batch_size=2)
     embedding = guidance_embedding(pipe.unet.config, choose_sampling("random:lcm-sd15").guidance)
     assert torch.allclose(embedding.expand(2, -1), rows["timestep_cond"])
     assert guidance_embedding(models.unet_config("random:sd15"), 7.5) is None

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laptop import models, processes
-from laptop.description import describe
 from laptop.distill import cache
 from laptop.distill.buckets import Size
 from laptop.distill.encoder import STORED, Encoder, Sample

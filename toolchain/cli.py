@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from laptop import __version__, artifact_commands, bench_options, cache_command, options, readers
-from laptop.files import lines, read_text
+from laptop import (
+    __version__,
+    artifact_commands,
+    bench_options,
+    cache_command,
+    distill_command,
+    options,
+    readers,
+)
 from laptop.options import Common, example
 
 if TYPE_CHECKING:
     from laptop.recipe import Recipe
-    from laptop.run import Overwrite
 
 COMPRESS = "laptop compress --model tiny-sdxl --ratio 0.5 --to onnx,coreml -o run"
 
@@ -245,57 +251,6 @@ def prune(
 
 
 @main.command(
-    epilog=example("laptop distill --teacher tiny-sdxl --student pruned --data scenes -o student")
-)
-@click.option("--teacher", required=True, help="The model that was pruned.")
-@click.option("--student", required=True, help="The pruned folder.")
-@options.data
-@click.option("--steps", type=int, help="Training steps.")
-@options.out("The distilled diffusers folder, with metrics.jsonl.")
-@options.sampling
-@options.common
-@options.dry_run
-def distill(
-    teacher: str,
-    student: str,
-    data: str | None,
-    allow_commands: bool,
-    steps: int | None,
-    sampling: dict[str, object],
-    out: Path,
-    common: Common,
-) -> "Iterator[object]":
-    """Retrain a pruned student by normalized feature distillation."""
-    options.need_folder(out)
-    recipe = common.recipe(
-        teacher, distill={"steps": steps}, data={"source": data}, sampling=sampling
-    )
-    from laptop.distill import trainer
-    from laptop.training_data import check_data, prepared
-
-    configs = recipe.distill, recipe.train
-    check_data(teacher, recipe.data, recipe.sampling, allow_commands=allow_commands)
-    trainer.check_before_start(teacher, student, out, *configs)
-    yield recipe, lambda: trainer.rehearse(teacher, student, *configs)
-
-    again: Overwrite = "stale" if common.overwrite else False
-    how = recipe.sampling
-    cached = prepared(
-        teacher,
-        recipe.data,
-        out.with_name(f"{out.name}-data"),
-        sampling=how,
-        overwrite=again,
-        allow_commands=allow_commands,
-    )
-    trainer.distill(
-        teacher, student, cached, out, *configs, sampling=how, overwrite=common.overwrite
-    )
-    last = json.loads(lines(read_text(out / "metrics.jsonl"))[-1])
-    common.print({"model": str(out), "last": last}, f"Student: {out}\nLast: {last}")
-
-
-@main.command(
     epilog=example(
         "laptop bench student --against tiny-sdxl -o bench.json",
         "laptop bench artifacts --device ssh://orin -o orin.json",
@@ -406,7 +361,12 @@ def evaluate(
     common.print(report, json.dumps(report["models"], indent=1))
 
 
-for command in (cache_command.cache, *artifact_commands.COMMANDS, *readers.COMMANDS):
+for command in (
+    cache_command.cache,
+    distill_command.distill,
+    *artifact_commands.COMMANDS,
+    *readers.COMMANDS,
+):
     main.add_command(command)
 
 

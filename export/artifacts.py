@@ -22,28 +22,26 @@ import errno
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from laptop import files, mistakes, models, run
-from laptop.description import Size, describe
+from laptop.description import Size
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
+from laptop.export.example_sampling import example_sampling, settled_sampling
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import COMPONENTS, ExportConfig
-from laptop.export.targets import BYTES, CALIBRATED, HALF, TARGETS, Request, requests
+from laptop.export.targets import BYTES, HALF, TARGETS, Request, requests
 from laptop.machine import available_memory_bytes, machine
-from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_, settle
-from laptop.pruning.sampling_choice import picture_size as sized
+from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
 
 SCHEMA = "laptop.artifacts/1"
 LIST = "artifacts.json"
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")  # with weights, of a pipeline
 SAMPLING = "sampling for example inputs"
-EXAMPLE_STEPS, RANGE_STEPS = 2, 8  # at most, of the inputs and of those for ranges
 EXPORTED = "exported.json"  # in a target's folder: shapes and what each process took
 
 
@@ -65,11 +63,8 @@ def export_model(
     """
     wanted = check_request(config, prompts)
     models.need_whole_chain(model, "export")
-    settled = settle(model, sampling)
-    if settled.height or settled.width:
-        sides = sized(describe(model), settled.height, settled.width)
-        settled = replace(settled, height=sides[0], width=sides[1])
-    prompts, how = _sampling(model, config, wanted, prompts, sampling)
+    settled = settled_sampling(model, sampling)
+    prompts, how = example_sampling(model, config, wanted, prompts, sampling)
     sources, identity = models.identity("model", model)
     todo = [r for r in wanted if overwrite or not (out / r.folder).exists()]
     if sources and todo:  # of a Hub id nothing may be here yet to be measured
@@ -109,25 +104,6 @@ def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]
             f"{config.steps} steps."
         )
     return requests(config)
-
-
-def _sampling(
-    model: str,
-    config: ExportConfig,
-    wanted: Sequence[Request],
-    prompts: Sequence[str],
-    sampling: SamplingConfig | None,
-) -> tuple[Sequence[str], Sampling]:
-    """Which prompts are sampled, and how: in more steps where ranges are to be seen."""
-    onnx, size = config.onnx, config.resolution
-    choose = partial(choose_sampling, model, sampling)
-    first = choose(steps=config.steps, most=EXAMPLE_STEPS)
-    precisions = {r.precision_of(name, config) for r in wanted for name in config.components}
-    if CALIBRATED not in precisions:
-        return prompts[:1], first.with_resolution(size)
-    second = choose(steps=onnx.calibration_steps, most=RANGE_STEPS)
-    more = max(first, second, key=lambda how: how.steps)
-    return prompts[: onnx.calibration_prompts], more.with_resolution(size)
 
 
 def failures(out: Path) -> list[dict[str, str]]:

@@ -9,7 +9,8 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_files import weights
 
-from laptop.export import artifacts, quantization, to_onnx
+from laptop.export import quantization, to_onnx
+from laptop.export.example_sampling import example_sampling
 from laptop.export.job import Job
 from laptop.export.settings import ExportConfig, OnnxConfig
 from laptop.export.targets import requests
@@ -84,5 +85,7 @@ def test_more_is_sampled_where_ranges_are_needed(
 ) -> None:
     onnx = OnnxConfig(calibration_prompts=3, calibration_steps=5)
     config = ExportConfig(targets=targets, vae_precision=vae, onnx=onnx)
-    prompts, steps = artifacts._sampling(config, requests(config), ["a", "b", "c", "d"])
-    assert (len(prompts), steps) == expected
+    prompts, how = example_sampling(
+        "tiny-sdxl", config, requests(config), ["a", "b", "c", "d"], None
+    )
+    assert (len(prompts), how.steps) == expected

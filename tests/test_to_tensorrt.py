@@ -266,7 +266,7 @@ def test_tensorrt_8_is_named_where_the_graph_keeps_attention_in_float32(
     model = shutil.copytree(small_folder, tmp_path / "model")
     config = files.read_json(model / "unet" / "config.json") | {"upcast_attention": True}
     files.write_json(model / "unet" / "config.json", config)
-    rows = record(models.load_pipeline(str(model)), PROMPTS, seed=0, steps=1)["unet"]
+    rows = record(models.load_pipeline(str(model)), PROMPTS, Sampling(1), seed=0)["unet"]
     save_examples(rows, tmp_path / "unet.safetensors")
     save_examples([{"sample": torch.zeros(1, 3, 64, 64)}], tmp_path / "vae_encoder.safetensors")
     inputs, path = tmp_path / "unet.safetensors", tmp_path / "model.onnx"

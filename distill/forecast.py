@@ -4,7 +4,9 @@ The student's activations are counted, not guessed: its forward runs on the meta
 autograd would keep for the backward pass is added up.
 """
 
+from collections import deque
 from dataclasses import asdict, dataclass
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -19,6 +21,12 @@ from laptop.distill.session import HALVES, DistillConfig, TrainConfig
 from laptop.machine import available_memory_bytes
 from laptop.processes import count
 from laptop.pruning.units import example_inputs
+
+WARM_UP_STEPS = 2  # at the start, which are slower than all others
+FIRST_STEPS = 5  # after them, whose median is the first estimate of the speed
+RECENT_STEPS = 100  # whose mean corrects it, saves and measurements included
+CHECK_EVERY = 10  # steps
+FAR_OFF = 1.5  # times what was said
 
 WEIGHT = 4  # bytes: master weights, gradients and averages are float32
 
@@ -53,7 +61,7 @@ class Forecast:
         )
 
     def speed(self, seconds: float, steps_left: int) -> str:
-        """What the first steps tell, at `seconds` a step."""
+        """A line about a training that takes `seconds` a step."""
         rate, left = self.images / self.steps / seconds, steps_left * seconds
         to_go = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
         return f"{seconds:.3g} s a step, {rate:.3g} images a second, {to_go} to go"
@@ -61,6 +69,35 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {"memory_bytes": self.memory_bytes}
+
+
+class Pace:
+    """How long a training still takes, from its own steps; corrected when that was far off."""
+
+    def __init__(self, expected: Forecast, steps_left: int, now: float):
+        self.expected, self.left, self.last = expected, steps_left, now
+        self.warming = WARM_UP_STEPS
+        self.recent: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds a step
+        self.said: float | None = None  # seconds a step, as they were last said
+
+    def after_step(self, now: float) -> str | None:
+        """A line to print, if there is something new; `now` in seconds, at the end of each step."""
+        taken, self.last, self.left = now - self.last, now, self.left - 1
+        if self.warming:  # compiles, allocates, reads for the first time
+            self.warming -= 1
+            return None
+        self.recent.append(taken)
+        if len(self.recent) < FIRST_STEPS or not self.left:
+            return None
+        if self.said is None:
+            self.said = median(self.recent)
+            return self.expected.speed(self.said, self.left)
+        seconds = mean(self.recent)
+        is_near = self.said / FAR_OFF < seconds < self.said * FAR_OFF
+        if is_near or self.left % CHECK_EVERY:
+            return None
+        self.said = seconds
+        return f"corrected: {self.expected.speed(seconds, self.left)}"
 
 
 def forecast(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> Forecast:

@@ -16,7 +16,15 @@ from laptop.distill.cache import INFO, Cache, check_cache
 from laptop.distill.checks import check_config, check_pair
 from laptop.distill.divergence import Diverged
 from laptop.distill.features import pairs
-from laptop.distill.forecast import Forecast, available_bytes, forecast, micro_batch
+from laptop.distill.forecast import (
+    FIRST_STEPS,
+    WARM_UP_STEPS,
+    Forecast,
+    Pace,
+    available_bytes,
+    forecast,
+    micro_batch,
+)
 from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.files import read_json, whole_lines, write_json
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
@@ -31,7 +39,6 @@ from laptop.teamwork import run_together
 METRICS = "metrics.jsonl"
 BACK_OFFS, SCHEMA = "back-offs.json", "laptop.back-offs/1"
 NUMERIC = ("mixed_precision", "optimizer")
-FIRST_STEPS = 5  # after which the speed is told; the very first are slower
 
 
 def distill(
@@ -164,11 +171,12 @@ def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig
     batches = MadeUp(unets[0].config, context_length(teacher), config.batch_size, size)
     quiet = replace(how, shares_every=0)
     session = Session(*unets, noising.of_model(teacher), batches, config, quiet)
-    session.step(0)
-    started = time.perf_counter()
-    for step in range(1, FIRST_STEPS):
+    for step in range(WARM_UP_STEPS):
         session.step(step)
-    seconds = (time.perf_counter() - started) / (FIRST_STEPS - 1)
+    started = time.perf_counter()
+    for step in range(WARM_UP_STEPS, WARM_UP_STEPS + FIRST_STEPS):
+        session.step(step)
+    seconds = (time.perf_counter() - started) / FIRST_STEPS
     return found | {
         "seconds_per_step": round(seconds, 4),
         "images_per_second": round(config.batch_size / seconds, 3),
@@ -180,7 +188,8 @@ def _run(
     session: Session, checkpoints: Path, folder: Path, clock: "_Clock", expected: Forecast
 ) -> None:
     """Step, log and save until all steps are done."""
-    config, how, first, started = session.config, session.how, session.done, time.perf_counter()
+    config, how, first = session.config, session.how, session.done
+    pace = Pace(expected, config.steps - first, time.perf_counter())
     with (folder / METRICS).open("a", encoding="utf-8") as log:
         for step in track(range(first, config.steps), "distill", config.steps, first):
             row = session.step(step)
@@ -190,11 +199,10 @@ def _run(
                     json.dumps(row | {"lr": session.learning_rate(step)} | clock.row()) + "\n"
                 )
                 log.flush()
-            if step == first + FIRST_STEPS - 1 and step + 1 < config.steps:
-                seconds = (time.perf_counter() - started) / FIRST_STEPS
-                say(expected.speed(seconds, config.steps - step))
             if session.done % how.checkpoint_every == 0 or session.done == config.steps:
                 session.save(checkpoints, clock.seconds())
+            if line := pace.after_step(time.perf_counter()):
+                say(line)
 
 
 def _back_off(session: Session, checkpoints: Path, folder: Path, why: Diverged) -> None:

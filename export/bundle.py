@@ -1,4 +1,8 @@
-"""One file of all artifacts, for CI to keep: a zip with `SHA256SUMS`, the same bytes every time."""
+"""One file of all artifacts, for CI to keep: a zip with `SHA256SUMS`.
+
+The same folder makes the same bytes every time. Two exports of one model differ in the JSON files,
+which hold the seconds and the memory that each component took.
+"""
 
 import zipfile
 from pathlib import Path

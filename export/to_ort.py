@@ -16,6 +16,7 @@ from onnxruntime.tools.ort_format_model import create_config_from_models
 from laptop.errors import BadInput
 from laptop.export import runtimes
 from laptop.export.job import Job
+from laptop.export.ort_kernels import sort_kernels_
 from laptop.export.runtimes import Runner
 from laptop.export.targets import VERIFIED
 from laptop.export.to_onnx import beside, make
@@ -42,6 +43,7 @@ def export(job: Job) -> None:
         onnxruntime.InferenceSession(
             str(plain.path), options, ["CPUExecutionProvider"], disabled_optimizers=X86
         )
+    sort_kernels_(job.path)
 
 
 def complete(_model: str, folder: Path) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from laptop.benchmarks.metering import Shapes, Workload
-from laptop.errors import BadInput, LaptopError, MissingExtra
+from laptop.errors import BadInput, LaptopError
+from laptop.export.onnx_checks import read_graph
 from laptop.files import lines
 
 PAGE = "docs/android.md"
@@ -158,11 +159,7 @@ def free_dimensions(model: Path, shapes: Shapes) -> dict[str, int]:
 
     Raises `BadInput` where the graph cannot take these shapes.
     """
-    try:
-        import onnx
-    except ImportError as e:
-        raise MissingExtra(f"reading {model} needs onnx: pip install 'laptop-diff[onnx]'") from e
-    graph = onnx.load(model, load_external_data=False).graph
+    graph = read_graph(model).graph
     found: dict[str, int] = {}
     for value in graph.input:
         if value.name not in shapes:

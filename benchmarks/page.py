@@ -17,6 +17,9 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from laptop.files import inside
+
+OWN_IMAGE = re.compile(r"images/[a-z0-9-]+\.(png|svg)")  # as the report writes them
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4;
   --shade: #f6f8fa; --accent: #1f6feb }
@@ -106,8 +109,10 @@ def _number_headings(tokens: Sequence[Token]) -> tuple[str, str]:
 
 
 def _image(token: Token, folder: Path) -> str:
-    path = folder / str(token.attrs["src"])
     alt = html.escape(token.content)
+    if not OWN_IMAGE.fullmatch(str(token.attrs["src"])):
+        return alt  # of foreign text: no such file gets into the page
+    path = inside(folder, token.attrs["src"], "a report")
     image = f'<img src="{data_uri(path)}" alt="{alt}">'
     dark = path.with_name(f"{path.stem}-dark{path.suffix}")
     if not dark.exists():

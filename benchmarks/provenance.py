@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from laptop.benchmarks.findings import Findings
-from laptop.benchmarks.text import DASH, number, scaled, table, words
+from laptop.benchmarks.text import DASH, block, number, scaled, table, words
 from laptop.files import read_json
 
 
@@ -37,7 +37,7 @@ def loading(f: Findings) -> str:
         if is_stock
         else "The U-Net's class file lies beside its weights, hence `trust_remote_code`."
     )
-    fences = "\n\n".join(f"```python\n{block}\n```" for block in blocks)
+    fences = "\n\n".join(block(text, "python") for text in blocks)
     return f"## Use it elsewhere\n\nNothing of this tool is needed. {why}\n\n{fences}"
 
 
@@ -56,7 +56,7 @@ def making(f: Findings) -> str:
         ]
         parts += [table(["stage", "state", "time", "peak memory"], rows)]
     if recipe := f.run.get("recipe"):
-        parts += ["### Recipe", f"```toml\n{_toml(recipe)}\n```"]
+        parts += ["### Recipe", block(_toml(recipe), "toml")]
     if versions := f.run.get("versions"):
         rows = [[words(k), words(v)] for k, v in versions.items()]
         parts += ["### Versions", table(["package", "version"], rows)]

@@ -24,6 +24,7 @@ from laptop.benchmarks.findings import (
 from laptop.benchmarks.latency_section import latency_section
 from laptop.benchmarks.provenance import loading, making
 from laptop.benchmarks.text import DASH, code, number, scaled, share, table, words
+from laptop.files import files_in, inside, write_text
 
 DOUBT = "†"  # marks what rests on a bench row that is not valid
 
@@ -34,12 +35,13 @@ def write_report(run: Path) -> Path:
     Parts whose stage has not run are left out. Raises `BadInput` for a folder without a plan.
     """
     findings = read_run(run)
-    (run / "images").mkdir(exist_ok=True)
+    inside(run, "images", "a report").mkdir(exist_ok=True)
+    for path in (run / "images").iterdir():
+        if path.is_symlink():
+            path.unlink()  # or a figure would be written to where it leads
     markdown = "\n\n".join(part for part in _parts(findings) if part) + "\n"
     for name, text in (("report.md", markdown), ("report.html", page.render(markdown, run))):
-        beside = run / f".{name}.tmp"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(run / name)
+        write_text(run / name, text)
     return run / "report.html"
 
 
@@ -124,7 +126,7 @@ def _pictures(f: Findings) -> str:
     columns = {
         title: files
         for label, title in TITLES.items()
-        if (files := sorted((f.folder / "eval" / "images" / label).glob("*.png")))
+        if (files := _drawn(f.folder / "eval" / "images" / label))
     }
     if not columns:
         return ""
@@ -134,6 +136,10 @@ def _pictures(f: Findings) -> str:
         "## Pictures\n\nThe same prompt and the same initial noise in each row.\n\n"
         f"![{words(', '.join(columns))}](images/grid.png)"
     )
+
+
+def _drawn(folder: Path) -> list[Path]:
+    return [path for path in files_in(folder) if path.suffix == ".png"]
 
 
 def _removed(f: Findings) -> str:

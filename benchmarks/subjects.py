@@ -18,6 +18,8 @@ from laptop.benchmarks.metering import Facts, Shapes, Workload
 from laptop.description import Size, input_shapes, latent_pixels, native_size
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.artifacts import LIST, picture_size, pixels_per_latent, read_list
+from laptop.export.onnx_checks import read_graph
+from laptop.export.runtimes import check_file
 from laptop.export.settings import COMPONENTS
 from laptop.files import read_json
 from laptop.run import say
@@ -163,6 +165,7 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
         scale = read_json(folder / LIST).get("pixels_per_latent")
         for row in rows:
             if row["target"] in RUNS and row["component"] in wanted:
+                check_file(folder / row["file"], row["target"])
                 shapes = row.get("shapes")
                 yield Found(
                     row["component"],
@@ -202,21 +205,13 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
 
 @cache
 def graph_precision(path: Path) -> str:
-    """That of most weights of an ONNX graph of which no list tells: `fp16`; `unknown` without onnx.
+    """That of most weights of an ONNX graph of which no list tells, such as `fp16`.
 
-    Raises `BadInput` for what is no ONNX graph.
+    Raises `BadInput` for what is no ONNX graph, or a hostile one.
     """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError:
-        return "unknown"
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except DecodeError:
-        raise BadInput(
-            f"{path} is no ONNX graph; it may be cut off, or a pointer to one."
-        ) from None
+    import onnx
+
+    graph = read_graph(path).graph
     if found := [QUANTIZED[node.op_type] for node in graph.node if node.op_type in QUANTIZED]:
         return found[0]
     sizes: Counter[str] = Counter()

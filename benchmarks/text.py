@@ -1,5 +1,6 @@
 """Numbers and foreign text as the report's Markdown shows them."""
 
+import re
 from collections.abc import Sequence
 
 DASH = "—"
@@ -32,12 +33,25 @@ def share(value: float | None) -> str:
 
 def words(text: object) -> str:
     """Foreign text with nothing left that Markdown would obey."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|&!~" else c for c in str(text)).replace("\n", " ")
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|&!~" else c for c in _line(text))
 
 
 def code(text: object) -> str:
     """Text in code type, safe in a table's cell."""
-    return f"`{str(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+    return f"`{_line(text).replace('`', chr(39)).replace('|', chr(92) + '|') or ' '}`"
+
+
+def block(text: str, language: str) -> str:
+    """Foreign text as a block of code, whose fence is longer than any in the text."""
+    text = "\n".join(_line(line) for line in text.split("\n"))
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _line(text: object) -> str:
+    """Foreign text in one line, without characters that are not shown or turn the text around."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

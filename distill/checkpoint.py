@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
+from laptop.distill.checkpoint_metadata import Planner, Reader
 from laptop.errors import BadInput
 from laptop.files import read_json, write_json
 from laptop.processes import is_main, wait_for_all
@@ -25,7 +26,7 @@ STATE, SCHEMA = "state.json", "laptop.checkpoint/1"
 # What torch raises for files that are missing, cut off or of another content.
 DAMAGE = (
     FileNotFoundError, EOFError, pickle.UnpicklingError, KeyError, ValueError, AssertionError,
-    RuntimeError, BadInput,
+    RuntimeError, AttributeError, TypeError, IndexError, BadInput,
 )  # fmt: skip
 
 
@@ -64,7 +65,13 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         with _as_expected():
-            state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+            state_dict_loader.load(
+                tensors,
+                checkpoint_id=path,
+                storage_reader=Reader(path),
+                planner=Planner(),
+                no_dist=not dist.is_initialized(),
+            )
         return read_json(path / STATE, SCHEMA)
     except torch.OutOfMemoryError:
         raise  # a RuntimeError, but the checkpoint is as it was

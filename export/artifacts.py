@@ -34,6 +34,7 @@ from laptop.export.example_sampling import example_sampling, settled_sampling
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import COMPONENTS, ExportConfig
 from laptop.export.targets import BYTES, HALF, TARGETS, Request, requests
+from laptop.files import inside, plain_name, shown
 from laptop.machine import available_memory_bytes, machine
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
@@ -326,7 +327,7 @@ def measure(artifact: Path) -> tuple[int, str]:
     """Bytes and sha256 of an artifact: of a file, of a package, or of a graph with its weights."""
     data = artifact.with_name(artifact.name + "_data")
     whole = artifact.parent if data.exists() else artifact
-    paths = [p for p in whole.rglob("*") if p.is_file()] if whole.is_dir() else [whole]
+    paths = files.files_in(whole) if whole.is_dir() else [whole]
     return sum(p.stat().st_size for p in paths), files.sha256(whole)
 
 
@@ -368,6 +369,7 @@ def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
             "again with --overwrite."
         )
     for row in rows:
+        _check_names(artifacts, row)
         if not (artifacts / row["file"]).exists():
             raise BadInput(
                 f"{artifacts / row['file']} ({row['target']} of {row['component']}) is missing, "
@@ -381,6 +383,24 @@ def _is_row(row: object) -> bool:
         isinstance(row, dict)
         and all(isinstance(row.get(key), str) for key in ("target", "component", "file"))
         and isinstance(row.get("precision"), str)
+        and isinstance(row.get("chunks", []), list)
         and row["target"] in TARGETS
         and row["component"] in COMPONENTS
     )
+
+
+def _check_names(artifacts: Path, row: Mapping[str, Any]) -> None:
+    """Raise `BadInput` unless a row names files as `laptop export` does, in the folder."""
+    where = str(artifacts / LIST)
+    folder, _, file = row["file"].partition("/")
+    wanted = TARGETS[row["target"]].file.format(component=row["component"])
+    if folder.partition("-")[0] != row["target"] or file != wanted:
+        raise BadInput(
+            f"{where} names {shown(row['file'])} as {row['target']} of {row['component']}; "
+            f"`laptop export` names it {row['target']}/{wanted}, or {row['target']}-PRECISION/…. "
+            "Export again with --overwrite."
+        )
+    plain_name(folder, where)
+    for name in (row["file"], *row.get("chunks", ())):
+        path = inside(artifacts, name, where)
+        plain_name(path.name, where)

@@ -28,7 +28,7 @@ import numpy as np
 
 from laptop import files
 from laptop.errors import BadInput, LaptopError
-from laptop.export import artifacts, onnx_weights, places, to_tensorrt, trtexec
+from laptop.export import artifacts, onnx_weights, places, runtimes, to_tensorrt, trtexec
 from laptop.export.places import Local, Place
 from laptop.export.runtimes import Array, Runner
 from laptop.export.trtexec import BuildPlan, Device, EngineKey, Version
@@ -315,6 +315,7 @@ def build_all(folder: Path, where: Place, out: Path | None = None) -> list[dict[
         raise BadInput(f"{folder} has no TensorRT graphs; export with --to tensorrt.")
     board, made = probe(where), []
     for row in rows:
+        runtimes.check_file(folder / row["file"], "tensorrt")
         engine = build(where, folder / row["file"], board)
         local = fetch(where, engine, out / row["component"]) if out else None
         made.append(

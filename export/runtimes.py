@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laptop.errors import BadInput
-from laptop.files import reason
+from laptop.export import onnx_checks
+from laptop.files import reason, shown
 
 Array = NDArray[Any]
 Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -22,18 +23,9 @@ NUMPY_TYPES = {
 
 
 def check_file(path: Path, target: str) -> None:
-    """Raise `BadInput` for an ONNX file that is cut off: parsing it takes milliseconds."""
-    if target != "onnx":
-        return
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except DecodeError as e:
-        raise _broken(path, str(e)) from None
-    if not graph.node:
-        raise _broken(path, "it holds no graph")
+    """Raise `BadInput` for a graph that is cut off or asks for more than a graph may."""
+    if target in ("onnx", "tensorrt"):
+        onnx_checks.read_graph(path)
 
 
 def onnx_runner(path: Path) -> Runner:
@@ -43,13 +35,12 @@ def onnx_runner(path: Path) -> Runner:
     not fit the graph.
     """
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NoSuchFile) as e:
-        raise _broken(path, str(e)) from None
-    types = {i.name: NUMPY_TYPES[i.type] for i in session.get_inputs()}
+    except (*errors(), RuntimeError) as e:
+        raise onnx_checks.broken(path, reason(e)) from None
+    types = {i.name: _type(i, path) for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
 
     def call(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -61,17 +52,24 @@ def onnx_runner(path: Path) -> Runner:
         feed = {name: np.asarray(given[name], dtype) for name, dtype in types.items()}
         try:
             return dict(zip(names, session.run(names, feed), strict=True))
-        except (state.InvalidArgument, state.Fail, state.RuntimeException) as e:
+        except errors() as e:
             raise BadInput(
-                f"{path} does not fit the model that it is compared with "
-                f"({reason(e)}). Pass the model that it was exported from."
+                f"{path} does not fit the model that it is compared with ({reason(e)}). Pass the "
+                "model that it was exported from."
             ) from None
 
     return call
 
 
-def _broken(path: Path, why: str) -> BadInput:
-    return BadInput(
-        f"{path} cannot be read as an ONNX model ({why}); it may be cut off. Export it again "
-        "with --overwrite."
-    )
+def errors() -> tuple[type[Exception], ...]:
+    """The error classes of ONNX Runtime, which have no common one."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = vars(state).values()
+    return tuple(k for k in kinds if isinstance(k, type) and issubclass(k, Exception))
+
+
+def _type(value: Any, path: Path) -> Any:
+    if value.type not in NUMPY_TYPES:
+        raise BadInput(f"{path}: its input {shown(value.name)} is a {shown(value.type)}.")
+    return NUMPY_TYPES[value.type]

@@ -20,8 +20,17 @@ import onnx
 import torch
 
 from laptop import models
-from laptop.errors import BadInput, MissingExtra
-from laptop.export import components, folding, onnx_graph, onnx_weights, quantization, runtimes
+from laptop.component_classes import check_entry
+from laptop.errors import BadInput, MissingExtra, Unsupported
+from laptop.export import (
+    components,
+    folding,
+    onnx_checks,
+    onnx_graph,
+    onnx_weights,
+    quantization,
+    runtimes,
+)
 from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
@@ -30,10 +39,12 @@ from laptop.export.metrics import psnr
 from laptop.export.onnx_weights import MODEL
 from laptop.export.runtimes import Runner
 from laptop.export.targets import CALIBRATED, VERIFIED
+from laptop.files import copy_folder, files_in, read_json, reason, shown
 from laptop.run import say
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
+LOADED = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "feature_extractor")  # by optimum
 
 
 def export(job: Job) -> None:
@@ -123,7 +134,7 @@ def complete(model: str, folder: Path) -> None:
     source = models.folder(model)
     for name in ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor"):
         if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name)
+            copy_folder(source / name, folder / name)
     shutil.copy(source / "model_index.json", folder)
 
 
@@ -167,6 +178,7 @@ def load_pipeline(artifacts: Path) -> Any:
             f"{folder} holds no whole ONNX pipeline: {', '.join(missing) or 'model_index.json'} "
             "missing. Make one with `laptop export MODEL --to onnx -o DIR`."
         )
+    _check_pipeline(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # it uses torch.jit.script
@@ -176,9 +188,28 @@ def load_pipeline(artifacts: Path) -> Any:
             f"running ONNX artifacts as a pipeline needs optimum ({e}): "
             "pip install 'laptop-diff[onnx,optimum]'"
         ) from e
-    pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False)
+    try:
+        pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, *runtimes.errors()) as e:
+        raise BadInput(f"{folder} cannot be loaded ({reason(e)}). Export it again.") from None
     for encoder in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if encoder is not None:  # optimum 2.1 looks here, which diffusers has deprecated
             encoder.num_hidden_layers = encoder.config.num_hidden_layers
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _check_pipeline(folder: Path) -> None:
+    """Raise for what optimum would import or read though it is none of what laptop exports."""
+    index = read_json(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or pipeline not in models.WHOLE_CHAIN:
+        raise Unsupported(
+            f"{folder} is a {shown(pipeline)}; supported are {', '.join(models.WHOLE_CHAIN)}."
+        )
+    for name in LOADED:
+        if name in index:
+            check_entry(name, index[name], pipeline, str(folder))
+    for file in files_in(folder):
+        if file.suffix == ".onnx":
+            onnx_checks.read_graph(file)

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from laptop import models, processes
 from laptop.errors import BadInput
+from laptop.files import files_in, reason
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk
@@ -299,12 +301,27 @@ def _sampled(subject: Subject, kind: str) -> Tensor:
     return torch.cat(made).float().cpu()
 
 
+def _clip(source: str) -> tuple[Any, Any]:
+    """A CLIP model and what prepares its inputs; `BadInput` where it has no safetensors."""
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+    if Path(source).is_dir():
+        files_in(Path(source))  # refuses links that leave it
+    try:  # by their own classes: an automatic one could run code of the folder
+        clip = CLIPModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+        pictures = CLIPImageProcessor.from_pretrained(source)
+        tokenizer = CLIPTokenizerFast.from_pretrained(source)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as e:
+        raise BadInput(
+            f"clip_model {source} cannot be loaded ({reason(e)}). Needed is a CLIP model of "
+            "transformers with its weights as safetensors; pickles (.bin) are never read."
+        ) from None
+    return clip.eval(), CLIPProcessor(image_processor=pictures, tokenizer=tokenizer)
+
+
 def by_clip(subject: Subject, ledger: Ledger) -> None:
     """What removal takes from the CLIP score, 100 x the mean cosine of picture and prompt."""
-    from transformers import CLIPModel, CLIPProcessor
-
-    clip = CLIPModel.from_pretrained(subject.clip_model).eval()
-    processor = CLIPProcessor.from_pretrained(subject.clip_model)
+    clip, processor = _clip(str(subject.clip_model))
 
     def clip_score() -> float:
         pictures = _sampled(subject, "pt").mul(255).round().byte()

@@ -5,7 +5,6 @@ A stock config is used where that can say what is gone (`expressible`), otherwis
 the stock config is, and which weights go where.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from diffusers import UNet2DConditionModel
 
 from laptop import models
 from laptop.errors import BadInput
-from laptop.files import files_in, read_json, write_json
+from laptop.files import copy_folder, files_in, read_json, write_json
 from laptop.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
@@ -202,7 +201,7 @@ def write_model(folder: Path, unet: Any, like: str, sampling: SamplingConfig | N
         folder, sum(f.stat().st_size for f in files) + dtype.itemsize * unet.num_parameters()
     )
     for part in parts:
-        shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
+        copy_folder(source / part, folder / part)
     unet.register_to_config(_name_or_path="")  # diffusers keeps there where it was loaded from
     round_to_(unet, stored_dtypes(like), dtype)
     unet.save_pretrained(folder / "unet", max_shard_size=SHARD, variant=models.variant(like))

@@ -58,7 +58,7 @@ def test_the_precision_of_a_graph_without_a_list_is_read_from_it(tmp_path: Path)
     assert graph_precision(graph(types.UINT8, "MatMulNBits")) == "int4"
     assert graph_precision(graph(types.INT64, "Add")) == "unknown"
     (tmp_path / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(BadInput, match="is no ONNX graph"):
+    with pytest.raises(BadInput, match="cannot be read as an ONNX model"):
         graph_precision(tmp_path / "pointer.onnx")
 
 

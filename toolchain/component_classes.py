@@ -113,7 +113,7 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
         raise Unsupported(f"{where} is a {_plain(pipeline)}; supported are {', '.join(TASKS)}.")
     for name, value in index.items():
         if isinstance(value, list) or name in CLASSES:
-            _check_entry(name, value, pipeline, where)
+            check_entry(name, value, pipeline, where)
     if unet not in unet_classes(pipeline):
         raise Unsupported(
             f"{where}: its unet is a {unet}, and a {pipeline} calls a {unet_classes(pipeline)[0]}. "
@@ -122,7 +122,7 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
     _check_presence(index, pipeline, where)
 
 
-def _check_entry(name: str, value: object, pipeline: str, where: str) -> None:
+def check_entry(name: str, value: object, pipeline: str, where: str) -> None:
     """Raise unless the component `name` may be of the library and class in `value`."""
     known = (*needed(pipeline), *optional(pipeline))
     if name not in known:

@@ -31,7 +31,7 @@ from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
 from laptop.export.parity import FAILED, check, verify
 from laptop.export.targets import requests
-from laptop.files import MANIFEST, read_json, write_json
+from laptop.files import MANIFEST, files_in, read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
@@ -228,10 +228,11 @@ def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
     plan = read_json(run / "plan.json")
 
     def work(folder: Path) -> None:
-        for path in sorted((run / "distill").rglob("*")):
+        for path in files_in(run / "distill"):
             target = folder / path.relative_to(run / "distill")
-            if path.is_dir():
-                target.mkdir(exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
+            if path.name == models.SHIPPED_CLASS.name:
+                shutil.copy2(models.SHIPPED_CLASS, target)  # never a class file from elsewhere
             elif path.name not in (MANIFEST, "metrics.jsonl"):
                 shutil.copy2(path, target)
         shutil.copy2(run / "plan.json", folder / "plan.json")

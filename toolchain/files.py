@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -40,20 +41,28 @@ def inside(root: Path, name: object, where: str) -> Path:
     parts = PurePosixPath(name)
     path = root / parts
     is_relative = not parts.is_absolute() and ".." not in parts.parts and bool(parts.parts)
-    try:
-        is_below = (
-            is_relative
-            and ":" not in parts.parts[0]
-            and path.resolve().is_relative_to(root.resolve())
-        )
-    except (OSError, RuntimeError, ValueError):  # a circle of links, too long, no Unicode
-        is_below = False
-    if not is_below:
+    if not is_relative or ":" in parts.parts[0] or not stays_in(root, path):
         raise BadInput(
             f"{where} names {shown(name)}, which leads out of {root}. Names in it must be relative "
             "and stay in that folder; do not use files from someone you do not trust."
         )
     return path
+
+
+def stays_in(root: Path, path: Path) -> bool:
+    """Whether `path` is in the folder `root` after links are followed.
+
+    The Hub's cache counts as one folder: the files of `models--…/snapshots/COMMIT` are links into
+    `models--…/blobs`.
+    """
+    try:
+        real, home = path.resolve(), root.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, too long, no Unicode
+        return False
+    snapshots = next((p for p in home.parents if p.name == "snapshots"), None)
+    if snapshots is not None and snapshots.parent.name.startswith("models--"):
+        return real.is_relative_to(home) or real.parent == snapshots.with_name("blobs")
+    return real.is_relative_to(home)
 
 
 def plain_name(name: object, where: str) -> str:
@@ -171,8 +180,15 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
 
 def write_json(path: Path, value: object) -> None:
     """Write beside and rename, so that the file is whole or absent."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text. A link at `path`, or at the name beside it, is replaced, not followed."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.unlink(missing_ok=True)
+    with beside.open("x", encoding="utf-8") as file:
+        file.write(text)
     beside.replace(path)
 
 
@@ -199,7 +215,38 @@ def sha256(path: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, also behind links."""
-    walk = os.walk(folder, followlinks=True)
-    paths = (Path(place, name) for place, _, names in walk for name in names)
+    """All ordinary files below a folder, sorted.
+
+    Links are followed where they stay in the folder (`stays_in`). Raises `BadInput` for others, and
+    for links to folders within linked folders, which can go in circles.
+    """
+    paths = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                _check_link(path, folder)
+        paths += [Path(place, name) for name in names]
     return sorted(path for path in paths if path.is_file())
+
+
+def _check_link(link: Path, root: Path) -> None:
+    if not stays_in(root, link):
+        raise BadInput(
+            f"{shown(str(link))} is a link to {shown(str(link.readlink()))}, which leads out of "
+            f"{root}. Put a copy of what it means in its place, if you trust who made the folder."
+        )
+    is_linked = link.parent.resolve() != root.resolve() / link.parent.relative_to(root)
+    if is_linked and link.is_dir():
+        raise BadInput(
+            f"{shown(str(link))} is a link to a folder, seen through another such link; they may "
+            "go in circles. Put a copy in its place, or remove it."
+        )
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the ordinary files below `source`, what links in it mean too, into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files_in(source):
+        to = target / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, to)

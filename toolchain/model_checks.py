@@ -19,7 +19,7 @@ from laptop.component_classes import (
 from laptop.component_fit import check_fit
 from laptop.config_keys import check_keys
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.files import files_in, read_json
+from laptop.files import files_in, inside, read_json, shown
 from laptop.stored_weights import header
 
 
@@ -37,10 +37,8 @@ def check_folder(folder: Path) -> None:
         return read_json(folder / name) if (folder / name).is_file() else None
 
     mistakes.check_files(folder)
+    check_files(folder)
     check_configs(index, config, str(folder))
-    for file in files_in(folder):
-        if file.suffix == ".safetensors":
-            header(file)
 
 
 def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> None:
@@ -71,3 +69,25 @@ def check_unet(config: Mapping[str, Any], where: str) -> None:
             f"{where}: unet/config.json has no sample_size, the height and width of its native "
             "latents. Set it there."
         )
+
+
+def check_files(folder: Path) -> None:
+    """Raise unless links and lists of shards stay in a model's folder, and weights are whole."""
+    for file in files_in(folder):
+        if file.suffix == ".safetensors":
+            header(file)
+        elif file.name.endswith(".safetensors.index.json"):
+            _check_shards(file)
+
+
+def _check_shards(path: Path) -> None:
+    """Raise `BadInput` unless a list of shards names safetensors files in its own folder."""
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise BadInput(f"{path} has no weight_map of tensors to files. Save the model again.")
+    for name in sorted({*map(str, shards.values())}):
+        shard = inside(path.parent, name, str(path))
+        if shard.suffix != ".safetensors":
+            raise BadInput(f"{path} names {shown(name)}; weights are read from safetensors only.")
+        if not shard.is_file():
+            raise BadInput(f"{path} names {shown(name)}, which is missing. Fetch it again.")

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,6 +68,8 @@ def run_stage(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     manifest_path = manifest_of(out)
     partial = out.parent / f".{out.name}.partial"
+    _need_own(partial, RESUME)
+    _need_own(_old(out), MANIFEST)
     if _is_finished(out, manifest_path, key, identity, overwrite):
         if not go_on:
             say(f"{name}: {out} is up to date")
@@ -87,6 +90,42 @@ def _check_place(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
             raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
     if out.is_mount():  # nothing can be renamed to it
         raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
+
+
+def _old(out: Path) -> Path:
+    """Where a result waits while a new one takes its place."""
+    return out.parent / f".{out.name}.old"
+
+
+def _need_own(folder: Path, mark: str) -> None:
+    """Raise `OutputExists` for a folder of such a name that is not from here: it has no `mark`.
+
+    It may be a user's own; one with links in it would let work write elsewhere.
+    """
+    if not os.path.lexists(folder):
+        return
+    links = [folder] if folder.is_symlink() else _links(folder)
+    is_own = folder.is_dir() and ((folder / mark).exists() or not any(folder.iterdir()))
+    if links or not is_own:
+        why = f"{links[0]} is a link" if links else f"it has no {mark}"
+        raise OutputExists(
+            f"{folder} is in the way and was not made by laptop ({why}), so it is left alone. "
+            "Move it away, or choose another -o."
+        )
+
+
+def _links(folder: Path) -> list[Path]:
+    walk = os.walk(folder)
+    paths = (Path(place, name) for place, folders, names in walk for name in (*folders, *names))
+    return [path for path in paths if path.is_symlink()]
+
+
+def _remove(folder: Path, mark: str) -> None:
+    """Remove a folder, its `mark` last: what a kill leaves of it is still known as our own."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != mark:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make(
@@ -149,6 +188,8 @@ def _reopen(out: Path, partial: Path, key: str) -> None:
             f"{partial} holds unfinished work, so what failed in {out} cannot be tried again. "
             "Remove it, or choose another -o."
         )
+    if links := _links(out):
+        raise OutputExists(f"{out} has a link in it ({links[0]}), so no work goes on in it.")
     (resume_folder(out) / KEY).write_text(key)
     out.replace(partial)
     manifest_of(partial).unlink()
@@ -272,15 +313,15 @@ def _replace(partial: Path, out: Path) -> None:
     if out.suffix == ".json":
         (partial / MANIFEST).replace(manifest_of(out))
         (partial / out.name).replace(out)
-        shutil.rmtree(partial)
+        _remove(partial, RESUME)
         return
-    old = out.parent / f".{out.name}.old"
+    old = _old(out)
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old, MANIFEST)
         out.replace(old)
     partial.replace(out)
     shutil.rmtree(out / RESUME, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old, MANIFEST)
 
 
 def need_space(folder: Path, size_bytes: int) -> None:

@@ -1,0 +1,352 @@
+"""Folders, graphs and runs of strangers: their code never runs, their names never lead outside."""
+
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from laptop import files, model_checks, run
+from laptop.benchmarks import page, text
+from laptop.distill.checkpoint_metadata import PlainUnpickler, Planner
+from laptop.errors import BadInput, LaptopError, OutputExists, Unsupported
+from laptop.export import artifacts, onnx_checks, to_onnx
+
+OUTSIDE = ("../x", "/x", "a/../../x", "..", "C:/x", "a\\..\\x", "", "x\0y", None, ["x"])
+
+
+class Bomb:
+    """Its pickle makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+# ------------------------------------------------------------------------------------ links
+
+
+def test_links_that_stay_in_a_folder_are_files_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x").write_text("x")
+    (tmp_path / "y").symlink_to("a/x")
+    (tmp_path / "b").symlink_to("a")
+    assert files.files_in(tmp_path) == [tmp_path / name for name in ("a/x", "b/x", "y")]
+    files.copy_folder(tmp_path, tmp_path.with_name("copy"))
+    copies = [p for p in tmp_path.with_name("copy").rglob("*") if p.is_file()]
+    assert [p.is_symlink() for p in copies] == [False] * 3
+
+
+def test_a_snapshot_of_the_hub_s_cache_links_to_its_blobs(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--owner--name/blobs"
+    snapshot = tmp_path / "models--owner--name/snapshots/c0ffee/unet"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1234").write_text("weights")
+    (snapshot / "w").symlink_to("../../../blobs/1234")
+    assert files.files_in(snapshot.parent) == [snapshot / "w"]
+    (tmp_path / "secret").write_text("s")
+    (snapshot / "v").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput, match="leads out of"):
+        files.files_in(snapshot.parent)
+
+
+@pytest.mark.parametrize("target", ["../secret", "{}/secret", "/etc", "../folder", "gone/../../x"])
+def test_a_link_that_leaves_a_folder_is_refused_by_name(tmp_path: Path, target: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret").write_text("s")
+    (folder / "extra").symlink_to(target.format(tmp_path))
+    for call in (files.files_in, files.sha256, model_checks.check_files):
+        with pytest.raises(BadInput, match=r"extra.*is a link to"):
+            call(folder)
+    with pytest.raises(BadInput, match="is a link to"):
+        files.copy_folder(folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("links", [{"a": ".", "b": ".", "c": "."}, {"a/x": "../b", "b/x": "../a"}])
+def test_links_in_circles_end(tmp_path: Path, links: dict[str, str]) -> None:
+    for name, target in links.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(BadInput, match="circles"):
+        files.files_in(tmp_path)
+
+
+def test_a_write_replaces_a_link_and_never_follows_it(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("x.json", "x.json.tmp"):
+        (tmp_path / name).symlink_to(mine)
+    files.write_json(tmp_path / "x.json", {"a": 1})
+    assert mine.read_text() == "mine"
+    assert files.read_json(tmp_path / "x.json") == {"a": 1}
+    assert not (tmp_path / "x.json").is_symlink()
+
+
+# ------------------------------------------------------------------------------------ models
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "evil.bin", "gone.safetensors"])
+def test_a_list_of_shards_names_safetensors_in_its_folder(tmp_path: Path, name: Any) -> None:
+    (tmp_path / "evil.bin").write_bytes(b"")
+    shards = tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json"
+    shards.parent.mkdir()
+    (shards.parent / "evil.bin").write_bytes(b"")
+    shards.write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(BadInput, match=r"index\.json"):
+        model_checks.check_files(tmp_path)
+
+
+# --------------------------------------------------------------------------------- artifacts
+
+
+def artifacts_list(folder: Path, **row: Any) -> Path:
+    (folder / "onnx/unet").mkdir(parents=True, exist_ok=True)
+    (folder / "onnx/unet/model.onnx").write_bytes(b"")
+    plain = {"target": "onnx", "component": "unet", "precision": "fp32"}
+    rows = [{**plain, "file": "onnx/unet/model.onnx", "chunks": [], **row}]
+    content = {"schema": artifacts.SCHEMA, "artifacts": rows, "resolution": None}
+    (folder / artifacts.LIST).write_text(json.dumps(content))
+    return folder
+
+
+BAD_ARTIFACTS = (
+    *OUTSIDE,
+    *("unet/model.onnx", "onnx/vae_decoder/model.onnx", "onnx-$(touch x)/unet/model.onnx"),
+    *("onnx/unet/$(x).onnx", "onnx/../onnx/unet/model.onnx", "./onnx/unet/model.onnx", "onnx/unet"),
+)
+
+
+@pytest.mark.parametrize("name", BAD_ARTIFACTS)
+def test_a_list_of_artifacts_names_what_export_writes(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(BadInput, match=r"artifacts\.json"):
+        artifacts.read_list(artifacts_list(tmp_path, file=name))
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "onnx/$(touch x)"])
+def test_chunks_of_artifacts_are_in_the_folder_too(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(BadInput, match=r"artifacts\.json"):
+        artifacts.read_list(artifacts_list(tmp_path, chunks=[name]))
+
+
+def test_artifacts_as_export_writes_them_are_read(tmp_path: Path) -> None:
+    assert artifacts.read_list(artifacts_list(tmp_path))[0]["file"] == "onnx/unet/model.onnx"
+
+
+def graph(node: Any = None, weight: Any = None) -> Any:
+    nodes = [node or helper.make_node("Relu", ["x"], ["y"])]
+    return helper.make_graph(nodes, "g", [], [], [weight] if weight else [])
+
+
+def external(location: str) -> Any:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    return tensor
+
+
+def saved(path: Path, content: Any, *functions: Any) -> Path:
+    model = helper.make_model(content, functions=functions)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def branch(inner: Any) -> Any:
+    return helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=graph())
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "/proc/self/mem", "", "link"])
+@pytest.mark.parametrize("where", ["weight", "branch", "constant", "sparse", "function"])
+def test_weights_of_a_graph_outside_its_folder_are_refused(
+    tmp_path: Path, location: str, where: str
+) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    (folder / "link").symlink_to("../secret")
+    tensor = external(location)
+    constant = helper.make_node("Constant", [], ["k"], value=tensor)
+    content, functions = graph(weight=tensor), []
+    if where == "branch":
+        content = graph(branch(graph(branch(graph(weight=tensor)))))
+    elif where == "constant":
+        content = graph(constant)
+    elif where == "sparse":
+        content = graph()
+        content.sparse_initializer.add().values.CopyFrom(tensor)
+    elif where == "function":
+        content = graph(helper.make_node("F", [], ["k"], domain="own"))
+        functions = [helper.make_function("own", "F", [], ["k"], [constant], [])]
+    with pytest.raises(BadInput, match=r"model\.onnx"):
+        onnx_checks.read_graph(saved(folder / "model.onnx", content, *functions))
+
+
+def test_weights_of_a_graph_in_its_folder_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx_data").write_bytes(bytes(16))
+    path = saved(tmp_path / "model.onnx", graph(weight=external("model.onnx_data")))
+    assert len(onnx_checks.read_graph(path).graph.initializer) == 1
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_an_operator_of_a_library_from_elsewhere_is_refused(tmp_path: Path, depth: int) -> None:
+    content = graph(helper.make_node("Evil", ["x"], ["y"], domain="evil"))
+    for _ in range(depth):
+        content = graph(branch(content))
+    with pytest.raises(BadInput, match="'Evil' of 'evil'"):
+        onnx_checks.read_graph(saved(tmp_path / "model.onnx", content))
+    known = graph(helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"))
+    onnx_checks.read_graph(saved(tmp_path / "known.onnx", known))
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph", bytes(100)])
+def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(BadInput, match="cannot be read"):
+        onnx_checks.read_graph(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"_class_name": ["evil", "Pipe"]},
+        {"_class_name": "Evil"},
+        {"scheduler": ["evil", "Evil"]},
+        {"scheduler": ["subprocess", "Popen"]},
+        {"tokenizer": ["transformers", "AutoTokenizer"]},
+        {"tokenizer_3": ["transformers", "CLIPTokenizer"]},
+        {"feature_extractor": ["os", "system"]},
+        {"tokenizer": "evil"},
+    ],
+)
+def test_classes_of_onnx_pipelines_are_of_the_list(tmp_path: Path, index: Any) -> None:
+    for name in to_onnx.NEEDED:
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name / "model.onnx", graph())
+    plain = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(plain | index))
+    with pytest.raises(Unsupported):
+        to_onnx.load_pipeline(tmp_path)
+
+
+# ------------------------------------------------------------------------------------ runs
+
+
+def write_nothing(folder: Path) -> None:
+    (folder / "result").write_text("x")
+
+
+@pytest.mark.parametrize("name", [".out.partial", ".out.old"])
+@pytest.mark.parametrize("kind", ["folder", "link", "file", "link within"])
+def test_folders_in_the_way_that_are_not_ours_are_left_alone(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "precious").write_text("mine")
+    place = tmp_path / name
+    if kind == "folder":
+        mine.rename(place)
+        mine = place
+    elif kind == "link":
+        place.symlink_to("mine")
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        (place / ".resume").mkdir(parents=True)
+        (place / "manifest.json").write_text("{}")
+        (place / ".resume/key").symlink_to("../../mine/precious")
+    with pytest.raises(OutputExists, match="left alone"):
+        run.run_stage("x", tmp_path / "out", {}, {}, write_nothing, overwrite=True)
+    assert (mine / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("left", [(), (".resume/lock",), (".resume/lock", ".resume/key")])
+def test_what_a_kill_leaves_of_our_own_is_no_obstacle(
+    tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    (tmp_path / ".out.partial/.resume").mkdir(parents=True)
+    for name in left:
+        (tmp_path / ".out.partial" / name).touch()
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old/manifest.json").write_text("{}")
+    run.run_stage("x", tmp_path / "out", {}, {}, write_nothing)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_metadata_of_checkpoints_calls_nothing(tmp_path: Path) -> None:
+    hostile = pickle.dumps(Bomb(tmp_path / "ran"), protocol=2)
+    with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+        PlainUnpickler(io.BytesIO(hostile)).load()
+    planner = Planner()
+    for content in (hostile, zipped(Bomb(tmp_path / "ran"))):
+        with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+            planner.load_bytes(SimpleNamespace(), io.BytesIO(content))  # type: ignore[arg-type]
+    assert not (tmp_path / "ran").exists()
+
+
+def zipped(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+# ---------------------------------------------------------------------------------- report
+
+HOSTILE = (
+    "![x](../secret.txt)",
+    "x\n\n![x](../secret.txt)\n\n",
+    "`![x](../secret.txt)`",
+    "```\n\n![x](../secret.txt)\n\n```",
+    "````\n\n![x](images/../../secret.txt)\n",
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "<javascript:alert(1)>",
+    "| ![x](../secret.txt) |\n|---|\n",
+    "\r\r![x](../secret.txt)\r\r",
+    "\u2028![x](../secret.txt)",
+    "\x1b[2J\u202e",
+    "![x](images/evil.png)",
+)
+
+
+@pytest.mark.parametrize("foreign", HOSTILE)
+def test_foreign_text_in_a_report_is_text(tmp_path: Path, foreign: str) -> None:
+    secret = "c2VjcmV0c2VjcmV0"  # base64 of what secret.txt holds
+    (tmp_path / "secret.txt").write_text("secretsecret")
+    (tmp_path / "run/images").mkdir(parents=True)
+    (tmp_path / "run/images/evil.png").symlink_to("../../secret.txt")
+    shown = (
+        text.words(foreign),
+        text.code(foreign),
+        text.block(foreign, "toml"),
+        text.table([text.words(foreign)], [[text.code(foreign)]]),
+    )
+    for markdown in shown:
+        html = page.render(f"# x\n\n{markdown}\n", tmp_path / "run")
+        assert secret not in html
+        for tag in ("<script", "<img", 'href="javascript', "\x1b", "\u202e"):
+            assert tag not in html.partition("</nav>")[2]
+
+
+@pytest.mark.parametrize("source", ["../secret.txt", "images/x.png", "/etc/passwd", "plan.json"])
+def test_a_page_shows_only_images_of_the_run(tmp_path: Path, source: str) -> None:
+    (tmp_path / "secret.txt").write_text("secretsecret")
+    (tmp_path / "run/images").mkdir(parents=True)
+    (tmp_path / "run/images/x.png").symlink_to("../../secret.txt")
+    (tmp_path / "run/plan.json").write_text("secretsecret")
+    try:
+        html = page.render(f"# x\n\n![alt]({source})\n", tmp_path / "run")
+    except LaptopError:
+        return
+    assert "c2VjcmV0" not in html

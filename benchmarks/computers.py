@@ -17,16 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from laptop.benchmarks import sensors
 from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
 from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
 from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh, last_line
-from laptop.files import files_in, lines, sha256
+from laptop.files import files_in, lines, sha256, shown
 from laptop.run import say
 
+T = TypeVar("T")
 CACHE = ".cache/laptop/files"
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("worker.py", "sensors.py"))
 ENDED = """is_ours() {{
@@ -35,6 +36,7 @@ ENDED = """is_ours() {{
 is_ours && kill {pid}
 for i in 1 2 3 4 5 6 7 8 9 10; do is_ours || exit 0; sleep 0.5; done
 kill -9 {pid}"""  # the number may be another process's by now, after a new start of the board
+ANSWER_BYTES = 64 << 20  # of one line; a longer one is no answer
 ENDS_S = 5  # that a worker may take to end, each time that it is told to
 
 
@@ -57,7 +59,8 @@ class Computer:
         return replace(_facts(self._ask("facts")), how_to=how_to)
 
     def heat(self) -> Heat:
-        return Heat(**(sensors.heat() if isinstance(self.where, Local) else self._ask("heat")))
+        heat = sensors.heat() if isinstance(self.where, Local) else self._ask("heat")
+        return _as(Heat, heat, self.address)
 
     def has(self, workload: Workload) -> bool:
         if isinstance(self.where, Local):
@@ -95,7 +98,14 @@ class Computer:
         if isinstance(self.where, Local):
             return [sys.executable, "-m", "laptop.benchmarks.worker"]
         begin = f"echo; echo {shlex.quote(BEGIN)}"
-        return self.where.command(f"{begin}; exec {self.python} -B {shlex.quote(self._worker())}")
+        return self.where.command(f"{begin}; exec {self._python} -B {shlex.quote(self._worker())}")
+
+    @property
+    def _python(self) -> str:
+        """Python for a shell there, as one word; "~/" is the home folder there."""
+        if self.python.startswith("~/"):
+            return f'"$HOME"/{shlex.quote(self.python[2:])}'
+        return shlex.quote(self.python)
 
     def _worker(self) -> str:
         return f"{self._send(SOURCES)}/worker.py"
@@ -104,7 +114,7 @@ class Computer:
         """The JSON that `sensors.py facts` or `heat` prints there; nothing is written."""
         source = Path(sensors.__file__).read_text(encoding="utf-8")
         run = "import sys; del sys.path[0]; exec(sys.stdin.read())"  # no module of its home folder
-        script = f"{self.python} -B -c {shlex.quote(run)} {what}"
+        script = f"{self._python} -B -c {shlex.quote(run)} {what}"
         done = self.where.run(script, 120, given=source)
         if done.code:
             raise LaptopError(
@@ -141,9 +151,25 @@ class Computer:
 
 
 def _last_json(text: str) -> dict[str, Any]:
-    """The object on the last line."""
-    found: dict[str, Any] = json.loads(lines(text)[-1])
-    return found
+    """The object on the last line; `LaptopError` for an answer that is none."""
+    line = (lines(text) or [""])[-1]
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise LaptopError(f"the device answered {shown(line)}, which is no answer of a worker.")
+    return answer
+
+
+def _as(kind: type[T], answer: Mapping[str, Any], where: str) -> T:
+    """An answer as a record; `LaptopError` where it does not hold what the record has."""
+    try:
+        return kind(**answer)
+    except TypeError:
+        raise LaptopError(
+            f"{where} answered {shown(dict(answer))}, which is no answer of a worker."
+        ) from None
 
 
 def facts_here() -> Facts:
@@ -163,10 +189,12 @@ def _torch() -> dict[str, str]:
 
 
 def _facts(found: Mapping[str, Any]) -> Facts:
-    runtimes = dict(found["runtimes"])
+    runtimes = found.get("runtimes")
+    if not isinstance(runtimes, dict):
+        raise LaptopError(f"the device answered {shown(dict(found))}, which names no runtimes.")
     if "tensorrt" in runtimes:
-        runtimes["tensorrt"] = str(trtexec.read_version(runtimes["tensorrt"]))
-    return Facts(**{**found, "runtimes": runtimes})
+        runtimes = {**runtimes, "tensorrt": str(trtexec.read_version(runtimes["tensorrt"]))}
+    return _as(Facts, {**found, "runtimes": runtimes}, "the device")
 
 
 def files_of(workload: Workload) -> list[Path]:
@@ -193,13 +221,14 @@ class Process:
             self._process.terminate()
             self._end()
             raise
-        self._pid = ready.pop("pid")
-        self.ready = Ready(**ready)
+        self._pid = int(ready.pop("pid", 0))
+        self.ready = _as(Ready, ready, computer.address)
 
     def run_round(self, iterations: int, seconds: float) -> Round:
         found = self._insist({"iterations": iterations, "seconds": seconds}, "running")
-        self.peak_memory_bytes = found.pop("peak_memory_bytes")
-        return Round(tuple(found.pop("samples_ms")), **found)
+        self.peak_memory_bytes = found.pop("peak_memory_bytes", None)
+        found["samples_ms"] = tuple(found.get("samples_ms", ()))
+        return _as(Round, found, self.computer.address)
 
     def profile(self, iterations: int) -> list[tuple[str, float]]:
         """Names and median ms of the graph's operators, in the order in which they run."""
@@ -254,9 +283,9 @@ class Process:
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-            while self._greets and (line := self._process.stdout.readline()):
+            while self._greets and (line := self._process.stdout.readline(ANSWER_BYTES)):
                 self._greets = line != f"{BEGIN}\n"
-            line = self._process.stdout.readline()
+            line = self._process.stdout.readline(ANSWER_BYTES)
         except BrokenPipeError:
             return None
         return _last_json(line) if line.endswith("\n") else None

@@ -73,14 +73,14 @@ class Adb:
 
     def put(self, source: Path, target: str) -> None:
         part = shlex.quote(f"{target}.part")
-        self._copy("push", str(source), f"{target}.part", f"send {source.name}")
+        self._copy("push", str(source.absolute()), f"{target}.part", f"send {source.name}")
         # the first of two calls may have moved it already
         checked(self, f"[ ! -e {part} ] || mv {part} {shlex.quote(target)}")
 
     def get(self, source: str, target: Path) -> None:
         part = target.with_name(f"{target.name}.part")
         try:
-            self._copy("pull", source, str(part), f"fetch {source}")
+            self._copy("pull", source, str(part.absolute()), f"fetch {source}")
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)

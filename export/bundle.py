@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from laptop import files, run
+from laptop.errors import OutputExists
 
 SUMS = "SHA256SUMS"
 MOMENT = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold, for all files
@@ -18,11 +19,12 @@ def bundle(artifacts: Path) -> Path:
 
     `SHA256SUMS` in it is checked by `sha256sum -c` where the zip was unpacked.
     """
-    out = artifacts.with_name(f"{artifacts.name}.zip")
-    paths = sorted(p for p in artifacts.rglob("*") if p.is_file())
+    out = place(artifacts)
+    paths = files.files_in(artifacts)
     run.need_space(out.parent, sum(p.stat().st_size for p in paths))
     beside = out.with_name(f".{out.name}.partial")
-    with zipfile.ZipFile(beside, "w") as archive:
+    beside.unlink(missing_ok=True)  # it may be a link
+    with zipfile.ZipFile(beside, "x") as archive:
         sums = ""
         for path in paths:
             name = path.relative_to(artifacts).as_posix()
@@ -32,6 +34,23 @@ def bundle(artifacts: Path) -> Path:
                     to.write(block)
         archive.writestr(_entry(SUMS), sums)
     beside.replace(out)
+    return out
+
+
+def place(artifacts: Path) -> Path:
+    """Where the zip goes; `OutputExists` where something else is, which is left alone."""
+    out = artifacts.with_name(f"{artifacts.name}.zip")
+    if out.exists():
+        try:
+            with zipfile.ZipFile(out) as archive:
+                is_own = SUMS in archive.namelist()
+        except (OSError, zipfile.BadZipFile):
+            is_own = False
+        if not is_own:
+            raise OutputExists(
+                f"{out} exists and is no bundle of `laptop export`, so it is left alone. Move it "
+                "away, or choose another -o."
+            )
     return out
 
 

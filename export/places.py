@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from laptop.errors import BadInput, LaptopError
-from laptop.files import lines
+from laptop.files import lines, plain_name, shown
 from laptop.scratch import mark
 
 SSH_FAILED = 255  # ssh's own exit code
@@ -136,7 +136,8 @@ class Ssh:
 
     def put(self, source: Path, target: str) -> None:
         part = f"{target}.part"
-        self._copy([str(source), self._at(part)], f"send {source.name}")
+        here = str(source.absolute())  # begins with "/": no option, no host
+        self._copy([here, self._at(part)], f"send {source.name}")
         # the first of two calls may have moved it already
         script = f"[ ! -e {shlex.quote(part)} ] || mv {shlex.quote(part)} {shlex.quote(target)}"
         checked(self, script)
@@ -144,7 +145,7 @@ class Ssh:
     def get(self, source: str, target: Path) -> None:
         part = target.with_name(f"{target.name}.part")
         try:
-            self._copy([self._at(source), str(part)], f"fetch {source}")
+            self._copy([self._at(source), str(part.absolute())], f"fetch {source}")
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -234,7 +235,7 @@ def place(address: str) -> Place:
         return Local()
     match = URL.fullmatch(address)
     if match is None:
-        raise BadInput(f"{address!r} is no device: use local or ssh://[user@]host[:port].")
+        raise BadInput(f"{shown(address)} is no device: use local or ssh://[user@]host[:port].")
     port = int(match["port"]) if match["port"] else None
     return Ssh(match["host"].strip("[]"), match["user"], port)
 
@@ -251,6 +252,8 @@ def checked(where: Place, script: str, timeout_s: float = 60) -> str:
 
 def send(where: Place, files: Mapping[Path, str], folder: str) -> None:
     """Copy files (with their sha256) into a folder there, those that it has not yet."""
+    for path in files:
+        plain_name(path.name, str(path.parent))  # an older scp hands it to a shell there
     checked(where, f"mkdir -p {shlex.quote(folder)}")
     for path, sha256 in files.items():
         target = f"{folder}/{path.name}"
@@ -264,7 +267,7 @@ def has(where: Place, path: str, sha256: str) -> bool:
     """Whether a file of this content lies there."""
     at = shlex.quote(path)
     found = where.run(f"[ -f {at} ] && {{ sha256sum {at} || shasum -a 256 {at}; }}", 600)
-    return found.code == 0 and found.out.split()[0] == sha256
+    return found.code == 0 and found.out.split()[:1] == [sha256]
 
 
 def holds(where: Place, files: Mapping[Path, str], folder: str) -> bool:

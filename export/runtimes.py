@@ -36,9 +36,10 @@ def onnx_runner(path: Path) -> Runner:
     """
     import onnxruntime
 
+    refused = (*errors(), RuntimeError)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except (*errors(), RuntimeError) as e:
+    except refused as e:
         raise onnx_checks.broken(path, reason(e)) from None
     types = {i.name: _type(i, path) for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]

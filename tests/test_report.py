@@ -269,5 +269,6 @@ def test_numbers_are_short() -> None:
 
 
 def test_an_image_becomes_part_of_the_page(tmp_path: Path) -> None:
-    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
-    assert '<img src="data:image/png;base64,' in page.render("# T\n\n![x](a.png)", tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "images/a.png")
+    assert '<img src="data:image/png;base64,' in page.render("# T\n\n![x](images/a.png)", tmp_path)

@@ -330,12 +330,11 @@ def test_the_hash_of_a_folder_depends_on_names_and_bytes_but_not_on_manifests(
 
 
 def test_what_lies_behind_a_link_counts(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "weights").write_text("old")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "unet").symlink_to(tmp_path / "store")
+    (tmp_path / "model" / "store").mkdir(parents=True)
+    (tmp_path / "model" / "store" / "weights").write_text("old")
+    (tmp_path / "model" / "unet").symlink_to("store")
     before = files.sha256(tmp_path / "model")
-    (tmp_path / "store" / "weights").write_text("new")
+    (tmp_path / "model" / "store" / "weights").write_text("new")
     assert files.sha256(tmp_path / "model") != before
 
 

@@ -44,15 +44,17 @@ def export(
     requests(recipe.export)
     yield recipe
     from laptop.export import artifacts
-    from laptop.export.bundle import bundle as pack
+    from laptop.export import bundle as zips
     from laptop.files import read_json
 
+    if bundle:
+        zips.place(out)  # what is there and is none of ours is seen before the work
     texts = options.calibration(model, recipe, prompts)
     how, again = recipe.sampling, common.overwrite
     artifacts.export_model(model, out, recipe.export, texts, sampling=how, overwrite=again)
     made = read_json(out / "artifacts.json")
     if bundle:
-        made["bundle"] = str(pack(out))
+        made["bundle"] = str(zips.bundle(out))
     common.print(made, json.dumps(made, indent=1))
     artifacts.check_exported(out)
 

@@ -30,6 +30,13 @@ def shown(value: object) -> str:
     return repr(cut) if isinstance(value, str) else cut
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal obeys: control characters other than ends of lines, and such."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
 def inside(root: Path, name: object, where: str) -> Path:
     """The path of `name`, which a file of a stranger gives, in the folder `root`.
 

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from laptop import models
-from laptop.errors import BadInput
+from laptop.errors import BadInput, OutputExists
 from laptop.pruning.sampling_choice import STEPS, choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
+
+MARK = ("Software", "laptop")  # in the PNG files that `generate` writes
 
 
 def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
@@ -52,6 +56,7 @@ def generate(
     """
     if out.suffix.lower() != ".png":
         raise BadInput(f"{out}: the picture is written as PNG; let the name end in .png.")
+    _need_own(out)
     pipe, sampling = load(model, SamplingConfig(steps, guidance))
     set_scheduler_(pipe, sampling)
     sides = {"height": sampling.height, "width": sampling.width}
@@ -62,6 +67,25 @@ def generate(
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
     out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+    mark = PngInfo()
+    mark.add_text(*MARK)
+    out.unlink(missing_ok=True)  # a link is replaced, not followed
+    image.save(out, pnginfo=mark)
     width, height = image.size
     return width, height
+
+
+def _need_own(out: Path) -> None:
+    """Raise `OutputExists` for a file that `generate` did not write."""
+    if not out.exists():
+        return
+    try:
+        with Image.open(out) as image:
+            is_own = image.info.get(MARK[0]) == MARK[1]
+    except OSError:
+        is_own = False
+    if not is_own:
+        raise OutputExists(
+            f"{out} exists and is no picture of `laptop generate`, so it is left alone. Choose "
+            "another -o."
+        )

@@ -12,6 +12,7 @@ import click
 
 from laptop import interruption
 from laptop.errors import LaptopError
+from laptop.files import printable
 from laptop.processes import is_main
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LaptopError as e:
-            click.echo(f"laptop: {e}", err=True)
+            click.echo(printable(f"laptop: {e}"), err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(interruption.stopped())
@@ -64,7 +65,7 @@ class Common:
     def print(self, value: dict[str, Any], text: str) -> None:
         """One JSON document with --json, else the text; on stdout, of the main process."""
         if is_main():
-            click.echo(json.dumps(value, indent=1) if self.as_json else text)
+            click.echo(json.dumps(value, indent=1) if self.as_json else printable(text))
 
 
 def common(function: Function) -> Function:

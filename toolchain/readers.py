@@ -9,6 +9,7 @@ import click
 
 from laptop import options
 from laptop.errors import CheckFailed
+from laptop.files import printable
 from laptop.options import example
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def compare(
         if file is not None:
             file.write(content(changes))
     document = json.dumps({"changes": [asdict(change) for change in changes]}, indent=1)
-    click.echo(document if as_json else "\n".join(map(_change_line, changes)))
+    click.echo(document if as_json else printable("\n".join(map(_change_line, changes))))
     if breaches:
         raise CheckFailed(f"{len(breaches)} of {len(changes)} numbers breach a gate.")
 
@@ -133,7 +134,7 @@ def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None
     from laptop.benchmarks.latency import BenchConfig
 
     document, text = benches.of_devices(addresses, BenchConfig(python=python))
-    click.echo(json.dumps(document, indent=1) if as_json else text)
+    click.echo(json.dumps(document, indent=1) if as_json else printable(text))
     lost = [one["address"] for one in document["devices"] if "error" in one]
     if addresses and lost:
         raise CheckFailed(f"{', '.join(lost)} cannot be reached; see above.")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from laptop import scratch
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
-from laptop.files import KEY, MANIFEST, read_json, sha256, write_json
+from laptop.files import KEY, MANIFEST, printable, read_json, sha256, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.processes import is_main
 
@@ -341,7 +341,7 @@ def say(message: str) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_main())
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)
 
 
 @contextlib.contextmanager

@@ -36,10 +36,9 @@ def onnx_runner(path: Path) -> Runner:
     """
     import onnxruntime
 
-    refused = (*errors(), RuntimeError)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except refused as e:
+    except errors(RuntimeError) as e:
         raise onnx_checks.broken(path, reason(e)) from None
     types = {i.name: _type(i, path) for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
@@ -62,12 +61,13 @@ def onnx_runner(path: Path) -> Runner:
     return call
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """The error classes of ONNX Runtime, which have no common one."""
+def errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """The error classes of ONNX Runtime, which have no common one, and `more`."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     kinds = vars(state).values()
-    return tuple(k for k in kinds if isinstance(k, type) and issubclass(k, Exception))
+    own = (k for k in kinds if isinstance(k, type) and issubclass(k, Exception))
+    return (*own, *more)
 
 
 def _type(value: Any, path: Path) -> Any:

@@ -190,7 +190,7 @@ def load_pipeline(artifacts: Path) -> Any:
         ) from e
     try:
         pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, *runtimes.errors()) as e:
+    except runtimes.errors(OSError, ValueError, TypeError, KeyError, RuntimeError) as e:
         raise BadInput(f"{folder} cannot be loaded ({reason(e)}). Export it again.") from None
     for encoder in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if encoder is not None:  # optimum 2.1 looks here, which diffusers has deprecated

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from laptop.errors import BadInput
+from laptop.files import inside
 
 WEIGHTS = "@model_path/"  # how a program names files, relative to the folder of its protobuf
 SENTINEL = 0xDEADBEEF
@@ -199,7 +200,7 @@ def _reader(folder: Path) -> Callable[[Any], Value]:
         kind = _type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
-            path = folder / blob.fileName.removeprefix(WEIGHTS)
+            path = inside(folder, blob.fileName.removeprefix(WEIGHTS), str(folder))
             if blob.fileName not in files:
                 if not path.is_file() or not path.stat().st_size:
                     raise _broken(path, "it is missing or empty")

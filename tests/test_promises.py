@@ -211,7 +211,9 @@ READERS = {  # what reads text or pictures in a way of its own, and the files th
         *("export/places.py", "benchmarks/computers.py", "benchmarks/devices.py"),
     },
     r"\bgopen\(": {"distill/addresses.py"},  # it runs programs
-    r"\bImage\.open\(": {"distill/viewer.py", "benchmarks/figures.py"},  # our own, in figures
+    r"\bImage\.open\(": {  # our own, in figures and where `generate` looks for its mark
+        *("distill/viewer.py", "benchmarks/figures.py", "toolchain/generate.py"),
+    },
     r"(?<!_)tarfile\.open\(": {"distill/tars.py"},
 }
 

@@ -30,11 +30,11 @@ from laptop import files, mistakes, models, run
 from laptop.description import Size
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
+from laptop.export.artifact_names import check_names
 from laptop.export.example_sampling import example_sampling, settled_sampling
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import COMPONENTS, ExportConfig
 from laptop.export.targets import BYTES, HALF, TARGETS, Request, requests
-from laptop.files import inside, plain_name, shown
 from laptop.machine import available_memory_bytes, machine
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
@@ -369,7 +369,7 @@ def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
             "again with --overwrite."
         )
     for row in rows:
-        _check_names(artifacts, row)
+        check_names(artifacts, row, LIST)
         if not (artifacts / row["file"]).exists():
             raise BadInput(
                 f"{artifacts / row['file']} ({row['target']} of {row['component']}) is missing, "
@@ -387,20 +387,3 @@ def _is_row(row: object) -> bool:
         and row["target"] in TARGETS
         and row["component"] in COMPONENTS
     )
-
-
-def _check_names(artifacts: Path, row: Mapping[str, Any]) -> None:
-    """Raise `BadInput` unless a row names files as `laptop export` does, in the folder."""
-    where = str(artifacts / LIST)
-    folder, _, file = row["file"].partition("/")
-    wanted = TARGETS[row["target"]].file.format(component=row["component"])
-    if folder.partition("-")[0] != row["target"] or file != wanted:
-        raise BadInput(
-            f"{where} names {shown(row['file'])} as {row['target']} of {row['component']}; "
-            f"`laptop export` names it {row['target']}/{wanted}, or {row['target']}-PRECISION/…. "
-            "Export again with --overwrite."
-        )
-    plain_name(folder, where)
-    for name in (row["file"], *row.get("chunks", ())):
-        path = inside(artifacts, name, where)
-        plain_name(path.name, where)

@@ -1,6 +1,9 @@
 """What is passed by mistake: a refusal says what it is, and names the right thing to pass."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +185,30 @@ def test_a_lora_file_in_a_models_folder_is_warned_of_once(
     said = capsys.readouterr().err
     assert said.count(f"{folder / name} is not used") == 1
     assert "fuse_lora" in said
+
+
+NO_MODEL = {
+    "score": ["score", "--model", "x.zip", "-o", "out"],
+    "compress": ["compress", "--model", "x.zip", "-o", "out"],
+    "prune": ["prune", "--model", "x.zip", "--plan", "plan.json", "-o", "out"],
+    "cache": ["cache", "--model", "x.zip", "--data", "scenes", "-o", "out"],
+    "distill": ["distill", "--teacher", "x.zip", "--student", "pruned", "-o", "out"],
+    "export": ["export", "x.zip", "--to", "onnx", "-o", "out"],
+    "eval": ["eval", "x.zip", "-o", "out"],
+    "verify": ["verify", "artifacts", "--against", "x.zip"],
+}
+REFUSE = """
+import json, sys
+from click.testing import CliRunner
+from laptop.cli import main
+
+results = [CliRunner().invoke(main, command) for command in json.loads(sys.argv[1])]
+assert all("unpack it" in r.output and r.exit_code == 1 for r in results), results
+print([name for name in ("torch", "diffusers", "numpy") if name in sys.modules])
+"""
+
+
+def test_every_command_refuses_what_is_no_model_before_it_imports_torch() -> None:
+    command = [sys.executable, "-c", REFUSE, json.dumps([*NO_MODEL.values()])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -37,6 +37,7 @@ def export(
     A target may name its precision, such as onnx:fp16.
     """
     options.need_folder(out)
+    options.need_models(model)
     from laptop.export.targets import requests
 
     flags = {"targets": options.targets(targets)}
@@ -80,6 +81,7 @@ def verify(
     common: Common,
 ) -> None:
     """Prove that each artifact computes what PyTorch does; exit 1 when below its floor."""
+    options.need_models(against)
     from laptop.export import parity
     from laptop.export.artifacts import failures
     from laptop.files import read_json

@@ -339,6 +339,7 @@ def evaluate(
 ) -> "Iterator[Recipe]":
     """Measure image quality: prompt accuracy, Frechet distance, PSNR to the teacher's pictures."""
     options.need_folder(out)
+    options.need_models(model, against)
     recipe = common.recipe(model, eval={"prompts": count}, sampling=sampling)
     yield recipe
     from laptop.benchmarks.quality import evaluate as run

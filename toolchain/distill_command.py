@@ -38,6 +38,7 @@ def distill(
 ) -> "Iterator[object]":
     """Retrain a pruned student by normalized feature distillation."""
     options.need_folder(out)
+    options.need_models(teacher, student)
     recipe = common.recipe(
         teacher, distill={"steps": steps}, data={"source": data}, sampling=sampling
     )

@@ -129,7 +129,9 @@ def model(function: Function) -> Function:
 
     @functools.wraps(function)
     def command(model: str, random_weights: bool, **values: Any) -> Any:
-        return function(model=f"random:{model}" if random_weights else model, **values)
+        name = f"random:{model}" if random_weights else model
+        need_models(name)
+        return function(model=name, **values)
 
     for option in (
         click.option(
@@ -277,6 +279,15 @@ def example(*lines: str) -> str:
 def targets(text: str | None) -> tuple[str, ...] | None:
     """`onnx,coreml` as a tuple; None where the recipe shall say."""
     return None if text is None else tuple(t.strip() for t in text.split(",") if t.strip())
+
+
+def need_models(*names: str | None) -> None:
+    """Raise for names that are no models, before a recipe is read, which imports every stage."""
+    from laptop import models
+
+    for name in names:
+        if name is not None and not models.random_name(name):
+            models.locate(name)
 
 
 def need_folder(path: Path) -> None:

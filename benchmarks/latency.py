@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workl
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
 from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
 from laptop.description import Size
-from laptop.errors import BadInput, LaptopError
+from laptop.errors import LaptopError
+from laptop.fields import Length, Name, Plain, Range, Seconds, Seed, Steps, check_fields
 from laptop.files import read_json, sha256, write_json
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.run import Overwrite, resume_folder, run_stage, say, track
@@ -36,38 +37,29 @@ MOST_THREADS = 1024
 class BenchConfig:
     """How latency is measured."""
 
-    components: tuple[str, ...] = IMAGE
-    runtimes: tuple[str, ...] = ()  # such as "onnxruntime:cuda"; (): all there are, on processors
+    components: Annotated[tuple[Name, ...], Length(100)] = IMAGE
+    # such as "onnxruntime:cuda"; (): all there are, on processors
+    runtimes: Annotated[tuple[Name, ...], Length(100)] = ()
     guidance: bool | None = None  # the U-Net runs on two rows a picture; None: as [sampling] says
-    steps: int | None = None  # U-Net calls of a whole image; None: as [sampling] says, or 20
-    threads: int | None = None  # None: as many as there are cores
-    rounds: int = 10  # turns of each model
-    iterations: int = NEEDED_SAMPLES  # at least, a component, over all rounds
-    seconds: float = NEEDED_S  # at least, a component, over all rounds
-    warmup_iterations: int = 3  # at least
-    warmup_s: float = 2.0  # at least
-    cv_bound: float = 0.10  # largest stdev / mean of a valid row
-    sustained_s: float = 0  # more than 0: one model after the other, so long, by the minute
-    cool_down_s: float = 300  # at most, to wait for a device that is hot
-    python: str = "python3"  # on a board: one that can import the runtime
-    team: str = ""  # Apple's, that signs what measures on an iPhone
-    devices: tuple[str, ...] = ("local",)  # of `laptop compress`
-    seed: int = 0  # of the inputs and of the bootstrap
+    steps: Steps | None = None  # U-Net calls of a whole image; None: as [sampling] says, or 20
+    threads: Annotated[int, Range(1, MOST_THREADS)] | None = None  # None: one a core
+    rounds: Annotated[int, Range(1, 100_000)] = 10  # turns of each model
+    # at least, a component, over all rounds
+    iterations: Annotated[int, Range(0, 10_000_000)] = NEEDED_SAMPLES
+    seconds: Seconds = NEEDED_S  # at least, a component, over all rounds
+    warmup_iterations: Annotated[int, Range(0, 1_000_000)] = 3  # at least
+    warmup_s: Seconds = 2.0  # at least
+    cv_bound: Annotated[float, Range(0, 100)] = 0.10  # largest stdev / mean of a valid row
+    sustained_s: Seconds = 0  # more than 0: one model after the other, so long, by the minute
+    cool_down_s: Seconds = 300  # at most, to wait for a device that is hot
+    python: Name = "python3"  # on a board: one that can import the runtime
+    # Apple's, that signs what measures on an iPhone
+    team: Annotated[str, Plain(empty=True)] = ""
+    devices: Annotated[tuple[Name, ...], Length(100)] = ("local",)  # of `laptop compress`
+    seed: Seed = 0  # of the inputs and of the bootstrap
 
-
-def check_config(config: BenchConfig) -> None:
-    """Raise `BadInput` for numbers that cannot be measured by."""
-    for least, names in (
-        (1, ("threads", "rounds", "steps")),
-        (0, ("iterations", "seconds", "warmup_iterations", "warmup_s", "sustained_s")),
-        (0, ("cool_down_s", "cv_bound")),
-    ):
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not least <= value < math.inf:  # NaN is not, either
-                raise BadInput(f"[bench] {name} is {value}; at least {least} is needed.")
-    if config.threads and config.threads > MOST_THREADS:
-        raise BadInput(f"[bench] threads is {config.threads}; at most {MOST_THREADS} make sense.")
+    def __post_init__(self) -> None:
+        check_fields(self, "bench")
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,6 @@ def bench(
     of these groups that it has not finished. Raises `BadInput` when subjects cannot be compared,
     `LaptopError` when the process of one dies or the device is gone.
     """
-    check_config(config)
     config, size = with_sampling(subjects, config, sampling)
     find = partial(timed_things, subjects, config, device, size=size, unet_only=unet_only)
     facts = (None if overwrite else known_facts(out, device)) or device.probe()
@@ -161,7 +152,6 @@ def estimate(
     sampling: SamplingConfig | None = None,
 ) -> dict[str, Any]:
     """What `bench` would time, and how long at least; nothing is loaded or sent."""
-    check_config(config)
     config, size = with_sampling(subjects, config, sampling)
     found = timed_things(subjects, config, device, device.probe(), size=size)
     each_s = config.warmup_s + (config.sustained_s or config.seconds)

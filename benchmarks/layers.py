@@ -23,7 +23,6 @@ from laptop.benchmarks.computers import Computer, facts_here
 from laptop.benchmarks.image_sampling import with_sampling
 from laptop.benchmarks.latency import (
     BenchConfig,
-    check_config,
     conditions,
     device_identity,
     known_facts,
@@ -118,7 +117,6 @@ def estimate(
 
 def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str:
     """The runtime in which layers are timed; `BadInput` for one in which they are not."""
-    check_config(config)
     if len(config.runtimes) > 1:
         raise BadInput(f"a table of layers is of one runtime, not of {config.runtimes}.")
     runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]

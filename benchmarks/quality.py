@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.description import of_pipeline
 from laptop.errors import BadInput
+from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.files import write_json
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
@@ -37,12 +38,16 @@ Judge = Callable[[Images, Sequence[str]], Mapping[str, float]]
 class EvalConfig:
     """What is drawn to judge image quality."""
 
-    prompts: int = 500  # at most; the first of those given
-    steps: int | None = None  # denoising steps of a picture; None: as [sampling] says
-    guidance: float | None = None  # classifier-free guidance scale; None: as [sampling] says
-    batch: int = 50  # pictures at once; changes time and memory only
-    seed: int = 0  # of the noise
-    images_kept: int = 8  # pictures of each model that stay as PNG
+    prompts: Samples = 500  # at most; the first of those given
+    steps: Steps | None = None  # denoising steps of a picture; None: as [sampling] says
+    # classifier-free guidance scale; None: as [sampling] says
+    guidance: Annotated[float, Range(0, 100)] | None = None
+    batch: Annotated[int, Range(1, 100_000)] = 50  # pictures at once; time and memory only
+    seed: Seed = 0  # of the noise
+    images_kept: Annotated[int, Range(0, 1_000_000)] = 8  # pictures of each model that stay as PNG
+
+    def __post_init__(self) -> None:
+        check_fields(self, "eval")
 
 
 def evaluate(
@@ -95,7 +100,7 @@ def _check(
     for label in models:
         if not re.fullmatch(r"[\w.-]+", label):
             raise BadInput(f"label {label!r} must be letters, digits, '-', '_' and '.' only.")
-    if not models or config.prompts < 1 or not prompts:
+    if not models or not prompts:
         raise BadInput("at least one model and one prompt are needed.")
     return list(prompts[: config.prompts])
 

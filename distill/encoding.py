@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from laptop.distill.buckets import Size
 from laptop.distill.encoder import STORED, Encoder, Sample
 from laptop.distill.sources import Broken, Source
 from laptop.errors import BadInput
+from laptop.fields import Count, Name, Pixels, Range, Seed, Steps, check_fields
 from laptop.files import sha256, write_json
 from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
@@ -39,16 +40,20 @@ NAMED = 10  # skipped records that a message names
 class DataConfig:
     """Training data, and how they are cached."""
 
-    source: str = "prompts"  # a folder, hf:NAME, tar shards, prompts[:FILE], scenes, or a cache
-    count: int | None = None  # most examples; None: all there are, or 8000 that have to be drawn
-    seed: int = 1  # of what is drawn, and of the latents' sampling
-    resolution: int | None = None  # pixels a side; None: as [sampling] says
+    source: Name = "prompts"  # a folder, hf:NAME, tar shards, prompts[:FILE], scenes, or a cache
+    count: Count | None = None  # most examples; None: all there are, or 8000 that have to be drawn
+    seed: Seed = 1  # of what is drawn, and of the latents' sampling
+    resolution: Pixels | None = None  # a side; None: as [sampling] says
     buckets: bool = False  # sizes of about resolution² pixels for aspect ratios; else squares only
-    image_column: str = "image"  # of a Hugging Face dataset
-    caption_column: str = "text"  # of the same, and of a folder's metadata.jsonl
+    image_column: Name = "image"  # of a Hugging Face dataset
+    caption_column: Name = "text"  # of the same, and of a folder's metadata.jsonl
     streaming: bool = False  # a Hugging Face dataset is read as it arrives, not stored
-    corrupt_allowed: int = 100  # records without picture or caption that may be skipped
-    steps: int | None = None  # of sampling, for prompts; None: as [sampling] says
+    # records without picture or caption that may be skipped
+    corrupt_allowed: Annotated[int, Range(0, 10**9)] = 100
+    steps: Steps | None = None  # of sampling, for prompts; None: as [sampling] says
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
 
 
 def make_cache(
@@ -91,10 +96,6 @@ def check_config(
 ) -> Sampling:
     """How pictures are drawn, and their size; `BadInput` for what nothing can be cached with."""
     models.need_whole_chain(model, "cache")
-    for name, least in (("count", 1), ("steps", 1), ("corrupt_allowed", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise BadInput(f"[data] {name} is {value}; it must be at least {least}.")
     return choose_sampling(model, sampling, steps=config.steps, resolution=config.resolution)
 
 

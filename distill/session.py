@@ -7,7 +7,7 @@ import contextlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed.checkpoint.state_dict as states
@@ -20,10 +20,11 @@ from laptop.distill import checkpoint, metrics
 from laptop.distill.batches import Batch, Batches
 from laptop.distill.divergence import Diverged, Watch, explain
 from laptop.distill.ema import Average
-from laptop.distill.features import Features, pairs
-from laptop.distill.losses import Terms, distillation_loss, mean_squares
-from laptop.distill.optimizer import OPTIMIZERS, learning_rate
+from laptop.distill.features import PLACES, Features, pairs
+from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss, mean_squares
+from laptop.distill.optimizer import OPTIMIZERS, SCHEDULES, learning_rate
 from laptop.errors import BadInput
+from laptop.fields import Count, OneOf, Range, Samples, Seed, Share, Weight, check_fields
 from laptop.pruning.noising import ContinuousNoising, Noised, Noising
 from laptop.pruning.units import ADDED
 
@@ -36,38 +37,56 @@ CALIBRATION_STEPS = 8  # whose teacher features the weighting is made of, with n
 class DistillConfig:
     """What is learned: all of this decides the result."""
 
-    steps: int = 1000
-    batch_size: int = 64  # samples a step, of all processes together
-    learning_rate: float = 5e-4  # peak
-    schedule: str = "cosine"  # optimizer.SCHEDULES
-    warmup_steps: int = 50
-    features: str = "blocks"  # features.PLACES
-    weighting: str = "relative"  # of the feature terms, losses.WEIGHTINGS
-    norms: str = "batch"  # whose teacher features the weighting is made of: batch | calibration
-    task_weight: float = 1.0
-    output_weight: float = 1.0
-    feature_weight: float = 1.0
-    snr_gamma: float | None = None  # min-SNR weighting of the task and output terms, usually 5
-    drop_caption: float = 0.1  # share of samples without a caption, for guidance
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.995  # 0: no average
-    seed: int = 0
+    steps: Count = 1000
+    batch_size: Samples = 64  # samples a step, of all processes together
+    learning_rate: Annotated[float, Range(above=0, most=1000)] = 5e-4  # peak
+    schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 50
+    features: Annotated[str, OneOf(*PLACES)] = "blocks"
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "relative"  # of the feature terms
+    # whose teacher features the weighting is made of
+    norms: Annotated[str, OneOf("batch", "calibration")] = "batch"
+    task_weight: Weight = 1.0
+    output_weight: Weight = 1.0
+    feature_weight: Weight = 1.0
+    # min-SNR weighting of the task and output terms, usually 5
+    snr_gamma: Annotated[float, Range(above=0, most=1_000_000)] | None = None
+    # share of samples without a caption, for guidance
+    drop_caption: Annotated[float, Range(0, 1)] = 0.1
+    max_grad_norm: Annotated[float, Range(above=0, most=10**9)] = 1.0
+    ema_decay: Share = 0.995  # 0: no average
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "distill")
+        if not self.task_weight + self.output_weight + self.feature_weight:
+            raise BadInput(
+                "[distill] task_weight, output_weight and feature_weight are all 0: one must be "
+                "above 0."
+            )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How it is computed: speed and memory."""
 
-    micro_batch: int | None = None  # samples a forward of one process; None: its whole share
-    mixed_precision: str | None = None  # no | bf16 | fp16; None: as accelerate's launcher says
-    optimizer: str = "adamw"  # optimizer.OPTIMIZERS
+    micro_batch: Samples | None = None  # samples a forward of one process; None: its whole share
+    # None: as accelerate's launcher says
+    mixed_precision: Annotated[str, OneOf("no", "bf16", "fp16")] | None = None
+    optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"
     gradient_checkpointing: bool = False
     compile: bool = False
-    checkpoint_every: int = 100  # steps
-    log_every: int = 10  # steps
-    shares_every: int = 200  # steps between measurements of each term's gradient norm; 0: never
-    runaway: float = 10.0  # times its least running mean at which the loss counts as diverged
-    back_offs: int = 0  # times that a diverged run goes back and on with half the learning rate
+    checkpoint_every: Count = 100  # steps
+    log_every: Count = 10  # steps
+    # steps between measurements of each term's gradient norm; 0: never
+    shares_every: Annotated[int, Range(0, 10**9)] = 200
+    # times its least running mean at which the loss counts as diverged
+    runaway: Annotated[float, Range(above=1, most=10**9)] = 10.0
+    # times that a diverged run goes back and on with half the learning rate
+    back_offs: Annotated[int, Range(0, 1000)] = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train")
 
 
 class Session:

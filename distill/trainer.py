@@ -13,7 +13,7 @@ from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
 from laptop.distill.buckets import Order
 from laptop.distill.cache import INFO, Cache, check_cache
-from laptop.distill.checks import check_config, check_pair
+from laptop.distill.checks import check_batch, check_pair
 from laptop.distill.divergence import Diverged
 from laptop.distill.features import pairs
 from laptop.distill.forecast import (
@@ -97,7 +97,7 @@ def check_before_start(
     teacher: str, student: str, out: Path, config: DistillConfig, how: TrainConfig
 ) -> None:
     """Raise for anything that training would refuse, before its data are made."""
-    check_config(config, _resolved(how))
+    check_batch(config)
     models.need_whole_chain(teacher, "distill")
     noising.of_model(teacher)  # or it is refused
     check_pair(teacher, student)
@@ -159,7 +159,7 @@ def start(
 def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> dict[str, Any]:
     """The forecast, and the speed of some steps on made-up samples; writes nothing."""
     how = _resolved(how)
-    check_config(config, how)
+    check_batch(config)
     models.need_whole_chain(teacher, "distill")
     check_pair(teacher, student)
     expected, free = forecast(teacher, student, config, how), available_bytes()

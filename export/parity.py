@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from laptop.export.inputs import record, sample
 from laptop.export.metrics import Comparison, compare, is_blank, worst
 from laptop.export.runtimes import Array
 from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
+from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 
@@ -57,11 +58,14 @@ Row = Mapping[str, Any]
 class VerifyConfig:
     """The sampling that gives the inputs, and what counts as equal."""
 
-    seed: int = 0  # of the noise
-    steps: int | None = None  # of sampling, a prompt; None: as [sampling] says, at most 8
-    prompts: int = 2  # how many of them are sampled
-    floor_db: float | None = None  # PSNR; None: by precision (FLOORS)
+    seed: Seed = 0  # of the noise
+    steps: Steps | None = None  # of sampling, a prompt; None: as [sampling] says, at most 8
+    prompts: Samples = 2  # how many of them are sampled
+    floor_db: Annotated[float, Range(-200, 200)] | None = None  # PSNR; None: by precision (FLOORS)
     pictures: bool = True  # let the artifacts draw, too
+
+    def __post_init__(self) -> None:
+        check_fields(self, "verify")
 
 
 def verify(
@@ -80,8 +84,8 @@ def verify(
     missing or broken artifacts, before the model is loaded, and for artifacts of another model.
     """
     prompts = prompts[: config.prompts]
-    if not prompts or (config.steps is not None and config.steps < 1):
-        raise BadInput(f"verify needs a prompt and a step; got {len(prompts)} and {config.steps}.")
+    if not prompts:
+        raise BadInput("verify needs at least one prompt; there are none.")
     rows = listing.read_list(artifacts)
     for row in rows:
         _check_artifact(artifacts / row["file"], row)

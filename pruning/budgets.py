@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 from laptop import models
 from laptop.errors import BadInput, Infeasible, Unsupported
+from laptop.fields import Length, Name, OneOf, Range, Share, check_fields
 from laptop.precision import stored_dtype
 from laptop.pruning.units import Anatomy, Unit
 
@@ -22,21 +24,28 @@ NOUNS = {  # of a million of each cost, and what it is
     "macs": ("M", "multiply-accumulates"),
     "latency_ns": ("ms", "latency"),
 }
+Budgeted = Annotated[int, Range(1, 10**18)]
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     """Budgets of the pruned U-Net; all that are given must hold."""
 
-    ratio: float | None = None  # least share of the U-Net's parameters to remove, in [0, 1)
-    max_params: int | None = None
-    max_bytes: int | None = None  # of the weights, in the precision in which the model is stored
-    max_macs: int | None = None  # of one forward, batch 1, at the model's native size
-    max_latency_ms: float | None = None  # of one forward, as the latency table counts it
-    latency_table: str | None = None  # file of `laptop bench --layers`
-    keep: tuple[str, ...] = ()  # patterns of layers that stay, such as mid_block.*
-    expressible: str = "any"  # stock: by a plain diffusers config; comfyui: and in its terms
-    refine: int = 0  # sets whose joint loss may be measured to improve on the solver's
+    ratio: Share | None = None  # least share of the U-Net's parameters to remove
+    max_params: Budgeted | None = None
+    max_bytes: Budgeted | None = None  # of the weights, in the precision the model is stored in
+    max_macs: Budgeted | None = None  # of one forward, batch 1, at the model's native size
+    # of one forward, as the latency table counts it
+    max_latency_ms: Annotated[float, Range(above=0, most=10**9)] | None = None
+    latency_table: Name | None = None  # file of `laptop bench --layers`
+    keep: Annotated[tuple[Name, ...], Length(10_000)] = ()  # patterns of layers, as mid_block.*
+    # stock: by a plain diffusers config; comfyui: and in its terms
+    expressible: Annotated[str, OneOf(*EXPRESSIBLE)] = "any"
+    # sets whose joint loss may be measured to improve on the solver's
+    refine: Annotated[int, Range(0, 1_000_000)] = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "plan")
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,10 @@ def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]
     ]
     given = [(flag, cap, cost, each) for flag, cap, cost, each in caps if cap is not None]
     ratio = with_default(config).ratio
-    if ratio is not None and not 0 <= ratio < 1:  # not in range either: nan
-        raise Infeasible(f"--ratio {ratio:g} is out of range; it must be at least 0 and below 1.")
     found = []
     if ratio is not None:
         found.append(Budget(f"--ratio {ratio:g}", "params", ratio * known.params, None))
     for flag, cap, cost, each in given:
-        if not 0 < cap < math.inf:  # not in range either: nan
-            raise Infeasible(f"{flag} {cap} is out of range; it must be above 0 and finite.")
         most = round(cap / each, 3)  # 3.4 ms are 3,400,000 ns, without a float's last digits
         found.append(Budget(f"{flag} {cap:,}", cost, max(0.0, costs(known, cost)[1] - most), each))
     return found
@@ -215,10 +220,6 @@ def check_config(config: PlanConfig, known: Anatomy, model: str) -> None:
     """Raise `BadInput` for a config that cannot be met, before anything is scored or solved."""
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    if config.expressible not in EXPRESSIBLE:
-        raise BadInput(
-            f"--expressible {config.expressible!r} is unknown; known are {', '.join(EXPRESSIBLE)}."
-        )
     if config.expressible != "any":
         _check_restriction(config, known, model)
     for pattern in config.keep:

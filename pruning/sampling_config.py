@@ -9,20 +9,17 @@
 Every stage that draws takes a `SamplingConfig`; `sampling_choice` fills in what it leaves out.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from laptop.errors import BadInput
+from laptop.fields import OneOf, Pixels, Range, Steps, check_fields
 from laptop.files import read_json, shown, write_json
 
 SCHEMA = "laptop.sampling/1"
 FILE = "laptop_sampling.json"  # in a model's folder
-MOST_STEPS = 1000  # training timesteps of the schedulers
-MOST_GUIDANCE = 100.0
-MOST_PIXELS = 8192  # a side
 SCHEDULERS = (  # of diffusers, that Stable Diffusion's pipelines take; nothing else is imported
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
@@ -43,26 +40,16 @@ class SamplingConfig:
     Raises `BadInput` for a value out of its range and for an unknown scheduler.
     """
 
-    steps: int | None = None  # denoising steps of a picture
-    guidance: float | None = None  # classifier-free guidance scale; 1 and less: none
-    scheduler: str | None = None  # a class of SCHEDULERS in place of the model's
+    steps: Steps | None = None  # denoising steps of a picture
+    # classifier-free guidance scale; 1 and less: none
+    guidance: Annotated[float, Range(0, 100)] | None = None
+    scheduler: Annotated[str, OneOf(*SCHEDULERS)] | None = None  # in place of the model's
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)  # changes of its config
-    height: int | None = None  # pixels
-    width: int | None = None  # pixels
+    height: Pixels | None = None
+    width: Pixels | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("steps", 1, MOST_STEPS),
-            ("guidance", 0, MOST_GUIDANCE),
-            ("height", 8, MOST_PIXELS),
-            ("width", 8, MOST_PIXELS),
-        ):
-            _check_range(name, getattr(self, name), least, most)
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise BadInput(
-                f"[sampling] scheduler is {shown(self.scheduler)}; known are "
-                f"{', '.join(SCHEDULERS)}."
-            )
+        check_fields(self, "sampling")
         for name in self.scheduler_options:
             if name in TRAINED:
                 raise BadInput(
@@ -112,16 +99,6 @@ class Sampling:
         return {"num_inference_steps": self.steps, **guided}
 
 
-def _check_range(name: str, value: object, least: float, most: float) -> None:
-    if value is None:
-        return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not least <= value <= most:  # type: ignore[arg-type, operator]
-        raise BadInput(
-            f"[sampling] {name} is {shown(value)}; needed is a number from {least} to {most:g}."
-        )
-
-
 def write_file(folder: Path, config: SamplingConfig) -> None:
     """Write what `config` states into a model's folder; nothing where it states nothing."""
     if config.stated:
@@ -142,11 +119,6 @@ def of_values(values: object, where: str) -> SamplingConfig:
         raise BadInput(f"{where} is no object but {shown(values)}.")
     if unknown := [name for name in values if name not in known]:
         raise BadInput(f"{where} has {shown(unknown[0])}; known are {', '.join(known)}.")
-    kinds: dict[str, Any] = {"guidance": (int, float), "scheduler": str, "scheduler_options": dict}
-    for name, value in values.items():
-        kind = kinds.get(name, int)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise BadInput(f"{where}: {name} is {shown(value)}, of the wrong type.")
     try:
         return SamplingConfig(**values)
     except BadInput as e:

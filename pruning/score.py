@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from laptop import models, processes
 from laptop.description import context_length, describe
 from laptop.errors import BadInput, Unsupported
+from laptop.fields import Name, OneOf, Pixels, Range, Samples, Seed, Steps, check_fields
 from laptop.files import write_json
 from laptop.pruning import calibration, noising
 from laptop.pruning.criteria import CRITERIA, OF_TASK, PER_ROW, Subject
@@ -30,7 +31,7 @@ from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
 from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
-from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
+from laptop.pruning.units import GRANULARITIES, Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite, progress, resume_folder
 from laptop.teamwork import run_together
 
@@ -43,17 +44,40 @@ RACE_BATCHES = 16  # at least so many looks at what is certain by then
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    granularity: str = "fine"  # units.GRANULARITIES
-    criterion: str = "output-loss"  # criteria.CRITERIA
-    timestep_weighting: str = "none"  # x0: by what an error of the output does to the picture
-    samples: int = 64  # calibration rows
-    steps: int | None = None  # of the sampling that gives the rows; None: as [sampling] says
-    batch_size: int = 4  # rows a forward
-    dtype: str = "float32"  # of the U-Net while it is scored; losses are float32 in any case
-    race: float | None = None  # the one ratio to plan for; spends fewer samples where that suffices
-    resolution: int | None = None  # pixels of the pictures drawn for it; None: as [sampling] says
-    clip_model: str | None = None  # folder or Hub id, for the criterion `clip`
-    seed: int = 0
+    """How layers are scored; `BadInput` for what is out of range or does not go together."""
+
+    granularity: Annotated[str, OneOf(*GRANULARITIES)] = "fine"
+    criterion: Annotated[str, OneOf(*CRITERIA)] = "output-loss"
+    # x0: by what an error of the output does to the picture
+    timestep_weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "none"
+    samples: Samples = 64  # calibration rows
+    steps: Steps | None = None  # of the sampling that gives the rows; None: as [sampling] says
+    batch_size: Samples = 4  # rows a forward
+    # of the U-Net while it is scored; losses are float32 in any case
+    dtype: Annotated[str, OneOf(*DTYPES)] = "float32"
+    # the one ratio to plan for; spends fewer samples where that suffices
+    race: Annotated[float, Range(above=0, below=1)] | None = None
+    resolution: Pixels | None = None  # of the pictures drawn for it; None: as [sampling] says
+    clip_model: Name | None = None  # folder or Hub id, for the criterion `clip`
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "score")
+        if self.timestep_weighting != "none" and self.criterion not in PER_ROW:
+            raise BadInput(
+                f"criterion {self.criterion!r} has no value for each timestep, so there is nothing "
+                f"to weigh; those that have are {', '.join(PER_ROW)}."
+            )
+        if self.race is not None and self.criterion not in PER_ROW:
+            raise BadInput(
+                f"a race by {self.criterion!r} is not possible: the criterion must be one of "
+                f"{', '.join(PER_ROW)}."
+            )
+        if self.criterion == "clip" and self.clip_model is None:
+            raise BadInput(
+                "criterion 'clip' needs a CLIP model: set clip_model in the recipe's [score] to a "
+                "folder or Hub id, such as openai/clip-vit-large-patch14."
+            )
 
 
 def score(
@@ -69,7 +93,6 @@ def score(
 
     A killed run keeps each unit that it has finished on a batch of rows.
     """
-    check_config(config)
     known = anatomy(models.empty_unet(model), context_length(model), config.granularity)
     described = describe(model)
     if config.timestep_weighting == "x0" or config.criterion in OF_TASK:
@@ -104,36 +127,6 @@ def prompts_needed(model: str, config: ScoreConfig, sampling: SamplingConfig) ->
     """How many prompts give the samples: few steps without guidance make few rows of each."""
     how = choose_sampling(model, sampling, steps=config.steps)
     return math.ceil(config.samples / (how.steps * how.rows))
-
-
-def check_config(config: ScoreConfig) -> None:
-    """Raise `BadInput` for what is unknown or does not go together."""
-    for what, value, known in (
-        ("criterion", config.criterion, CRITERIA),
-        ("timestep weighting", config.timestep_weighting, WEIGHTINGS),
-        ("dtype", config.dtype, DTYPES),
-    ):
-        if value not in known:
-            raise BadInput(f"{what} {value!r} is unknown; known are {', '.join(known)}.")
-    if config.timestep_weighting != "none" and config.criterion not in PER_ROW:
-        raise BadInput(
-            f"criterion {config.criterion!r} has no value for each timestep, so there is nothing "
-            f"to weigh; those that have are {', '.join(PER_ROW)}."
-        )
-    if config.race is not None and not (config.criterion in PER_ROW and 0 < config.race < 1):
-        raise BadInput(
-            f"a race for ratio {config.race:g} by {config.criterion!r} is not possible: the ratio "
-            f"must be above 0 and below 1, the criterion one of {', '.join(PER_ROW)}."
-        )
-    if config.criterion == "clip" and config.clip_model is None:
-        raise BadInput(
-            "criterion 'clip' needs a CLIP model: set clip_model in the recipe's [score] to a "
-            "folder or Hub id, such as openai/clip-vit-large-patch14."
-        )
-    for name in ("samples", "steps", "batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise BadInput(f"[score] {name} is {value}; it must be at least 1.")
 
 
 def _find(

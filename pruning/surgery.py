@@ -8,13 +8,14 @@ the stock config is, and which weights go where.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from laptop import models
 from laptop.errors import BadInput
+from laptop.fields import OneOf, check_fields
 from laptop.files import copy_folder, files_in, read_json, write_json
 from laptop.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
@@ -40,7 +41,13 @@ SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they w
 
 @dataclass(frozen=True)
 class PruneConfig:
-    heal: str = "none"  # heal.KINDS; affine: removed layers leave a map of their channels
+    """How layers are removed."""
+
+    # affine: removed layers leave a map of their channels
+    heal: Annotated[str, OneOf(*KINDS)] = "none"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "prune")
 
 
 def prune_unet(
@@ -120,7 +127,6 @@ def prune(
     `scores`, which `laptop score` made of this model, is for healing only.
     """
     config = config or PruneConfig()
-    check_config(config)
     teacher = models.empty_unet(model)
     plan = read_plan(plan_path, teacher)
     apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
@@ -154,12 +160,6 @@ def healing(folder: Path) -> dict[str, Any]:
     """What the manifest of a pruned model says of its healing; nothing where there was none."""
     facts = read_json(manifest_of(folder))
     return {k: facts[k] for k in HEALING if k in facts}
-
-
-def check_config(config: PruneConfig) -> None:
-    """Raise `BadInput` for an unknown way of healing."""
-    if config.heal not in KINDS:
-        raise BadInput(f"heal {config.heal!r} is unknown; known are {', '.join(KINDS)}.")
 
 
 def _need_scores(config: PruneConfig, plan: Mapping[str, Any], scores: Path | None) -> Path:

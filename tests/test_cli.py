@@ -114,7 +114,7 @@ def test_unknown_recipe_keys_and_wrong_types_are_refused(tmp_path) -> None:
     for text, words in [
         ("[distill]\nstep = 3", "learning_rate"),
         ("[distil]\nsteps = 3", "'distil' is unknown"),
-        ('[distill]\nsteps = "many"', "needs a int"),
+        ('[distill]\nsteps = "many"', "steps is 'many'; it must be a whole number"),
         ("[distill\n", "cannot be read"),
     ]:
         recipe.write_text(text)

@@ -245,7 +245,7 @@ def test_what_does_not_belong_together_is_refused(tiny_folder: Path, tmp_path: P
         scores = write_scores(tmp_path / f"scores{number}", unet, changed)
         with pytest.raises(BadInput, match=message):
             prune(str(tiny_folder), path, tmp_path / "out", affine, scores)
-    with pytest.raises(BadInput, match=r"heal 'glue' is unknown; known are none, affine"):
+    with pytest.raises(BadInput, match=r"heal is 'glue'; known are none, affine"):
         prune(str(tiny_folder), plan, tmp_path / "out", PruneConfig(heal="glue"))
 
 

@@ -83,10 +83,6 @@ def test_an_impossible_budget_is_refused_with_the_numbers() -> None:
         (PlanConfig(max_params=299), "--max-params 299 needs.*Ask for 300 or more"),
         (PlanConfig(max_bytes=598), "--max-bytes 598 needs.*Ask for 600 or more"),
         (PlanConfig(max_macs=49), "--max-macs 49 needs.*Ask for 50 or more"),
-        (PlanConfig(max_macs=0), "must be above 0"),
-        (PlanConfig(ratio=-0.1), "out of range"),
-        (PlanConfig(ratio=1.0), "out of range"),
-        (PlanConfig(ratio=float("nan")), "out of range"),
     ]:
         with pytest.raises(Infeasible, match=message):
             check_budgets(config, known, 2)
@@ -194,7 +190,6 @@ def test_what_is_kept_must_exist(tiny_pipe, tmp_path) -> None:
     path.write_text(json.dumps(scores_for(tiny_pipe.unet, "fine")))
     for config, message in [
         (PlanConfig(keep=("middle*",)), "'middle\\*' names no removable layer"),
-        (PlanConfig(expressible="onnx"), "known are any, stock, comfyui"),
     ]:
         with pytest.raises(BadInput, match=message):
             make_plan(path, tmp_path / "plan.json", config)

@@ -19,6 +19,7 @@ STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those
 FLOOR = {
     "description",
     "errors",
+    "fields",
     "files",
     "precision",
     "processes",
@@ -39,6 +40,7 @@ FLOOR = {
 FLOOR_MAY = {
     "description": {"errors", "files", "models"},
     "errors": set(),
+    "fields": {"errors", "files"},
     "files": {"errors"},
     "precision": {"errors", "models"},
     "processes": set(),

@@ -246,7 +246,7 @@ def test_the_deployment_target_is_that_of_the_settings(
 
 
 def test_settings_that_are_not_known_are_refused_with_the_choices() -> None:
-    with pytest.raises(BadInput, match=r"attention = 'flash'; choose original, split-einsum"):
+    with pytest.raises(BadInput, match=r"attention is 'flash'; known are original, split-einsum"):
         CoremlConfig(attention="flash")
 
 

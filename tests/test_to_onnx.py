@@ -155,7 +155,7 @@ def test_a_wrong_request_is_refused_before_the_model_is_looked_at(
 
 
 def test_shapes_of_another_name_are_refused() -> None:
-    with pytest.raises(BadInput, match="shapes = 'fixed'; choose dynamic, static"):
+    with pytest.raises(BadInput, match="shapes is 'fixed'; known are dynamic, static"):
         OnnxConfig(shapes="fixed")
 
 

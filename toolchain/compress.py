@@ -19,13 +19,12 @@ from laptop import models
 from laptop.benchmarks.devices import device
 from laptop.benchmarks.ios import Apple
 from laptop.benchmarks.latency import bench
-from laptop.benchmarks.latency import check_config as check_bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.benchmarks.subjects import RUNS, is_timed
 from laptop.cost import removable, samplings
 from laptop.distill.cache import is_cache
-from laptop.distill.checks import check_config as check_training
+from laptop.distill.checks import check_batch
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
@@ -37,9 +36,7 @@ from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
 from laptop.pruning import noising
 from laptop.pruning.plan import check_race, make_plan
-from laptop.pruning.score import check_config as check_score
 from laptop.pruning.score import prompts_needed, score
-from laptop.pruning.surgery import check_config as check_prune
 from laptop.pruning.surgery import prune
 from laptop.recipe import Recipe
 from laptop.run import Overwrite, manifest_of, need_space, run_stage, say
@@ -206,10 +203,7 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
     check_request(recipe.export, _prompts(recipe))
     samplings(recipe)
     check_data(recipe.model, recipe.data, recipe.sampling, allow_commands=allow_commands)
-    check_training(recipe.distill, recipe.train)
-    check_score(recipe.score)
-    check_prune(recipe.prune)
-    check_bench(recipe.bench)
+    check_batch(recipe.distill)
     _evaluation_prompts(recipe)
     known = removable(recipe)
     limits.check_config(recipe.plan, known, recipe.model)

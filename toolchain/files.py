@@ -25,7 +25,10 @@ KEY = "key"  # of unfinished work, see `run`
 
 def shown(value: object) -> str:
     """A foreign value for a message: its repr, printable, at most `QUOTED` characters."""
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # an integer of 5000 digits, a list in itself
+        text = f"a {type(value).__name__} too large to show"
     cut = text if len(text) <= QUOTED else f"{text[:QUOTED]}…"
     return repr(cut) if isinstance(value, str) else cut
 

@@ -10,10 +10,9 @@ same sub-tables) holds what `--smoke` changes.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.quality import EvalConfig
@@ -22,7 +21,8 @@ from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.errors import BadInput
 from laptop.export.parity import VerifyConfig
 from laptop.export.settings import ExportConfig
-from laptop.files import read_text
+from laptop.fields import Name, Samples, check_fields
+from laptop.files import read_text, reason, shown
 from laptop.models import random_name
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.sampling_config import SamplingConfig
@@ -31,14 +31,18 @@ from laptop.pruning.surgery import PruneConfig
 
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "recipes"
+RECIPE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class PromptConfig:
     """What is drawn to calibrate, to check parity and to judge."""
 
-    file: str | None = None  # one prompt a line; None: the model's own list
-    calibration: int = 32  # prompts of `score`; `verify` uses the first few
+    file: Name | None = None  # one prompt a line; None: the model's own list
+    calibration: Samples = 32  # prompts of `score`; `verify` uses the first few
+
+    def __post_init__(self) -> None:
+        check_fields(self, "prompts")
 
     @property
     def path(self) -> Path | None:
@@ -48,7 +52,9 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    model: str = "tiny-sdxl"
+    """Every setting of a run, one config a stage."""
+
+    model: Name = "tiny-sdxl"
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -61,6 +67,9 @@ class Recipe:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe")
 
 
 def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe:
@@ -81,49 +90,44 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
 
 
 def _load(path: Path) -> dict[str, Any]:
+    text = read_text(path, RECIPE_BYTES)
     try:
-        return tomllib.loads(read_text(path))
-    except (BadInput, tomllib.TOMLDecodeError) as e:
-        raise BadInput(f"the recipe {path} cannot be read: {e}") from None
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as e:  # ValueError also for a number of 5000 digits
+        raise BadInput(f"the recipe {path} cannot be read: {reason(e)}") from None
 
 
 def changed(config: C, values: Mapping[str, Any], where: str) -> C:
-    """`config` with `values` set, sub-tables too; `BadInput` for an unknown or ill-typed key."""
+    """`config` with `values` set, sub-tables too; `BadInput` for an unknown key or a wrong value.
+
+    `where` is the file or the flags that the values come from.
+    """
     assert is_dataclass(config)
     assert not isinstance(config, type)
-    known = {f.name for f in fields(config)}
+    hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in known:
-            raise BadInput(f"{where}: {key!r} is unknown; known are {', '.join(sorted(known))}.")
+        if key not in hints:
+            known = ", ".join(sorted(hints))
+            raise BadInput(f"{where}: {shown(key)} is unknown; known are {known}.")
         old = getattr(config, key)
         if is_dataclass(old):
             if not isinstance(value, Mapping):
-                raise BadInput(f"{where}: {key} is a table, not {value!r}.")
+                raise BadInput(f"{where}: {key} is a table, not {shown(value)}.")
             changes[key] = changed(old, value, f"{where} [{key}]")
         else:
-            changes[key] = _converted(value, get_type_hints(type(config))[key], f"{where}: {key}")
-    return replace(config, **changes)
+            changes[key] = _converted(value, hints[key])
+    try:
+        return replace(config, **changes)
+    except BadInput as e:
+        raise BadInput(f"{where}: {e}") from None
 
 
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    """`value` as a field of type `hint` holds it; `BadInput` when it is of another type."""
-    options = [h for h in get_args(hint) if h is not type(None)]
-    if isinstance(hint, UnionType) and len(options) == 1:  # "T | None", where None is not given
-        hint = options[0]
-    if get_origin(hint) is Mapping:
-        if not isinstance(value, Mapping):
-            raise BadInput(f"{where} is a table, not {value!r}.")
-        return dict(value)
-    if get_origin(hint) is tuple:
-        item = get_args(hint)[0]
-        if not isinstance(value, list | tuple) or not all(isinstance(v, item) for v in value):
-            raise BadInput(f"{where} needs a list of {item.__name__}, not {value!r}.")
+def _converted(value: Any, hint: Any) -> Any:
+    """`value` in the type that TOML or a flag has another for: a tuple, a number with a point."""
+    if isinstance(value, list):
         return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    is_float = hint is float or float in get_args(hint)  # float, float | None
+    if is_float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
-    simple = hint if isinstance(hint, type) and not hasattr(hint, "__args__") else None
-    wrong_bool = isinstance(value, bool) and simple is not bool
-    if simple and (not isinstance(value, simple) or wrong_bool):
-        raise BadInput(f"{where} needs a {simple.__name__}, not {value!r}.")
     return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
+from laptop.fields import Count, Length, OneOf, Range, Samples, Share, Steps, check_fields
 from laptop.files import lines, read_text
 from laptop.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
@@ -46,17 +47,20 @@ LAST = 5  # logged steps at the end, over which the loss terms are averaged
 class StudyConfig:
     """The same for all students; arms differ in layers, loss and seed."""
 
-    steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    prompts: int = 300  # unseen ones, to judge by
-    drawing_steps: int = 12  # denoising steps of a judged picture
-    images: int = 8000  # training scenes
-    rows: int = 128  # U-Net inputs to score layers on, and as many held-out ones
-    seeds: int = 3
-    main_seeds: int = 5  # of the comparison at arms.MAIN_RATIO
-    ratios: tuple[float, ...] = RATIOS
-    groups: tuple[str, ...] = GROUPS
+    steps: Count = 300
+    batch_size: Samples = 32
+    learning_rate: Annotated[float, Range(above=0, most=1000)] = 1e-3
+    prompts: Samples = 300  # unseen ones, to judge by
+    drawing_steps: Steps = 12  # denoising steps of a judged picture
+    images: Count = 8000  # training scenes
+    rows: Samples = 128  # U-Net inputs to score layers on, and as many held-out ones
+    seeds: Annotated[int, Range(1, 1000)] = 3
+    main_seeds: Annotated[int, Range(1, 1000)] = 5  # of the comparison at arms.MAIN_RATIO
+    ratios: Annotated[tuple[Share, ...], Length(100, least=1)] = RATIOS
+    groups: Annotated[tuple[Annotated[str, OneOf(*GROUPS)], ...], Length(100)] = GROUPS
+
+    def __post_init__(self) -> None:
+        check_fields(self, "study")
 
     @property
     def calibration_prompts(self) -> int:

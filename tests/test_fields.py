@@ -117,7 +117,7 @@ def test_a_refusal_says_what_is_wrong_and_what_is_right(value, hint, message) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[score]\nsamples = 0\n", r"r\.toml \[score\]: \[score\] samples is 0; it must be at "),
+        ("[score]\nsamples = 0\n", r"r\.toml: \[score\] samples is 0; it must be at "),
         ("[distill]\nlearning_rate = 'x'\n", r"learning_rate is 'x'; it must be a number"),
         ("[distill]\nseed = " + "9" * 5000 + "\n", r"r\.toml cannot be read"),
         ("a = " + "[" * 100_000, r"r\.toml cannot be read"),

@@ -97,10 +97,10 @@ def _load(path: Path) -> dict[str, Any]:
         raise BadInput(f"the recipe {path} cannot be read: {reason(e)}") from None
 
 
-def changed(config: C, values: Mapping[str, Any], where: str) -> C:
+def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -> C:
     """`config` with `values` set, sub-tables too; `BadInput` for an unknown key or a wrong value.
 
-    `where` is the file or the flags that the values come from.
+    `where` is the file or the flags that the values come from, `table` the part of the recipe.
     """
     assert is_dataclass(config)
     assert not isinstance(config, type)
@@ -109,12 +109,12 @@ def changed(config: C, values: Mapping[str, Any], where: str) -> C:
     for key, value in values.items():
         if key not in hints:
             known = ", ".join(sorted(hints))
-            raise BadInput(f"{where}: {shown(key)} is unknown; known are {known}.")
+            raise BadInput(f"{where}{table}: {shown(key)} is unknown; known are {known}.")
         old = getattr(config, key)
         if is_dataclass(old):
             if not isinstance(value, Mapping):
-                raise BadInput(f"{where}: {key} is a table, not {shown(value)}.")
-            changes[key] = changed(old, value, f"{where} [{key}]")
+                raise BadInput(f"{where}{table}: {key} is a table, not {shown(value)}.")
+            changes[key] = changed(old, value, where, f"{table} [{key}]")
         else:
             changes[key] = _converted(value, hints[key])
     try:

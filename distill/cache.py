@@ -27,7 +27,7 @@ from laptop import models
 from laptop.description import pooled_width, text_width
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
-from laptop.files import exists, inside, read_json, sha256
+from laptop.files import exists, inside, open_file, read_json, sha256
 
 SCHEMA = "laptop.cache/1"
 INFO = "cache.json"
@@ -118,13 +118,14 @@ def _info(folder: Path) -> dict[str, Any]:
 
 def _open(path: Path) -> _Shard:
     try:
+        open_file(path).close()  # a pipe would never end
         tensors = {k: v.numpy() for k, v in load_file(path).items()}
         ids = metadata(path)["ids"]
         for name, some in ids.items():
             if len(tensors[f"latents.{name}"]) != len(some):
                 raise ValueError(f"another number of latents than of ids at {name}")
         return _Shard(tensors, ids)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+    except (BadInput, OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise BadInput(f"{path} cannot be read ({e}). Make the cache anew.") from None
 
 

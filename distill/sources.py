@@ -18,6 +18,7 @@ from laptop.errors import BadInput, MissingExtra
 from laptop.files import exists, inside, lines, read_bytes, read_text, shown
 
 PART = 256  # examples of a part, where the source itself has no parts
+METADATA_BYTES = 4 << 30  # more captions do not fit into memory; tars hold any number
 PICTURE_BYTES = 256 << 20  # a larger file is no picture to train on
 DRAWN_PART = 64  # pictures that the teacher draws take long: less is lost when a run is killed
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -94,14 +95,14 @@ class Folder(Source):
 
     def _read_metadata(self) -> list[tuple[str, str]]:
         """File names and captions, which are empty where a line has none."""
-        metadata = self.folder / "metadata.jsonl"
+        metadata = inside(self.folder, "metadata.jsonl", str(self.folder))
         if not metadata.is_file():
             raise BadInput(
                 f"{self.folder} has no metadata.jsonl. Needed is a folder of images with one JSON "
                 f'line for each: {{"file_name": "0.png", "{self.column}": "a caption"}}.'
             )
         rows: list[tuple[str, str]] = []
-        for number, line in enumerate(lines(read_text(metadata)), 1):
+        for number, line in enumerate(lines(read_text(metadata, METADATA_BYTES)), 1):
             try:
                 rows.append(self._read_line(line, first=number == 1))
             except BadInput as e:

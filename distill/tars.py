@@ -36,7 +36,8 @@ CAPTIONS = ("text", "caption")  # keys of a record's JSON, beside `caption_colum
 TEXTS = ("txt", "json")
 LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of systems; and names that begin with a dot
 META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members
-HEADER_BYTES = 1 << 20  # a longer name or attribute of a member is an attack: they are read at once
+TEXT_BYTES = 16 << 20  # a larger txt or json is none of a picture
+HEADER_BYTES = 16 << 20  # a longer name or attribute is an attack: they are read at once
 GZIP = b"\x1f\x8b"
 END_OF_TAR = bytes(2 * 512)  # without it a tar was cut off, which tarfile takes for its end
 Record = Mapping[str, bytes | None]  # files by ending; None: too large
@@ -75,7 +76,7 @@ class Tars(Source):
 
     def _example(self, name: str, record: Record) -> Example | Broken:
         if large := [ending for ending, content in record.items() if content is None]:
-            return Broken(name, f"{large[0]} of more than {PICTURE_BYTES / 1e6:.0f} MB")
+            return Broken(name, f"its {large[0]} is too large")
         picture = next((record[ending] for ending in PICTURES if ending in record), None)
         if picture is None:
             return Broken(name, f"no picture ({', '.join(PICTURES)})")
@@ -163,8 +164,9 @@ def _members(stream: _Stream) -> Iterator[dict[str, Any]]:
                 continue
             content: bytes | None = b""
             if name.lower().endswith(tuple(f".{ending}" for ending in (*PICTURES, *TEXTS))):
-                small = member.size <= PICTURE_BYTES
-                content = tar.extractfile(member).read() if small else None
+                is_text = name.lower().endswith(TEXTS)
+                is_small = member.size <= (TEXT_BYTES if is_text else PICTURE_BYTES)
+                content = tar.extractfile(member).read() if is_small else None
             yield {"fname": name, "data": content}
 
 

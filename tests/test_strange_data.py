@@ -149,7 +149,7 @@ def test_large_members_are_named_and_large_headers_refused(
     large, good = read(Tars(str(tmp_path / "a.tar")))
     assert isinstance(large, Broken)
     assert isinstance(good, Example)
-    assert large.reason.startswith("png of more than")
+    assert large.reason == "its png is too large"
     folder = write_pictures(tmp_path / "f")
     (folder / "p3.png").write_bytes(png(0) + bytes(5000))
     assert [r.id for r in read(Folder(folder)) if isinstance(r, Broken)] == ["p3.png"]
@@ -191,6 +191,26 @@ def test_metadata_name_files_of_their_folder_only(tmp_path: Path, name: object) 
     with pytest.raises(BadInput, match="line 1: ") as e:
         Folder(folder)
     assert len(str(e.value)) < 1000
+
+
+def test_the_hubs_cache_keeps_files_apart(tmp_path: Path) -> None:
+    """A snapshot's files are links to blobs, of the same repository only."""
+    repository = tmp_path / "datasets--me--it"
+    snapshot, blobs = repository / "snapshots" / "12ab", repository / "blobs"
+    write_pictures(blobs)
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    assert len(read(Folder(snapshot))) == 7
+    (tmp_path / "outside.png").write_bytes(png(0))
+    (blobs / "p3.png").unlink()
+    (blobs / "p3.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(BadInput, match=r"line 4: .*leads out of"):
+        Folder(snapshot)
+    blobs.rename(tmp_path / "blobs")
+    blobs.symlink_to(tmp_path / "blobs")
+    with pytest.raises(BadInput, match="leads out of"):
+        Folder(snapshot)
 
 
 PLACES = ["a[1]", "{x}", "{0..2}", "a*", "b?", "[!a]", "{a", "x{1,2}y", "a::b", "a b'$(c)"]

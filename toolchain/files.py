@@ -19,6 +19,7 @@ from laptop.errors import BadInput
 QUOTED = 200  # characters of a foreign value in a message
 JSON_BYTES = 64 << 20  # a larger JSON file is none that a model, a run or a board writes
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")  # a name that shells and scp leave alone
+REPOSITORIES = ("models--", "datasets--")  # folders of the Hub's cache begin with these
 MANIFEST = "manifest.json"
 KEY = "key"  # of unfinished work, see `run`
 
@@ -44,7 +45,8 @@ def inside(root: Path, name: object, where: str) -> Path:
     """The path of `name`, which a file of a stranger gives, in the folder `root`.
 
     `where` says in the message which file gives it. Raises `BadInput` unless the name is relative,
-    has no "..", and stays in `root` after links are followed. The path need not exist.
+    has no "..", and stays in `root` after links are followed. In the Hub's cache, links may also
+    lead to where that keeps the files of a snapshot. The path need not exist.
     """
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         raise BadInput(f"{where} names {shown(name)}; needed is the name of a file in {root}.")
@@ -63,14 +65,14 @@ def stays_in(root: Path, path: Path) -> bool:
     """Whether `path` is in the folder `root` after links are followed.
 
     The Hub's cache counts as one folder: the files of `models--…/snapshots/COMMIT` are links into
-    `models--…/blobs`.
+    `models--…/blobs`, and those of datasets likewise.
     """
     try:
         real, home = path.resolve(), root.resolve()
     except (OSError, RuntimeError, ValueError):  # a circle of links, too long, no Unicode
         return False
     snapshots = next((p for p in home.parents if p.name == "snapshots"), None)
-    if snapshots is not None and snapshots.parent.name.startswith("models--"):
+    if snapshots is not None and snapshots.parent.name.startswith(REPOSITORIES):
         return real.is_relative_to(home) or real.parent == snapshots.with_name("blobs")
     return real.is_relative_to(home)
 
@@ -135,12 +137,11 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
     """The bytes of an ordinary file; `BadInput` where it has more than `most` of them."""
     with open_file(path) as file:
         try:
-            content = file.read() if most is None else file.read(most + 1)
+            if most is not None and os.fstat(file.fileno()).st_size > most:
+                raise BadInput(f"{path} is larger than {most / 1e6:.0f} MB, which no such file is.")
+            return file.read()
         except OSError as e:
             raise BadInput(f"{path} cannot be read: {reason(e)}.") from None
-    if most is not None and len(content) > most:
-        raise BadInput(f"{path} is larger than {most / 1e6:.0f} MB, which no such file is.")
-    return content
 
 
 def read_text(path: Path, most: int | None = None) -> str:

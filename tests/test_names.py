@@ -1,0 +1,55 @@
+"""Names that a file gives become paths only through the functions that check them."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NAMING = {  # keys of JSON files whose values name something
+    *("file", "file_name", "files", "path", "name", "shards", "chunks", "folder", "image"),
+    *("images", "component", "target", "label", "run", "model", "source", "weight_map"),
+}
+CHECKED = {  # where such a value becomes a path, and what has checked it before
+    "artifacts / row['file']": "artifacts.read_list",
+    "self.artifacts / row['file']": "artifacts.read_list",
+    "folder / row['file']": "artifacts.read_list",
+    "Path(row['file'])": "artifacts.read_list",
+    "out / row['component']": "artifacts.read_list: a name of COMPONENTS",
+    "out / METRICS / f\"{row['run']}.jsonl\"": "the table of runs in study.py's own source",
+    "Path(report['model'])": "a developer's program, on its own report",
+    "Path(evaluated(findings, label).get('path', ''))": "only the size of its weights is shown",
+}
+
+
+def names_a_path(node: ast.AST) -> bool:
+    """Whether an expression is a path that is made from a value of a JSON file."""
+    match node:
+        case ast.BinOp(op=ast.Div(), right=right):
+            parts = [right]
+        case ast.Call(func=ast.Name(id="Path" | "open"), args=parts):
+            pass
+        case ast.Call(func=ast.Attribute(attr="with_name" | "joinpath"), args=parts):
+            pass
+        case _:
+            return False
+    return any(key(inner) in NAMING for part in parts for inner in ast.walk(part))
+
+
+def key(node: ast.AST) -> object:
+    match node:
+        case ast.Subscript(slice=ast.Constant(value=value)):
+            return value if isinstance(value, str) else None
+        case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=value), *_]):
+            return value if isinstance(value, str) else None
+    return None
+
+
+def test_a_name_from_a_file_becomes_a_path_through_the_function_that_checks_it() -> None:
+    """What is new here goes through `files.inside`, or stands in CHECKED with the reason."""
+    expressions = {
+        ast.unparse(node)
+        for folder in ("toolchain", "pruning", "distill", "export", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if names_a_path(node)
+    }
+    assert expressions <= CHECKED.keys()

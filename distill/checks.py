@@ -1,12 +1,13 @@
 """What cannot be trained with, found from settings and configs before any expensive step."""
 
 from laptop import models
+from laptop.description import native_size, text_width
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput
 from laptop.processes import count
 
 PAIRED = (
-    "in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type",
+    "in_channels", "out_channels", "sample_size", "addition_embed_type",
     "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim",
 )  # fmt: skip
 
@@ -27,8 +28,10 @@ def check_pair(teacher: str, student: str) -> None:
     for key in ("block_out_channels", "down_block_types"):
         a[key], b[key] = list(a[key][:levels]), list(b[key])
     a["up_block_types"], b["up_block_types"] = a["up_block_types"][-levels:], b["up_block_types"]
+    for config in (a, b):  # one value or one for each level may mean the same
+        config |= {"sample_size": native_size(config), "width of text": text_width(config)}
     by_level = ("block_out_channels", "down_block_types", "up_block_types")
-    unlike = [key for key in (*by_level, *PAIRED) if a.get(key) != b.get(key)]
+    unlike = [key for key in (*by_level, *PAIRED, "width of text") if a.get(key) != b.get(key)]
     if unlike:
         key = unlike[0]
         raise BadInput(

@@ -165,14 +165,22 @@ def by_task_loss(subject: Subject, ledger: Ledger) -> None:
 
     def note(start: int, name: str, before: Tensor, after: Tensor) -> None:
         wanted = target[ledger.batches[start]]
-        more = _mean_square(after - wanted) - _mean_square(before - wanted)
-        ledger.note(start, name, more.tolist())
+        losses = [_mean_square(_predicted(out, wanted) - wanted) for out in (before, after)]
+        ledger.note(start, name, (losses[1] - losses[0]).tolist())
 
     for start, batch in ledger.batches.items():
         part = {k: v[batch] for k, v in rows.items()}
         if todo := ledger.todo(start):
             output = forward_rows(subject.unet, part, len(part["sample"]))
             walked(subject.unet, todo, part, output, partial(note, start))
+
+
+def _predicted(output: Tensor, target: Tensor) -> Tensor:
+    """The part of an output (B, C, H, W) that is held against `target`; a learned variance is not.
+
+    It stands in the second half of the channels, and has a loss of its own (2102.09672, eq. 16).
+    """
+    return output[:, : target.shape[1]]
 
 
 def by_block_influence(subject: Subject, ledger: Ledger) -> None:
@@ -244,7 +252,8 @@ def by_taylor(subject: Subject, ledger: Ledger) -> None:
     for start in range(0, len(target), subject.batch_size):
         batch = slice(start, start + subject.batch_size)
         found = call(unet, {k: v[batch] for k, v in rows.items()})
-        error = found - target[batch].to(found.device)
+        wanted = target[batch].to(found.device)
+        error = _predicted(found, wanted) - wanted
         loss = error.square().mean() * len(error) / len(target)
         loss.backward()  # type: ignore[no-untyped-call]
     for unit in ledger.todo():

@@ -152,3 +152,49 @@ def test_a_folder_whose_index_names_a_module_runs_nothing(
         check_folder(folder)
     assert not trap.exists()
     assert TRAP not in sys.modules
+
+
+@pytest.fixture(scope="module")
+def tiny_vae_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.5's wiring with an AutoencoderTiny."""
+    folder = Path(shutil.copytree(small_folder, tmp_path_factory.mktemp("tiny-vae") / "model"))
+    shutil.rmtree(folder / "vae")
+    diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).save_pretrained(folder / "vae")
+    change_index(folder, vae=["diffusers", "AutoencoderTiny"])
+    return folder
+
+
+def change_index(folder: Path, **entries: object) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | entries))
+
+
+@pytest.mark.parametrize("stage", ["compress", "cache", "distill", "export", "verify"])
+def test_a_vae_without_a_distribution_is_refused_where_one_is_needed(
+    tiny_vae_folder: Path, stage: str
+) -> None:
+    with pytest.raises(Unsupported, match=rf"an AutoencoderTiny.*{stage} takes an AutoencoderKL"):
+        models.need_whole_chain(str(tiny_vae_folder), stage)
+
+
+def test_a_vae_without_a_distribution_draws(tiny_vae_folder: Path) -> None:
+    for stage in ("generate", "eval"):
+        models.need_whole_chain(str(tiny_vae_folder), stage)
+    pipe = models.load_pipeline(str(tiny_vae_folder))
+    assert pipe("a red circle", num_inference_steps=1, output_type="np").images.shape[0] == 1
+
+
+@pytest.mark.parametrize("stage", ["compress", "export", "verify"])
+def test_guidance_that_is_an_input_is_refused_before_an_export(
+    small_folder: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "unet_config", lambda _: {"time_cond_proj_dim": 8})
+    with pytest.raises(Unsupported, match=r"unet/config\.json: time_cond_proj_dim is 8"):
+        models.need_whole_chain(str(small_folder), stage)
+    for earlier in ("cache", "distill", "generate", "eval"):
+        models.need_whole_chain(str(small_folder), earlier)

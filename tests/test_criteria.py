@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from laptop import models
@@ -50,6 +51,33 @@ def test_task_loss_is_what_a_removal_adds_to_the_denoising_loss(tiny_folder, tmp
         for u in (unet, prune_unet(unet, [BLOCK]))
     ]
     assert values[BLOCK] == pytest.approx(losses[1] - losses[0], rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("criterion", ["task-loss", "taylor", "output-loss"])
+def test_a_learned_variance_has_no_part_in_the_denoising_loss(tmp_path, criterion) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        out_channels=6,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "model")
+    values, _ = scored(tmp_path / "model", tmp_path / "s", criterion=criterion)
+    assert np.isfinite(list(values.values())).all()
+    if criterion == "task-loss":
+        rows, target = calibration.load(tmp_path / "s" / "denoising.safetensors")
+        assert target.shape[1] == 3
+        name = min(values)
+        losses = [
+            float((forward_rows(u, rows, 4)[:, :3] - target).square().mean())
+            for u in (unet.eval(), prune_unet(unet, [name]))
+        ]
+        assert values[name] == pytest.approx(losses[1] - losses[0], rel=1e-3, abs=1e-6)
 
 
 def test_the_denoising_target_is_what_turns_the_row_back(tiny_folder, tmp_path) -> None:

@@ -34,11 +34,12 @@ FLOOR = {
     "component_fit",
     "config_keys",
     "stored_weights",
+    "hub",
     "architectures",
     "random_weights",
 }
 FLOOR_MAY = {
-    "description": {"errors", "files", "models"},
+    "description": {"component_fit", "errors", "files", "models"},
     "errors": set(),
     "fields": {"errors", "files"},
     "files": {"errors"},
@@ -51,13 +52,14 @@ FLOOR_MAY = {
     "mistakes": {"errors", "files", "run"},
     "models": {
         *("errors", "files", "mistakes", "run", "architectures", "random_weights"),
-        *("component_classes", "model_checks", "stored_weights"),
+        *("component_classes", "model_checks", "stored_weights", "hub"),
     },
     "model_checks": {
         *("errors", "files", "mistakes", "component_classes", "component_fit", "config_keys"),
         "stored_weights",
     },
     "stored_weights": {"errors", "files"},
+    "hub": set(),
     "component_fit": {"errors", "files", "component_classes"},
     "config_keys": {"errors", "files", "component_classes"},
     "component_classes": {"errors", "files"},

@@ -19,6 +19,7 @@ CLIP = {  # transformers' defaults, which its files leave out
     "projection_dim": 512,
     "vocab_size": 49408,
 }
+CROSS_LEVELS = ("CrossAttn",) * 3 + ("Down",)  # diffusers' default of down_block_types, in short
 LEARNED = ("learned", "learned_range")  # the U-Net predicts a variance with the noise
 OTHER_TASKS = {9: "inpainting", 8: "editing (InstructPix2Pix)", 7: "upscaling", 5: "depth"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -88,18 +89,38 @@ def _check_text_width(unet: Config, encoders: Mapping[str, Config], where: str) 
     """Raise unless the joined states of the text encoders are as wide as the U-Net's text."""
     key = "encoder_hid_dim" if unet.get("encoder_hid_dim") is not None else "cross_attention_dim"
     value = unet.get(key, 1280)
-    widths = value if isinstance(value, list) else [value]
+    for width in value if isinstance(value, list) else [value]:
+        _number({key: width}, UNET, key, 1280, where)
+    widths = text_widths(unet)
     found = {
         name: _number(config, f"{name}/config.json", "hidden_size", CLIP["hidden_size"], where)
         for name, config in encoders.items()
     }
-    if sum(found.values()) not in widths:
+    if widths and widths != {sum(found.values())}:
         parts = " + ".join(f"{width} ({name})" for name, width in found.items())
         raise BadInput(
             f"{where}: {UNET}: {key} is {shown(value)}; the text is {parts} wide, by hidden_size "
             "in the config.json of the text encoders. Pass a model whose U-Net and text encoders "
             "belong together."
         )
+
+
+def text_widths(unet: Mapping[str, Any]) -> set[Any]:
+    """Widths of the text that the blocks of a U-Net take, by its config; one for a whole model.
+
+    `cross_attention_dim` may be one number or one for each level, of which levels without
+    cross-attention use none. `encoder_hid_dim` comes before it, where the text is projected first.
+    """
+    if unet.get("encoder_hid_dim") is not None:
+        return {unet["encoder_hid_dim"]}
+    width = unet.get("cross_attention_dim", 1280)
+    if not isinstance(width, list | tuple):
+        return {width}
+    types = unet.get("down_block_types", CROSS_LEVELS)
+    used = {w for w, kind in zip(width, types, strict=False) if "CrossAttn" in str(kind)}
+    if "CrossAttn" in str(unet.get("mid_block_type", "CrossAttn")):
+        used |= set(width[-1:])
+    return used
 
 
 def _check_sizes(

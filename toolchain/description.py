@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from laptop import models
+from laptop.component_fit import text_widths
 from laptop.errors import Unsupported
 from laptop.files import read_json, shown
 
@@ -150,12 +151,10 @@ def native_size(unet: Mapping[str, Any]) -> Size:
 
 
 def text_width(unet: Mapping[str, Any]) -> int | None:
-    """Width of `encoder_hidden_states`; None for a U-Net that takes no text.
-
-    `encoder_hid_dim` where the U-Net projects the text before its cross-attention.
-    """
-    width = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
-    return None if width is None else int(width if isinstance(width, int) else width[0])
+    """Width of `encoder_hidden_states`; None for a U-Net that takes no text."""
+    if unet.get("cross_attention_dim") is None:
+        return None
+    return int(max(text_widths(unet), default=1280))  # one, or no block takes the text
 
 
 def pooled_width(unet: Mapping[str, Any]) -> int | None:

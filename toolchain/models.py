@@ -6,17 +6,14 @@ is found from its small files, before any weight is read.
 
 import importlib.util
 import inspect
-import socket
 import sys
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laptop import component_classes, mistakes, stored_weights
+from laptop import component_classes, hub, mistakes, stored_weights
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import read_json, reason, shown
@@ -30,6 +27,8 @@ SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
 TASKS = component_classes.TASKS
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
+EXPORTING = ("compress", "export", "verify")
+ENCODING = ("cache", "distill", *EXPORTING)  # stages that need what a VAE's encoder gives
 WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
 
 
@@ -120,7 +119,7 @@ def _check_hub(source: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        index = read_json(_hub_file(source, "model_index.json"))
+        index = read_json(hub.small_file(source, "model_index.json"))
     except (OSError, HfHubHTTPError, HFValidationError) as e:
         raise UnknownModel(
             f"{source!r} is neither in the local Hub cache nor can it be fetched "
@@ -131,32 +130,11 @@ def _check_hub(source: str) -> None:
 
     def config(name: str) -> dict[str, Any] | None:
         try:
-            return read_json(_hub_file(source, name))
+            return read_json(hub.small_file(source, name))
         except (OSError, HfHubHTTPError):
             return None  # `folder` misses it where it is needed
 
     check_configs(index, config, source)
-
-
-def _hub_file(source: str, name: str) -> Path:
-    """A file of a Hub repository, from the local cache where that has it."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(source, name)
-    if not isinstance(cached, str):
-        _reach_hub()
-        cached = hf_hub_download(source, name)
-    return Path(cached)
-
-
-def _reach_hub() -> None:
-    """Raise OSError at once when there is no way to the Hub; its client would retry for long."""
-    from huggingface_hub import constants
-
-    if not any(urllib.request.getproxies().get(k) for k in ("https", "all")):
-        url = urllib.parse.urlsplit(constants.ENDPOINT)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection((url.hostname or "", port), timeout=5).close()
 
 
 def pipeline_class(model: str) -> str:
@@ -176,6 +154,27 @@ def need_whole_chain(model: str, what: str) -> None:
             f"{model} is a {found}; {what} takes {' and '.join(WHOLE_CHAIN)} in this version. "
             "`laptop score`, `plan` and `prune` take it."
         )
+    if what in ENCODING and vae_class(model) != "AutoencoderKL":
+        raise Unsupported(
+            f"{model}: its VAE is an {vae_class(model)}, which encodes to no distribution; {what} "
+            "takes an AutoencoderKL. Put the VAE of the base model into vae/ and model_index.json. "
+            "`laptop score`, `plan`, `prune`, `generate` and `eval` take it."
+        )
+    if what in EXPORTING and (width := unet_config(model).get("time_cond_proj_dim")) is not None:
+        raise Unsupported(
+            f"{model}: unet/config.json: time_cond_proj_dim is {shown(width)}: the guidance is an "
+            f"input of the U-Net, which no exported graph has in this version, so {what} cannot "
+            "take it. The stages before it do: score, plan, prune, cache, distill, generate."
+        )
+
+
+def vae_class(model: str) -> str:
+    """Name of the class of the VAE of a `model` that has one."""
+    if random_name(model):
+        return "AutoencoderKL"
+    index = find_file(locate(model), "model_index.json")
+    assert index is not None  # or `locate` had raised
+    return component_classes.components(read_json(index))["vae"]
 
 
 def find_file(source: str, name: str) -> Path | None:

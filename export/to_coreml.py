@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import sys
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from laptop.export.mil_program import Operation, Stored, read, read_spec
 from laptop.export.runtimes import Array, Runner
 from laptop.export.split_einsum import use_split_einsum_
 from laptop.export.targets import VERIFIED
+from laptop.files import read_json, write_json
 
 CHUNK_BYTES = 1 << 30  # of weights; above it a U-Net is cut in two
 INTERPRETED = "computed by the reference interpreter; not run on Apple hardware"
@@ -61,6 +63,21 @@ def export(job: Job) -> None:
         del model
         chunk(job.path)
         check_chunks(job.path, {k: v.numpy() for k, v in examples[0].items()})
+    for package in job.path.parent.glob(f"{job.component}*.mlpackage"):
+        name_items_(package)
+
+
+def name_items_(package: Path) -> None:
+    """Name a package's items after their paths, not at random, so that it is the same each time."""
+    path = package / "Manifest.json"
+    manifest = read_json(path)
+    items = manifest["itemInfoEntries"]
+    names = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])) for old, item in items.items()}
+    manifest["itemInfoEntries"] = {
+        name: items[old] for old, name in sorted(names.items(), key=lambda pair: pair[1])
+    }
+    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
+    write_json(path, manifest)
 
 
 def complete(model: str, folder: Path) -> None:

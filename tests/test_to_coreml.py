@@ -330,3 +330,17 @@ def test_only_what_leads_to_nothing_but_sines_stays_fp32() -> None:
     assert feeds_angles(op("expand_dims", op("mul", sine, cosine)))
     assert not feeds_angles(op("mul", sine, conv))
     assert not feeds_angles(conv)
+
+
+def test_items_of_a_package_have_the_same_names_each_time(tmp_path: Path) -> None:
+    for folder, first, second in (("a", "1f", "0c"), ("b", "77", "e2")):
+        (tmp_path / folder).mkdir()
+        items = {first: {"path": "com.apple.CoreML/weights"}, second: {"path": "model.mlmodel"}}
+        manifest = {"itemInfoEntries": items, "rootModelIdentifier": second}
+        (tmp_path / folder / "Manifest.json").write_text(json.dumps(manifest))
+        to_coreml.name_items_(tmp_path / folder)
+    one, two = ((tmp_path / folder / "Manifest.json").read_text() for folder in "ab")
+    assert one == two
+    manifest = json.loads(one)
+    root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
+    assert root == {"path": "model.mlmodel"}

@@ -17,6 +17,7 @@ from laptop import cli
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
 FLOOR = {
+    "contents",
     "description",
     "errors",
     "fields",
@@ -39,6 +40,7 @@ FLOOR = {
     "random_weights",
 }
 FLOOR_MAY = {
+    "contents": {"errors", "files"},
     "description": {"component_fit", "errors", "files", "models"},
     "errors": set(),
     "fields": {"errors", "files"},
@@ -46,7 +48,7 @@ FLOOR_MAY = {
     "precision": {"errors", "models"},
     "processes": set(),
     "machine": set(),
-    "run": {"errors", "files", "machine", "processes", "scratch"},
+    "run": {"contents", "errors", "files", "machine", "processes", "scratch"},
     "scratch": set(),
     "teamwork": {"errors", "files", "processes", "run"},
     "mistakes": {"errors", "files", "run"},

@@ -353,3 +353,34 @@ def test_progress_goes_to_stderr_and_stdout_stays_free(capsys: pytest.CaptureFix
     assert out == ""
     assert "[not markup] 3 of 5" in err
     assert "5/5" in err
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+@pytest.mark.parametrize("name", ["a.bin", "below/b.png"])
+def test_a_finished_folder_that_lost_or_changed_a_file_is_not_taken_for_whole(
+    tmp_path, name, damage
+) -> None:
+    def work(folder: Path) -> None:
+        (folder / "below").mkdir(exist_ok=True)
+        (folder / "a.bin").write_bytes(b"0123456789")
+        (folder / "below" / "b.png").write_bytes(b"picture")
+
+    out = run.run_stage("work", tmp_path / "out", {}, {}, work)
+    path = out / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:3] if damage == "cut" else b"x" + content[1:])
+    with pytest.raises(OutputExists, match=path.name):
+        run.run_stage("work", out, {}, {}, work)
+    run.run_stage("work", out, {}, {}, work, overwrite="stale")
+    assert path.read_bytes() == content
+
+
+def test_an_older_manifest_without_a_list_of_files_still_counts(tmp_path) -> None:
+    out = run.run_stage("work", tmp_path / "out", {}, {}, lambda _: None)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["result"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    run.run_stage("work", out, {}, {}, lambda _: pytest.fail("the work was done again"))

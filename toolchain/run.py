@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from laptop import scratch
+from laptop import contents, scratch
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
 from laptop.files import KEY, MANIFEST, printable, read_json, sha256, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
@@ -152,6 +152,8 @@ def _make(
         }
         if out.suffix == ".json":
             manifest["result_sha256"] = sha256(partial / out.name)
+        else:
+            manifest["result"] = contents.record(partial, without=RESUME)
         write_json(partial / MANIFEST, manifest)
 
 
@@ -256,18 +258,14 @@ def _is_finished(
     if overwrite is True:
         return False
     old = read_json(manifest_path)
-    is_whole = (
-        all((out / name).exists() for name in old.get("files", {}))
-        if out.is_dir()
-        else old.get("result_sha256") == sha256(out)
-    )
-    if old.get("key") == key and is_whole:
+    changed = _changed(out, old)
+    if old.get("key") == key and not changed:
         return True
     if overwrite == "stale":
         return False
-    if not is_whole:  # changed by hand, or a kill between the two renames of a file result
+    if changed:  # by hand, by a bad disk, or a kill between the two renames of a file result
         raise OutputExists(
-            f"{out} is not what {manifest_path.name} says was made; it was changed since. "
+            f"{changed} is not what {manifest_path.name} says was made; it was changed since. "
             "Pass --overwrite to make it anew, or choose another -o."
         )
     changes = "; ".join(_differences(old, identity)) or "another version of the format"
@@ -275,6 +273,13 @@ def _is_finished(
         f"{out} holds a finished `{identity['stage']}` made from something else ({changes}). "
         "Pass --overwrite to make it anew, or choose another -o."
     )
+
+
+def _changed(out: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The first file of a result that is not what its manifest says; None where all are."""
+    if out.is_dir():
+        return contents.changed(out, manifest, str(manifest_of(out)))
+    return None if manifest.get("result_sha256") == sha256(out) else out
 
 
 def need_ours(out: Path, stage: str) -> bool:

@@ -1,0 +1,41 @@
+"""The files of a finished folder as its manifest records them, to see what is gone or changed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from laptop.errors import BadInput
+from laptop.files import MANIFEST, files_in, inside, sha256
+
+HASHED_BYTES = 64 << 20  # larger files are recorded by size: hashing them takes a while
+
+
+def record(folder: Path, *, without: str) -> dict[str, list[Any]]:
+    """Size and sha256 (None: too large) of each file but manifests and the folder `without`."""
+    paths = (p for p in files_in(folder) if without not in p.parts)
+    return {
+        str(path.relative_to(folder)): _measured(path)
+        for path in paths
+        if not path.name.endswith(MANIFEST)
+    }
+
+
+def _measured(path: Path) -> list[Any]:
+    size = path.stat().st_size
+    return [size, sha256(path) if size <= HASHED_BYTES else None]
+
+
+def changed(folder: Path, manifest: Mapping[str, Any], where: str) -> Path | None:
+    """The first file in `folder` that is not what its manifest says; None where all are.
+
+    An older manifest lists no files, or their names alone. Raises `BadInput` for a broken list;
+    `where` names the manifest.
+    """
+    recorded, names = manifest.get("result", {}), manifest.get("files", {})
+    if not isinstance(recorded, dict) or not isinstance(names, dict):
+        raise BadInput(f"{where} is broken: see its result and files. Pass --overwrite.")
+    for name in [*recorded, *names]:
+        path = inside(folder, name, where)
+        if not path.is_file() or (name in recorded and _measured(path) != recorded[name]):
+            return path
+    return None

@@ -21,6 +21,7 @@ PART = 256  # examples of a part, where the source itself has no parts
 METADATA_BYTES = 4 << 30  # more captions do not fit into memory; tars hold any number
 PICTURE_BYTES = 256 << 20  # a larger file is no picture to train on
 DRAWN_PART = 64  # pictures that the teacher draws take long: less is lost when a run is killed
+LONGEST = 100_000  # characters of a caption, of which a model reads some hundred
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -164,12 +165,16 @@ class Prompts(Source):
 def as_caption(value: Any) -> str:
     """A caption as records hold it: text, or a list of texts whose first one counts; else empty.
 
-    Text with half of a letter (a lone surrogate, which JSON can hold) is none.
+    Text with half of a letter (a lone surrogate, which JSON can hold) is none. `BadInput` for text
+    that takes minutes to cut into tokens.
     """
     if isinstance(value, list | tuple) and value:
         value = value[0]
-    is_text = isinstance(value, str) and not SURROGATE.search(value)
-    return value.strip() if is_text else ""
+    if not isinstance(value, str) or SURROGATE.search(value):
+        return ""
+    if len(value) > LONGEST:
+        raise BadInput(f"a caption of {len(value):,} characters; {LONGEST:,} are the most")
+    return value.strip()
 
 
 def unknown_column(column: str, known: Any, setting: str) -> BadInput:

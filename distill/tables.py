@@ -99,7 +99,10 @@ class Table(Source):
             ) from None
 
     def _example(self, name: str, row: Mapping[str, Any]) -> Example | Broken:
-        caption, picture = as_caption(row[self.caption]), row[self.image]
+        try:
+            caption, picture = as_caption(row[self.caption]), row[self.image]
+        except BadInput as e:
+            return Broken(name, str(e))
         if not caption:
             return Broken(name, f"no {self.caption}")
         if not picture or not (picture["bytes"] or picture["path"]):

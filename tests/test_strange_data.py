@@ -69,6 +69,19 @@ def test_only_ends_of_lines_end_a_line(tmp_path: Path, letter: str) -> None:
     assert captions(Tars(str(tmp_path / "a.tar"))) == [caption]
 
 
+def test_text_that_takes_minutes_to_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(0))
+    line = json.dumps({"file_name": "0.png", "text": "red " * 50_000})
+    (tmp_path / "metadata.jsonl").write_text(line)
+    (tmp_path / "p.txt").write_text("red " * 50_000)
+    for reader, path in ((Folder, tmp_path), (read_prompts, tmp_path / "p.txt")):
+        with pytest.raises(BadInput, match="100,000 are the most"):
+            reader(path)
+    write_tar(tmp_path / "a.tar", {"0.png": png(0), "0.json": line.encode()})
+    (record,) = read(Tars(str(tmp_path / "a.tar")))
+    assert record == Broken("a.tar/0", "a caption of 200,000 characters; 100,000 are the most")
+
+
 def test_text_that_is_not_utf_8_is_named_and_never_loses_letters(tmp_path: Path) -> None:
     cafe = "un café"
     for content in (cafe.encode("latin-1"), cafe.encode("utf-16")):
@@ -288,7 +301,7 @@ def test_only_the_command_line_allows_commands(
         for arguments in (
             ["cache", "--model", "tiny-sdxl", "-o", "c"],
             ["compress", "--model", "tiny-sdxl", "-o", "run"],
-            ["distill", "--teacher", "tiny-sdxl", "--student", "none", "--dry-run", "-o", "s"],
+            ["distill", "--teacher", "tiny-sdxl", "--student", "tiny-sdxl", "--dry-run", "-o", "s"],
         ):
             result = CliRunner().invoke(main, [*arguments, "-c", "r.toml"])
             assert result.exit_code == 1, result.output

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+from laptop.distill.sources import LONGEST
 from laptop.errors import BadInput
 from laptop.files import lines, read_text, shown
 from laptop.tiny import draws_scenes
@@ -18,6 +19,11 @@ def read_prompts(path: Path) -> list[str]:
     except BadInput as e:
         raise BadInput(f"the prompts {shown(str(path))[1:-1]} cannot be read: {e}") from None
     prompts = [line.strip() for line in lines(text) if line.strip()]
+    if too_long := [prompt for prompt in prompts if len(prompt) > LONGEST]:
+        raise BadInput(
+            f"{path} holds a prompt of {len(too_long[0]):,} characters; {LONGEST:,} are the most. "
+            "Write one a line."
+        )
     if not prompts:
         raise BadInput(f"{path} holds no prompt; write one a line.")
     return prompts

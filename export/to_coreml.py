@@ -1,7 +1,7 @@
 """Core ML packages for Apple devices: `<component>.mlpackage`, shapes fixed.
 
-The shapes are those of a sampling with guidance (batch 2), because the neural engine takes no
-others than fixed ones. Scalars have rank 1, a rule of Core ML. Converts everywhere. Only macOS can
+The shapes are those of the sampling (batch 2 with guidance, else 1), because the neural engine
+takes fixed ones only. Scalars have rank 1, a rule of Core ML. Converts everywhere. Only macOS can
 predict, so elsewhere `load` is our interpreter of the saved program, and `checked` says so.
 
 Palettized weights: `palettes`. A U-Net above 1 GB lies beside its package in two more,

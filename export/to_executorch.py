@@ -3,7 +3,7 @@
 XNNPACK computes what it knows (convolutions, linear layers, matrix products, sums), ExecuTorch's
 portable operators the rest. With `int8`, linear layers have weights in 8 bits with a scale a row,
 and quantize what they are given as it comes. `coreml-fp16` and `coreml-fp32` hand everything to
-Core ML instead, for Apple's devices only. Shapes are those of a sampling with guidance (batch 2). A
+Core ML instead, for Apple's devices only. Shapes are those of the sampling. A
 program's inputs have no names, so it carries them: the method `names` returns
 "sample,timestep,…;out_sample".
 """

@@ -186,7 +186,7 @@ def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
         )
     try:
         return cls.from_config(dict(own), **sampling.scheduler_options)
-    except (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError) as e:
+    except (ArithmeticError, ImportError, RuntimeError, TypeError, ValueError) as e:
         raise BadInput(f"[sampling] {name} does not take its options: {reason(e)}") from None
 
 
@@ -213,7 +213,7 @@ def _try(scheduler: Any, steps: int) -> None:
             time = scheduler.timesteps[0]
             scheduler.scale_model_input(nothing, time)
             scheduler.step(nothing, time, nothing)
-    except (ArithmeticError, IndexError, NotImplementedError, TypeError, ValueError) as e:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise BadInput(
             f"{type(scheduler).__name__} does not draw in {steps} steps ({reason(e)}). Change "
             "[sampling] steps (--sampling-steps) or scheduler_options."

@@ -20,6 +20,7 @@ from laptop.files import read_json, shown, write_json
 
 SCHEMA = "laptop.sampling/1"
 FILE = "laptop_sampling.json"  # in a model's folder
+MOST_OPTION = 1e4  # of a scheduler's numbers; some make lists as long
 SCHEDULERS = (  # of diffusers, that Stable Diffusion's pipelines take; nothing else is imported
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
@@ -50,7 +51,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling")
-        for name in self.scheduler_options:
+        for name, value in self.scheduler_options.items():
+            _check_option(name, value)
             if name in TRAINED:
                 raise BadInput(
                     f"[sampling] scheduler_options has {name}, which says what the model was "
@@ -97,6 +99,16 @@ class Sampling:
         """Steps and guidance as keyword arguments of a diffusers pipeline."""
         guided = {} if self.guidance is None else {"guidance_scale": self.guidance}
         return {"num_inference_steps": self.steps, **guided}
+
+
+def _check_option(name: str, value: object) -> None:
+    """Raise `BadInput` unless an option is a word, a number of usual size, or true or false."""
+    is_number = isinstance(value, int | float) and abs(value) <= MOST_OPTION  # NaN is not
+    if not is_number and not isinstance(value, str):
+        raise BadInput(
+            f"[sampling] scheduler_options: {shown(name)} is {shown(value)}; needed is a word, "
+            f"true, false, or a number of at most {MOST_OPTION:g}."
+        )
 
 
 def write_file(folder: Path, config: SamplingConfig) -> None:

@@ -21,6 +21,8 @@ from laptop.pruning.sampling_config import SamplingConfig
         ({"width": 10**9}, r"width is 1000000000"),
         ({"scheduler": "os.system"}, r"scheduler is 'os.system'; known are DDIMScheduler, .*LCM"),
         ({"scheduler_options": {"prediction_type": "sample"}}, r"prediction_type, which says what"),
+        ({"scheduler_options": {"solver_order": 10**9}}, r"needed is a word"),
+        ({"scheduler_options": {"rho": [1]}}, r"rho' is \[1\]; needed is a word"),
         ({"scheduler_options": 3}, r"scheduler_options is 3; it must be a table"),
         ({"step": 3}, r"'step' is unknown; known are guidance, height"),
         ({"steps": True}, r"steps is True; it must be a whole number"),

@@ -26,6 +26,7 @@ from laptop.distill.encoding import DataConfig, make_cache
 from laptop.distill.sources import Example, Folder, Prompts
 from laptop.errors import BadInput
 from laptop.files import sha256
+from laptop.pruning.sampling_config import Sampling
 from laptop.training_data import Scenes
 
 CONFIG = DataConfig(seed=0)
@@ -286,7 +287,7 @@ def test_a_model_of_oblong_pictures_gets_them_with_its_own_statistics(
     stated = {"latents_mean": [1.0, -1.0, 0.0, 2.0], "latents_std": [2.0, 3.0, 4.0, 5.0]}
     if statistics:
         change_config(model / "vae", **stated)
-    encoder = Encoder(str(model), None, has_buckets=False, is_drawn=False, steps=1)
+    encoder = Encoder(str(model), Sampling(1), has_buckets=False, is_drawn=False)
     assert encoder.sizes == [(96, 64)]
     pixels = torch.rand(3, 96, 64) * 2 - 1
     picture = io.BytesIO()

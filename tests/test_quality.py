@@ -13,6 +13,7 @@ from laptop.benchmarks import quality
 from laptop.benchmarks.frechet import frechet_distance, gaussian_distance
 from laptop.benchmarks.quality import PSNR_CAP_DB, EvalConfig, evaluate, psnr_db, to_uint8
 from laptop.errors import BadInput
+from laptop.pruning.sampling_config import Sampling
 from laptop.tiny.scenes import held_out_prompts
 
 PROMPTS = held_out_prompts(6)
@@ -70,8 +71,8 @@ def test_black_and_nan_pictures_are_found_and_dark_scenes_are_not() -> None:
 
 def test_the_noise_of_a_prompt_does_not_depend_on_the_batch(tiny_folder: Path) -> None:
     pipe = models.load_pipeline(str(tiny_folder))
-    together, _ = quality.draw(pipe, PROMPTS, range(3), QUICK)
-    alone, _ = quality.draw(pipe, PROMPTS, [2], QUICK)
+    together, _ = quality.draw(pipe, PROMPTS, range(3), Sampling(2), 0)
+    alone, _ = quality.draw(pipe, PROMPTS, [2], Sampling(2), 0)
     assert np.abs(together[2].astype(int) - alone[0]).max() <= 1  # the order of a sum may differ
     assert np.abs(together[2].astype(int) - together[1]).max() > 10
 
@@ -106,11 +107,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
     drawn: list[list[int]] = []
     real = quality.draw
 
-    def draw_then_die(pipe, prompts, numbers, config):
+    def draw_then_die(pipe, prompts, numbers, *how):
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.append(list(numbers))
-        return real(pipe, prompts, numbers, config)
+        return real(pipe, prompts, numbers, *how)
 
     given = {"teacher": tiny_folder, "same": tiny_folder, "pruned": pruned_folder}
     out = tmp_path / "eval"

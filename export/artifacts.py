@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from laptop import files, mistakes, models, run
+from laptop import contents, files, mistakes, models, run
 from laptop.description import Size
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
@@ -287,8 +287,12 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
         return  # a bare folder from elsewhere
     kept = ("artifact", "component", "sha256", "state", "psnr_db", "floor_db")
     rows = [{key: row[key] for key in kept} for row in results]
+    manifest = files.read_json(path)
+    if not contents.is_intact(manifest):
+        raise BadInput(f"{path} was changed since it was made. Export again with --overwrite.")
+    manifest["verified"] = {"results": rows, **machine()}
     try:
-        files.write_json(path, files.read_json(path) | {"verified": {"results": rows, **machine()}})
+        files.write_json(path, contents.signed(manifest))
     except OSError as e:  # artifacts that are kept from changes; the report has it all
         if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

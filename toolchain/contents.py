@@ -1,5 +1,7 @@
 """The files of a finished folder as its manifest records them, to see what is gone or changed."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from laptop.errors import BadInput
 from laptop.files import MANIFEST, files_in, inside, sha256
 
 HASHED_BYTES = 64 << 20  # larger files are recorded by size: hashing them takes a while
+DIGEST = "manifest_sha256"  # of all else that a manifest says
 
 
 def record(folder: Path, *, without: str) -> dict[str, list[Any]]:
@@ -39,3 +42,16 @@ def changed(folder: Path, manifest: Mapping[str, Any], where: str) -> Path | Non
         if not path.is_file() or (name in recorded and _measured(path) != recorded[name]):
             return path
     return None
+
+
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the sha256 of what it says, so that a damage to it is seen."""
+    content = {k: v for k, v in manifest.items() if k != DIGEST}
+    plain = json.loads(json.dumps(content))  # keys as JSON has them
+    text = json.dumps(plain, sort_keys=True)
+    return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_intact(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest says what it said when it was signed; an older one has no signature."""
+    return DIGEST not in manifest or signed(manifest)[DIGEST] == manifest[DIGEST]

@@ -154,7 +154,7 @@ def _make(
             manifest["result_sha256"] = sha256(partial / out.name)
         else:
             manifest["result"] = contents.record(partial, without=RESUME)
-        write_json(partial / MANIFEST, manifest)
+        write_json(partial / MANIFEST, contents.signed(manifest))
 
 
 @contextlib.contextmanager
@@ -265,7 +265,7 @@ def _is_finished(
         return False
     if changed:  # by hand, by a bad disk, or a kill between the two renames of a file result
         raise OutputExists(
-            f"{changed} is not what {manifest_path.name} says was made; it was changed since. "
+            f"{changed} is not as it was when {out.name} was made; it was changed since. "
             "Pass --overwrite to make it anew, or choose another -o."
         )
     changes = "; ".join(_differences(old, identity)) or "another version of the format"
@@ -276,7 +276,9 @@ def _is_finished(
 
 
 def _changed(out: Path, manifest: Mapping[str, Any]) -> Path | None:
-    """The first file of a result that is not what its manifest says; None where all are."""
+    """The first file of a result that has changed since it was made; None where none has."""
+    if not contents.is_intact(manifest):
+        return manifest_of(out)
     if out.is_dir():
         return contents.changed(out, manifest, str(manifest_of(out)))
     return None if manifest.get("result_sha256") == sha256(out) else out
@@ -304,7 +306,8 @@ def need_ours(out: Path, stage: str) -> bool:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for part in ("config", "inputs"):
-        before, after = old.get(part, {}), new[part]
+        after = new[part]
+        before = old[part] if isinstance(old.get(part), dict) else {}
         for k in sorted({*before, *after}):
             if before.get(k) != after.get(k):
                 if part == "inputs":

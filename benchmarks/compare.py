@@ -8,14 +8,14 @@ which may begin with the kind of the file (`parity.`, `bench.`) and end without 
 import math
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from laptop import mistakes
 from laptop.errors import BadInput
-from laptop.files import read_json
+from laptop.files import QUOTED, read_json, shown
 
 NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
 FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder
@@ -33,6 +33,7 @@ RESULTS = (  # of a run folder
     "plan.json", "artifacts/artifacts.json", "parity/report.json", "bench/*.json", "eval/eval.json",
 )  # fmt: skip
 OPERATORS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
+LISTED = 100  # numbers in a message
 Rows = dict[str, dict[str, Any]]
 
 
@@ -112,9 +113,15 @@ def compare(base: Path, new: Path, fail_on: str = "") -> tuple[list[Change], lis
         known |= {path for row in before_rows.values() for path, _ in leaves(row)}
     if unused := [g for g in gates if not any(g.text in c.gates for c in changes)]:
         raise BadInput(
-            f"gate {unused[0].text!r} concerns no number here. There are {sorted(known)}."
+            f"gate {unused[0].text!r} concerns no number here. There are {_listed(known)}."
         )
     return changes, [change for change in changes if change.breached]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names of numbers for a message; a file of a stranger may have any number of any length."""
+    short = [name for name in sorted(names) if len(name) <= QUOTED]
+    return ", ".join(short[:LISTED]) + (", …" if len(short) > LISTED else "")
 
 
 def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -126,11 +133,14 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
         kinds = [document.get("schema") for document in documents]
         if kinds[0] != kinds[1]:
             raise BadInput(
-                f"{base} is {kinds[0]}, {new} is {kinds[1]}: compare two files of one kind."
+                f"{base} is {shown(kinds[0])}, {new} is {shown(kinds[1])}: compare two files of "
+                "one kind."
             )
         found, other = map(rows, documents)
         if not set(found) & set(other):
-            raise BadInput(f"{base} and {new} have no row in common: {[*found]}; {[*other]}.")
+            raise BadInput(
+                f"{base} and {new} have no row in common: {shown([*found])}; {shown([*other])}."
+            )
         yield "", *documents
         return
     for run in (base, new):
@@ -181,7 +191,14 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
         if isinstance(inner, Mapping) and key not in CONDITIONS:
             yield from leaves(inner, f"{prefix}{key}.")
         elif isinstance(inner, int | float):
-            yield f"{prefix}{key}", float(inner)
+            yield f"{prefix}{key}", _float(inner)
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # JSON may hold a whole number of hundreds of digits
+        return math.inf if number > 0 else -math.inf
 
 
 def _changes(kind: str, base: Rows, new: Rows, gates: Sequence[Gate]) -> Iterator[Change]:
@@ -217,6 +234,6 @@ def _check_conditions(base: Rows, new: Rows) -> None:
             before, after = (_condition(side[name].get(key)) for side in (base, new))
             if before != after:
                 raise BadInput(
-                    f"row {name!r} was made under other conditions: {key} is {before} in BASE, "
-                    f"{after} in NEW. Measure both in the same way."
+                    f"row {shown(name)} was made under other conditions: {key} is {shown(before)} "
+                    f"in BASE, {shown(after)} in NEW. Measure both in the same way."
                 )

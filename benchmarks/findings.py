@@ -7,12 +7,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from laptop import mistakes
+from laptop.benchmarks.documents import (
+    Bench,
+    Evaluation,
+    LossRow,
+    ParityReport,
+    RunLog,
+    RunPlan,
+    RunScores,
+)
 from laptop.benchmarks.metering import size_bytes
 from laptop.errors import BadInput
 from laptop.files import MANIFEST, lines, read_json, read_text
+from laptop.records import checked, read_record
 
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
 FOLDERS = {"pruned": "pruned", "student": "model"}
@@ -25,6 +35,7 @@ RUNTIMES = {
 }
 BENCH = "laptop.bench/1"
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,27 +104,25 @@ def read_run(folder: Path) -> Findings:
         )
     return Findings(
         folder,
-        read_json(folder / "plan.json", "laptop.plan/1"),
-        _optional(folder / "laptop.json", "laptop.run/1"),
-        _optional(folder / "score" / "scores.json", "laptop.scores/1"),
+        _optional(folder / "plan.json", RunPlan, "laptop.plan/1"),
+        _optional(folder / "laptop.json", RunLog, "laptop.run/1"),
+        _optional(folder / "score" / "scores.json", RunScores, "laptop.scores/1"),
         _read_losses(folder / "distill" / "metrics.jsonl"),
-        _optional(folder / "parity" / "report.json", "laptop.parity/1"),
+        _optional(folder / "parity" / "report.json", ParityReport, "laptop.parity/1"),
         _read_benches(folder / "bench"),
-        _optional(folder / "eval" / "eval.json", "laptop.eval/1"),
+        _optional(folder / "eval" / "eval.json", Evaluation, "laptop.eval/1"),
     )
 
 
 def _read_benches(folder: Path) -> list[Json]:
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "local.json", path.name))
-    found = [(path, read_json(path)) for path in paths if not path.name.endswith(MANIFEST)]
-    reports = [(path, report) for path, report in found if report.get("schema") == BENCH]
-    if broken := [path for path, report in reports if not {"results", "ratios"} <= report.keys()]:
-        raise BadInput(f"{broken[0]} is no whole report of `laptop bench`. Measure again.")
-    return [report for _, report in reports]  # what else lies there, such as tables, is not ours
+    documents = {p: read_json(p) for p in paths if not p.name.endswith(MANIFEST)}
+    reports = {p: d for p, d in documents.items() if d.get("schema") == BENCH}  # others: tables
+    return [dict(checked(d, Bench, str(p), "Measure again.")) for p, d in reports.items()]
 
 
-def _optional(path: Path, schema: str) -> Json:
-    return read_json(path, schema) if path.exists() else {}
+def _optional(path: Path, kind: type[T], schema: str) -> Json:
+    return dict(read_record(path, kind, schema)) if path.exists() else {}
 
 
 def _read_losses(path: Path) -> list[Json]:
@@ -124,8 +133,9 @@ def _read_losses(path: Path) -> list[Json]:
     for number, line in enumerate(lines(read_text(path)), 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadInput(f"{path}, line {number} is not valid JSON; it may be cut off.") from None
+        checked(row, LossRow, f"{path}, line {number}", "Train again.")
         rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
 

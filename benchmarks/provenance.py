@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from laptop.benchmarks.documents import ModelIndex
 from laptop.benchmarks.findings import Findings
 from laptop.benchmarks.text import DASH, block, number, scaled, table, words
-from laptop.files import read_json
+from laptop.records import read_record
 
 
 def loading(f: Findings) -> str:
@@ -14,9 +15,9 @@ def loading(f: Findings) -> str:
     index = f.folder / "model" / "model_index.json"
     if not index.exists():
         return ""
-    components = read_json(index)
+    components = read_record(index, ModelIndex)
     pipeline = components.get("_class_name", "DiffusionPipeline")
-    is_stock = components.get("unet", ["diffusers"])[0] == "diffusers"
+    is_stock = components.get("unet", ("diffusers", ""))[0] == "diffusers"
     trust = "" if is_stock else ", trust_remote_code=True"
     blocks = [
         "from diffusers import DiffusionPipeline\n\n"

@@ -204,7 +204,7 @@ def test_conditions_matter_where_a_gate_does(tmp_path: Path) -> None:
     base = run_folder(tmp_path / "a", plan=PLAN, bench=BENCH)
     new = run_folder(tmp_path / "b", plan=PLAN, bench=elsewhere)
     assert compare(base, new, "plan.params>+0%")[1] == []
-    with pytest.raises(BadInput, match="device is cpu in BASE, another in NEW"):
+    with pytest.raises(BadInput, match="device is 'cpu' in BASE, 'another' in NEW"):
         compare(base, new, "p50>+10%")
 
 

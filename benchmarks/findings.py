@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from laptop import mistakes
 from laptop.benchmarks.documents import (
@@ -35,7 +35,6 @@ RUNTIMES = {
 }
 BENCH = "laptop.bench/1"
 Json = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,10 @@ def _read_benches(folder: Path) -> list[Json]:
     return [dict(checked(d, Bench, str(p), "Measure again.")) for p, d in reports.items()]
 
 
-def _optional(path: Path, kind: type[T], schema: str) -> Json:
-    return dict(read_record(path, kind, schema)) if path.exists() else {}
+def _optional(path: Path, kind: type[Any], schema: str) -> Json:
+    """A file of the run, checked; nothing where its stage has not run."""
+    document: Json = read_record(path, kind, schema) if path.exists() else {}
+    return document
 
 
 def _read_losses(path: Path) -> list[Json]:

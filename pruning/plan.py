@@ -1,6 +1,5 @@
 """Choose the layers to drop: the cheapest set that meets the budgets, exactly (`knapsack`)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from laptop import mistakes, models, processes
+from laptop.config_values import Unet, check_blocks
 from laptop.errors import BadInput, Infeasible
-from laptop.files import read_json, write_json
+from laptop.files import shown, write_json
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditions, with_default
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
+from laptop.pruning.plan_file import Plan, Scores
 from laptop.pruning.refine import refined
-from laptop.pruning.score import CALIBRATION, DTYPES
+from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
+from laptop.records import checked, read_record
 from laptop.run import Overwrite, resume_folder, run_stage
 
 SCHEMA = "laptop.plan/1"
@@ -214,61 +216,39 @@ def _change(before: int, less: int) -> dict[str, int]:
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """The content of a scores.json (or of its folder), as far as the planner needs it checked."""
+    """The content of a scores.json (or of its folder), checked as far as it can be alone."""
     path = scores_file(path)
-    scores = read_json(path, SCORES_SCHEMA)
-    try:
-        _check_fields(scores, path)
-        names = {unit["name"] for unit in scores["units"]}
-        for unit in scores["units"]:
-            unit["kind"], unit["macs"]
-            if not math.isfinite(unit["score"]) or not _is_count(unit["params"]):
-                raise BadInput(
-                    f"{path}: {unit['name']} has score {unit['score']} and {unit['params']} "
-                    "parameters; both must be finite. Score the model again."
-                )
-            if not names.issuperset(unit.get("needs", ())):
-                raise BadInput(f"{path}: {unit['name']} needs a layer that is not scored.")
-    except (KeyError, TypeError) as e:
-        raise BadInput(f"{path} is no whole scores.json ({e!r}). Score the model again.") from None
-    return scores
-
-
-def _check_fields(scores: Mapping[str, Any], path: Path) -> None:
-    """Raise `BadInput` for values outside of the units that no scores.json of ours has."""
-    base, race = scores["base"], scores.get("race")
-    is_right = {
-        "model": isinstance(scores["model"], str),
-        "criterion": isinstance(scores.get("criterion", ""), str),
-        "base": _is_count(base["params"]) and _is_count(base["macs"]),
-        "dtype": scores.get("dtype", "float32") in DTYPES,
-        "batch_size": _is_count(size := scores.get("batch_size", 1)) and size > 0,
-        "race": race is None or (isinstance(race, float) and 0 < race < 1),
-    }
-    if wrong := [key for key, right in is_right.items() if not right]:
-        raise BadInput(f"{path} is broken: see its {', '.join(wrong)}. Score the model again.")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    scores = read_record(path, Scores, SCORES_SCHEMA, "Score the model again.")
+    names = {unit["name"] for unit in scores["units"]}
+    if len(names) < len(scores["units"]):
+        raise BadInput(f"{path} names a layer twice. Score the model again.")
+    for unit in scores["units"]:
+        if not names.issuperset(unit.get("needs", ())):
+            raise BadInput(f"{path}: {unit['name']} needs a layer that is not scored.")
+    return {**scores}
 
 
 def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
     """The content of a plan.json, checked against the U-Net that it is to be applied to."""
     if path.is_dir():
         raise BadInput(mistakes.refusal(path, "plan"))
-    plan = read_json(path, SCHEMA)
-    names, params = plan.get("remove"), plan.get("params")
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise BadInput(f"{path} has no list 'remove' of layer names; it is no whole plan.json.")
+    plan = read_record(path, Plan, SCHEMA, "Make the plan again.")
     if "preset" not in plan:
-        check_names(unet, names, str(path))
-    elif not all(isinstance(plan.get(k), dict) for k in ("config", "rename")):
+        check_names(unet, plan["remove"], str(path))
+    elif "config" not in plan or "rename" not in plan:
         raise BadInput(f"{path} lacks the preset's 'config' or 'rename'; it is no whole plan.json.")
-    if not isinstance(params, dict) or not isinstance(params.get("before"), int):
-        raise BadInput(f"{path} has no params.before; it is no whole plan.json.")
-    _check_size(unet, params["before"], str(path))
-    return plan
+    else:
+        _check_preset(plan["config"], unet, f"{path}: config")
+    _check_size(unet, plan["params"]["before"], str(path))
+    return {**plan}
+
+
+def _check_preset(config: Mapping[str, Any], unet: Any, where: str) -> None:
+    """Raise `BadInput` for changes of a U-Net's config that are unknown, wrong or too large."""
+    if unknown := config.keys() - Unet.__annotations__.keys():
+        raise BadInput(f"{where} has {shown(min(unknown))}, which no U-Net has. Make it again.")
+    checked(config, Unet, where)
+    check_blocks({**unet.config, **config}, where)
 
 
 def _check_size(unet: Any, params: int, what: str) -> None:

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from laptop import models
 from laptop.errors import BadInput
 from laptop.fields import OneOf, check_fields
-from laptop.files import copy_folder, files_in, read_json, write_json
+from laptop.files import copy_folder, files_in, read_json, reason, write_json
 from laptop.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
@@ -79,7 +79,13 @@ def transplant(
     `rename` maps module paths of the new U-Net to those of `unet` where they differ. Raises
     `BadInput` for a tensor that `unet` lacks or has in another shape.
     """
-    student = build(UNet2DConditionModel, {**unet.config, **config})
+    try:
+        student = build(UNet2DConditionModel, {**unet.config, **config})
+    except Exception as e:  # noqa: BLE001 - whatever the config of a foreign plan makes it raise
+        raise BadInput(
+            f"the plan's config describes no U-Net that can be built: {reason(e)}. Make the plan "
+            "again."
+        ) from None
     weights, taken = dict(unet.state_dict()), {}
     for name, tensor in student.state_dict().items():
         source = source_of(name, rename)

@@ -17,8 +17,8 @@ VALUES = (
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The places of a document; of a list, those in its first item."""
-    items = value.items() if isinstance(value, dict) else list(enumerate(value))[:1]
-    for key, part in items if isinstance(value, dict | list) else ():
+    first = list(enumerate(value))[:1] if isinstance(value, list) else ()
+    for key, part in value.items() if isinstance(value, dict) else first:
         yield (*at, key)
         yield from paths(part, (*at, key))
 

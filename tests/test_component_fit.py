@@ -65,11 +65,11 @@ INPAINTING = {"_class_name": "StableDiffusionInpaintPipeline"}
         ({TEXT: {"vocab_size": 3}}, r"vocab_size is 3\. .*resize_token_embeddings"),
         ({WORDS: {"model_max_length": 512}}, "model_max_length is 512"),
         ({WORDS: {"model_max_length": 10**30}}, r"model_max_length is 10+;"),
-        ({WORDS: {"added_tokens_decoder": {"49408": {}}}}, "token 49408"),
+        ({WORDS: {"added_tokens_decoder": {"49408": {"content": "x"}}}}, "token 49408"),
         ({TEXT: {"max_position_embeddings": 4}}, "max_position_embeddings is 4"),
-        ({UNET: {"in_channels": "four"}}, "needed is a whole number"),
-        ({UNET: {"in_channels": -4}}, "needed is a whole number"),
-        ({VAE: {"latent_channels": True}}, "needed is a whole number"),
+        ({UNET: {"in_channels": "four"}}, "must be a whole number"),
+        ({UNET: {"in_channels": -4}}, "must be at least 1"),
+        ({VAE: {"latent_channels": True}}, "must be a whole number"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_file(sd: Files, changes: Files, said: str) -> None:

@@ -200,7 +200,7 @@ def test_scores_that_are_cut_off_or_not_finite_are_refused(tmp_path) -> None:
     for text, message in [
         ('{"schema": "laptop.scores/1", "un', "not valid JSON"),
         ('{"schema": "laptop.plan/1"}', "schema"),
-        ('{"schema": "laptop.scores/1", "model": "x"}', "'base'"),
+        ('{"schema": "laptop.scores/1", "model": "x"}', "units is missing"),
         (
             json.dumps(
                 {
@@ -208,11 +208,11 @@ def test_scores_that_are_cut_off_or_not_finite_are_refused(tmp_path) -> None:
                     "model": "x",
                     "base": {"params": 1, "macs": 1},
                     "units": [
-                        {"name": "a", "kind": "", "params": 1, "macs": 1, "score": float("nan")}
+                        {"name": "a", "kind": "k", "params": 1, "macs": 1, "score": float("nan")}
                     ],
                 }
             ),
-            "finite",
+            r"units\[0\].score is nan",
         ),
     ]:
         path.write_text(text)

@@ -250,7 +250,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(folders,
     wrong = {"up_blocks.3.resnets.1": "up_blocks.0.resnets.1"}
     for edited, words in [
         (whole | {"rename": whole["rename"] | wrong}, "the plan fills up_blocks.3.resnets.1"),
-        (whole | {"config": None}, "'config'"),
+        (whole | {"config": None}, "config is None"),
         (whole | {"params": {"before": 5}}, "made for another model"),
     ]:
         plan.write_text(json.dumps(edited))

@@ -35,6 +35,7 @@ FLOOR = {
     "component_classes",
     "component_fit",
     "config_keys",
+    "config_values",
     "stored_weights",
     "hub",
     "architectures",
@@ -60,8 +61,9 @@ FLOOR_MAY = {
     },
     "model_checks": {
         *("errors", "files", "mistakes", "component_classes", "component_fit", "config_keys"),
-        "stored_weights",
+        *("config_values", "stored_weights"),
     },
+    "config_values": {"errors", "fields", "files", "component_classes", "records"},
     "stored_weights": {"errors", "files"},
     "hub": set(),
     "component_fit": {"errors", "files", "component_classes"},

@@ -18,6 +18,7 @@ from laptop.component_classes import (
 )
 from laptop.component_fit import check_fit
 from laptop.config_keys import check_keys
+from laptop.config_values import check_values
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import files_in, inside, read_json, shown
 from laptop.stored_weights import header
@@ -56,6 +57,7 @@ def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> Non
             if (config := configs(path)) is None:
                 raise BadInput(f"{where} has no {path}. Save the whole pipeline.")
             check_keys(present[name], config, f"{where}: {path}")
+    check_values(index, configs, where)
     check_unet(configs("unet/config.json") or {}, where)
     check_fit(index, configs, where)
 

@@ -44,7 +44,7 @@ AGAIN = "Make it again."
 
 
 class _Fault(NamedTuple):
-    key: str  # such as units[3].macs; empty for the whole
+    key: str  # such as .units[3].macs, empty for the whole
     value: str
     needed: str
 
@@ -59,79 +59,91 @@ def read_record(path: Path, kind: type[T], schema: str | None = None, remedy: st
 
 def checked(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
     """`value` if it is what the type `kind` says; else `BadInput`, which names `where` and key."""
-    if fault := _fault(value, kind, ""):
-        place = f"{where}: {fault.key}" if fault.key else where
+    if fault := _fault(value, kind):
+        place = f"{where}: {fault.key.lstrip('.')}" if fault.key else where
         raise BadInput(f"{place} is {fault.value}; {fault.needed}. {remedy}".strip())
     return cast(T, value)
 
 
-def _fault(value: object, kind: Any, key: str) -> _Fault | None:
+def _fault(value: object, kind: Any) -> _Fault | None:
     """What is wrong with a value, or with the first of those in it; None where all is right."""
     origin, args = get_origin(kind), get_args(kind)
     if is_typeddict(kind):
-        return _fault_of_object(value, kind, key)
+        return _fault_of_object(value, kind)
     if origin is Annotated:
-        return _fault_of_limits(value, args[0], args[1:], key)
+        return _fault_of_limits(value, args[0], args[1:])
     if origin in (Union, UnionType):
-        return _fault_of_choice(value, args, key)
+        return _fault_of_choice(value, args)
     if origin in (list, tuple):
-        return _fault_of_list(value, args, key)
+        return _fault_of_list(value, args)
     if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            return _Fault(key, shown(value), "it must be a table")
-        values = ((v, args[1], f"{key}[{shown(k)}]") for k, v in value.items())
-        return next((fault for item in values if (fault := _fault(*item))), None)
+        return _fault_of_mapping(value, args[1])
     if origin is Literal:
         is_right = any(type(value) is type(a) and value == a for a in args)
         known = ", ".join(map(str, args))
-        return None if is_right else _Fault(key, shown(value), f"known are {known}")
-    return None if _is(value, kind) else _Fault(key, shown(value), f"it must be {_word(kind)}")
+        return None if is_right else _Fault("", shown(value), f"known are {known}")
+    return None if _is(value, kind) else _Fault("", shown(value), f"it must be {_word(kind)}")
 
 
-def _fault_of_object(value: object, kind: Any, key: str) -> _Fault | None:
+def _within(place: str, fault: _Fault) -> _Fault:
+    """The same fault, seen from what has its value at `place`."""
+    return fault._replace(key=place + fault.key)
+
+
+def _fault_of_object(value: object, kind: Any) -> _Fault | None:
     if not isinstance(value, Mapping):
-        return _Fault(key, shown(value), "it must be a table")
+        return _Fault("", shown(value), "it must be a table")
     for name, hint in _hints(kind).items():
-        at = f"{key}.{name}" if key else name
         if name in value:
-            if fault := _fault(value[name], hint, at):
-                return fault
+            if fault := _fault(value[name], hint):
+                return _within(f".{name}", fault)
         elif name in kind.__required_keys__:
-            return _Fault(at, "missing", "it is needed")
+            return _Fault(f".{name}", "missing", "it is needed")
     return None
 
 
-def _fault_of_limits(value: object, kind: Any, limits: Any, key: str) -> _Fault | None:
-    if fault := _fault(value, kind, key):
-        return fault
-    refusals = (limit.refusal(value) for limit in limits if value is not None)
-    refusal = next((r for r in refusals if r), None)
-    return _Fault(key, shown(value), refusal) if refusal else None
+def _fault_of_mapping(value: object, kind: Any) -> _Fault | None:
+    if not isinstance(value, Mapping):
+        return _Fault("", shown(value), "it must be a table")
+    for name, part in value.items():
+        if fault := _fault(part, kind):
+            return _within(f"[{shown(name)}]", fault)
+    return None
 
 
-def _fault_of_choice(value: object, kinds: tuple[Any, ...], key: str) -> _Fault | None:
-    """None if one of several types fits; else the fault of the one that comes closest."""
-    faults = [_fault(value, kind, key) for kind in kinds if kind is not NoneType or value is None]
-    wrong = [fault for fault in faults if fault]
-    if len(wrong) < len(faults):
-        return None
-    closest = max(wrong, key=lambda f: (len(f.key), not f.needed.startswith("it must be a ")))
-    if closest.key != key or not all(f.needed.startswith("it must be a") for f in wrong):
-        return closest
-    words = " or ".join(f.needed.removeprefix("it must be ") for f in wrong)
-    return _Fault(key, shown(value), f"it must be {words}")
-
-
-def _fault_of_list(value: object, kinds: tuple[Any, ...], key: str) -> _Fault | None:
-    """Of list[X], tuple[X, ...] and tuple[X, Y], which JSON has as lists."""
+def _fault_of_list(value: object, kinds: tuple[Any, ...]) -> _Fault | None:
+    """What is wrong in a list[X], tuple[X, ...] or tuple[X, Y], which JSON has as lists."""
     if not isinstance(value, list | tuple):
-        return _Fault(key, shown(value), "it must be a list")
+        return _Fault("", shown(value), "it must be a list")
     if len(kinds) == 1 or kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):
-        return _Fault(key, shown(value), f"it must be a list of {len(kinds)}")
-    items = ((v, kind, f"{key}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
-    return next((fault for item in items if (fault := _fault(*item))), None)
+        return _Fault("", shown(value), f"it must be a list of {len(kinds)}")
+    for i, (part, kind) in enumerate(zip(value, kinds, strict=True)):
+        if fault := _fault(part, kind):
+            return _within(f"[{i}]", fault)
+    return None
+
+
+def _fault_of_limits(value: object, kind: Any, limits: Any) -> _Fault | None:
+    if fault := _fault(value, kind):
+        return fault
+    refusals = (limit.refusal(value) for limit in limits if value is not None)
+    refusal = next((r for r in refusals if r), None)
+    return _Fault("", shown(value), refusal) if refusal else None
+
+
+def _fault_of_choice(value: object, kinds: tuple[Any, ...]) -> _Fault | None:
+    """None if one of several types fits; else the fault that is deepest, or in other words all."""
+    faults = [_fault(value, kind) for kind in kinds if kind is not NoneType or value is None]
+    wrong = [fault for fault in faults if fault]
+    if len(wrong) < len(faults):
+        return None
+    of_kind = [f for f in wrong if not f.key and f.needed.startswith("it must be a ")]
+    if other := [f for f in wrong if f not in of_kind]:  # of the right kind, and wrong all the same
+        return max(other, key=lambda f: len(f.key))
+    words = " or ".join(f.needed.removeprefix("it must be ") for f in of_kind)
+    return _Fault("", shown(value), f"it must be {words}")
 
 
 @cache

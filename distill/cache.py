@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -27,10 +27,13 @@ from laptop import models
 from laptop.description import pooled_width, text_width
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
-from laptop.files import exists, inside, open_file, read_json, sha256
+from laptop.fields import Name, Range
+from laptop.files import exists, inside, open_file, sha256, shown
+from laptop.records import checked, read_record
 
 SCHEMA = "laptop.cache/1"
 INFO = "cache.json"
+AGAIN = "Make the cache again."
 EMPTY = "empty.safetensors"  # embeddings of the empty caption
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 Array = NDArray[np.generic]
@@ -39,6 +42,33 @@ Array = NDArray[np.generic]
 def size_name(size: Size) -> str:
     """As tensors of a shard are called: `64x64`, height first."""
     return f"{size[0]}x{size[1]}"
+
+
+class Bucket(TypedDict):
+    """How many samples have latents of a size."""
+
+    height: Annotated[int, Range(1, 8192)]
+    width: Annotated[int, Range(1, 8192)]
+    count: NotRequired[Annotated[int, Range(0)]]
+
+
+class Info(TypedDict):
+    """What is read of a cache.json."""
+
+    model: Name
+    widths: dict[str, Annotated[int, Range(1)] | None]
+    encoders: dict[str, str]
+    shards: list[Name]
+    buckets: list[Bucket]
+    count: Annotated[int, Range(1)]
+
+
+class Metadata(TypedDict):
+    """What a shard says of itself."""
+
+    ids: dict[str, list[str]]  # by the name of their size
+    skipped: list[tuple[str, str]]  # id and reason
+    precision: NotRequired[Name]
 
 
 @dataclass(frozen=True)
@@ -110,10 +140,10 @@ def _stack(rows: Sequence[Array]) -> Tensor:
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    info = read_json(folder / INFO, SCHEMA)
-    if missing := {"model", "widths", "encoders", "shards", "buckets", "count"} - info.keys():
-        raise BadInput(f"{folder / INFO} lacks {', '.join(sorted(missing))}. Make the cache anew.")
-    return info
+    info = read_record(folder / INFO, Info, SCHEMA, AGAIN)
+    if not info["shards"] or len({*info["shards"]}) < len(info["shards"]):
+        raise BadInput(f"{folder / INFO} names no shard, or one twice. {AGAIN}")
+    return {**info}
 
 
 def _open(path: Path) -> _Shard:
@@ -132,8 +162,8 @@ def _open(path: Path) -> _Shard:
 def metadata(path: Path) -> dict[str, Any]:
     """What a shard says of itself: `ids` by size, and `skipped`, pairs of id and reason."""
     with safe_open(path, framework="np") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["laptop"])
-    return found
+        content = json.loads((file.metadata() or {}).get("laptop", "null"))
+    return {**checked(content, Metadata, str(path), AGAIN)}
 
 
 def is_cache(folder: Path) -> bool:
@@ -153,16 +183,16 @@ def check_cache(folder: Path, model: str) -> None:
     remedy = f"Make one with `laptop cache --model {model}`."
     found, needed = info["widths"], widths(model)
     for what in needed:
-        if found[what] != needed[what]:
+        if (width := found.get(what)) != needed[what]:
             raise BadInput(
-                f"{folder} was cached with {info['model']}: its {what} are {found[what]} wide, the "
-                f"U-Net of {model} takes {needed[what]}. {remedy}"
+                f"{folder} was cached with {shown(info['model'])}: its {what} are {width} wide, "
+                f"the U-Net of {model} takes {needed[what]}. {remedy}"
             )
     for name, path in encoders(model).items():
         if info["encoders"].get(name) != sha256(path):
             raise BadInput(
-                f"{folder} was cached with {info['model']}, whose {name} is another than that of "
-                f"{model}. {remedy}"
+                f"{folder} was cached with {shown(info['model'])}, whose {name} is another "
+                f"than that of {model}. {remedy}"
             )
 
 

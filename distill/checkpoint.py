@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from laptop.distill.checkpoint_metadata import Planner, Reader
 from laptop.errors import BadInput
-from laptop.files import read_json, write_json
+from laptop.fields import Range
+from laptop.files import write_json
 from laptop.processes import is_main, wait_for_all
+from laptop.records import MayBeInfinite, read_record
 
 STATE, SCHEMA = "state.json", "laptop.checkpoint/1"
 # What torch raises for files that are missing, cut off or of another content.
@@ -28,6 +30,23 @@ DAMAGE = (
     FileNotFoundError, EOFError, pickle.UnpicklingError, KeyError, ValueError, AssertionError,
     RuntimeError, AttributeError, TypeError, IndexError, BadInput,
 )  # fmt: skip
+
+
+class Progress(TypedDict):
+    """The fields of `divergence.Watch`."""
+
+    mean: MayBeInfinite
+    least: MayBeInfinite  # infinite before there is one
+    seen: Annotated[int, Range(0)]
+
+
+class State(TypedDict):
+    """What a checkpoint holds besides tensors."""
+
+    done: Annotated[int, Range(0)]
+    watch: Progress
+    scaler: NotRequired[Mapping[str, Any] | None]
+    seconds: Annotated[float, Range(0)]
 
 
 def latest(folder: Path) -> Path | None:
@@ -72,7 +91,7 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
                 planner=Planner(),
                 no_dist=not dist.is_initialized(),
             )
-        return read_json(path / STATE, SCHEMA)
+        return {**read_record(path / STATE, State, SCHEMA)}
     except torch.OutOfMemoryError:
         raise  # a RuntimeError, but the checkpoint is as it was
     except DAMAGE as e:

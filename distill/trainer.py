@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from laptop import models
 from laptop.description import context_length
@@ -26,14 +26,25 @@ from laptop.distill.forecast import (
     micro_batch,
 )
 from laptop.distill.session import DistillConfig, Session, TrainConfig
-from laptop.files import read_json, whole_lines, write_json
+from laptop.fields import Range
+from laptop.files import whole_lines, write_json
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
 from laptop.pruning.sampling import guidance_embedding
 from laptop.pruning.sampling_choice import choose_sampling, settle
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.surgery import write_model
-from laptop.run import Overwrite, manifest_of, need_ours, need_space, resume_folder, say, track
+from laptop.records import read_record
+from laptop.run import (
+    Overwrite,
+    manifest_of,
+    need_ours,
+    need_space,
+    read_manifest,
+    resume_folder,
+    say,
+    track,
+)
 from laptop.teamwork import run_together
 
 METRICS = "metrics.jsonl"
@@ -81,8 +92,7 @@ def distill(
         say(expected.text())
         facts.update(train(teacher, student, data, folder, config, how, expected, sampling))
 
-    made = read_json(manifest_of(data)) if manifest_of(data).exists() else {}
-    settings["data"] = made.get("key")
+    settings["data"] = read_manifest(data).get("key") if manifest_of(data).exists() else None
     return run_together(
         "distill", out, settings, inputs, share, lambda _folder: facts, overwrite=overwrite
     )
@@ -225,12 +235,18 @@ def _back_off(session: Session, checkpoints: Path, folder: Path, why: Diverged) 
     )
 
 
+class _BackOffs(TypedDict):
+    """How often a training that ran away went back to its checkpoint."""
+
+    count: Annotated[int, Range(0, 1000)]
+
+
 def _resume(session: Session, checkpoints: Path, folder: Path) -> float:
     """Take up the last checkpoint, if any, and forget logged steps that come after it."""
     found = checkpoint.latest(checkpoints)
     seconds = session.restore(found) if found else 0.0
     if (noted := checkpoints / BACK_OFFS).exists():
-        session.back_offs = int(read_json(noted, SCHEMA)["count"])
+        session.back_offs = read_record(noted, _BackOffs, SCHEMA)["count"]
     metrics = folder / METRICS
     if is_main() and metrics.exists():
         kept = [line for line in whole_lines(metrics) if _step_of(line) < session.done]

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from laptop.description import of_pipeline
 from laptop.errors import BadInput
+from laptop.files import reason, shown
 from laptop.pruning.noising import noising
 from laptop.pruning.sampling import draw, starts
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.units import ADDED, example_inputs, forward_rows
 from laptop.run import track
+from laptop.stored_weights import header
 
 INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it
@@ -191,12 +193,19 @@ def save(path: Path, rows: dict[str, Tensor], output: Tensor) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows and the original U-Net's output; `BadInput` when the file is missing or cut off."""
+    """Rows and the original U-Net's output; `BadInput` when the file is missing or damaged."""
+    again = "Run `laptop score` again."
+    header(path)  # refuses what is no ordinary file of tensors
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as e:
-        raise BadInput(f"{path} cannot be read ({e}). Run `laptop score` again.") from None
-    if "output" not in tensors:
-        raise BadInput(f"{path} holds no 'output'. Run `laptop score` again.")
+        raise BadInput(f"{path} cannot be read ({reason(e)}). {again}") from None
+    if missing := {"sample", "timestep", "output"} - tensors.keys():
+        raise BadInput(f"{path} holds no {min(missing)!r}. {again}")
+    if unknown := tensors.keys() - {*INPUTS, "output"}:
+        raise BadInput(f"{path} holds {shown(min(unknown))}, which no U-Net takes. {again}")
+    for name, value in tensors.items():
+        if not value.is_floating_point() or not value.ndim or not value.isfinite().all():
+            raise BadInput(f"{path}: {name} is not made of rows of finite numbers. {again}")
     output = tensors.pop("output")
     return tensors, output

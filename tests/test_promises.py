@@ -42,7 +42,7 @@ FLOOR = {
     "random_weights",
 }
 FLOOR_MAY = {
-    "contents": {"errors", "files"},
+    "contents": {"errors", "fields", "files"},
     "description": {"component_fit", "errors", "files", "models"},
     "errors": set(),
     "fields": {"errors", "files"},
@@ -51,7 +51,7 @@ FLOOR_MAY = {
     "processes": set(),
     "records": {"errors", "fields", "files"},
     "machine": set(),
-    "run": {"contents", "errors", "files", "machine", "processes", "scratch"},
+    "run": {"contents", "errors", "files", "machine", "processes", "records", "scratch"},
     "scratch": set(),
     "teamwork": {"errors", "files", "processes", "run"},
     "mistakes": {"errors", "files", "run"},

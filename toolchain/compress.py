@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -39,7 +39,8 @@ from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import prompts_needed, score
 from laptop.pruning.surgery import prune
 from laptop.recipe import Recipe
-from laptop.run import Overwrite, manifest_of, need_space, run_stage, say
+from laptop.records import read_record
+from laptop.run import Overwrite, manifest_of, need_space, read_manifest, run_stage, say
 from laptop.tiny.checker import judge
 from laptop.tiny.scenes import draw, parse
 from laptop.training_data import check_data, prepared
@@ -198,6 +199,8 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
             f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
             "so it is left alone. Choose another -o."
         )
+    if "laptop.json" in there:
+        _read_run(out / "laptop.json")
     models.need_whole_chain(recipe.model, "compress")
     noising.of_model(recipe.model)  # or it is refused
     check_request(recipe.export, _prompts(recipe))
@@ -356,14 +359,24 @@ def scene_metrics(prompts: Sequence[str]) -> dict[str, Any]:
     return {"judge": judge, "reference": np.stack([draw(scene, rng) for scene in scenes])}
 
 
+class _Run(TypedDict):
+    """What is read of a laptop.json, the list of a run's finished stages."""
+
+    stages: dict[str, Mapping[str, Any]]
+
+
+def _read_run(path: Path) -> _Run:
+    return read_record(path, _Run, SCHEMA, "Put back a copy of it, or choose another -o.")
+
+
 def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
     """Note a finished stage in laptop.json."""
     path = out / "laptop.json"
     run: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
     if path.exists():
-        run = read_json(path, SCHEMA)
+        run = {**_read_run(path)}
     is_ours = result.is_relative_to(out) and manifest_of(result).exists()
-    facts = read_json(manifest_of(result)) if is_ours else {}
+    facts = {**read_manifest(result)} if is_ours else {}
     run |= {"recipe": asdict(recipe), **machine()}
     run["stages"][stage] = {
         "state": "done",

@@ -4,13 +4,26 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from laptop.errors import BadInput
+from laptop.fields import Length, Plain
 from laptop.files import MANIFEST, files_in, inside, sha256
 
 HASHED_BYTES = 64 << 20  # larger files are recorded by size: hashing them takes a while
 DIGEST = "manifest_sha256"  # of all else that a manifest says
+
+
+class Manifest(TypedDict, total=False):
+    """What is read of a manifest.json; a stage adds facts of its own."""
+
+    stage: Annotated[str, Plain(), Length(100)]
+    key: str
+    config: Mapping[str, Any]
+    inputs: dict[str, str]
+    result: dict[str, tuple[int, str | None]]  # size and sha256 by path
+    result_sha256: str  # of a result that is one file
+    files: Mapping[str, Any]  # by path, in older manifests
+    manifest_sha256: str
 
 
 def record(folder: Path, *, without: str) -> dict[str, list[Any]]:
@@ -28,18 +41,16 @@ def _measured(path: Path) -> list[Any]:
     return [size, sha256(path) if size <= HASHED_BYTES else None]
 
 
-def changed(folder: Path, manifest: Mapping[str, Any], where: str) -> Path | None:
+def changed(folder: Path, manifest: Manifest, where: str) -> Path | None:
     """The first file in `folder` that is not what its manifest says; None where all are.
 
-    An older manifest lists no files, or their names alone. Raises `BadInput` for a broken list;
-    `where` names the manifest.
+    An older manifest lists no files, or their names alone. Raises `BadInput` for names that lead
+    out of `folder`; `where` names the manifest.
     """
     recorded, names = manifest.get("result", {}), manifest.get("files", {})
-    if not isinstance(recorded, dict) or not isinstance(names, dict):
-        raise BadInput(f"{where} is broken: see its result and files. Pass --overwrite.")
     for name in [*recorded, *names]:
         path = inside(folder, name, where)
-        if not path.is_file() or (name in recorded and _measured(path) != recorded[name]):
+        if not path.is_file() or (name in recorded and _measured(path) != [*recorded[name]]):
             return path
     return None
 

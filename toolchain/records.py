@@ -40,6 +40,18 @@ from laptop.files import read_json, shown
 
 T = TypeVar("T")
 LARGEST = 2**63  # of whole numbers
+
+
+class _MayBeInfinite:
+    """A number that may be infinite; NaN may not."""
+
+    def refusal(self, value: object) -> str | None:
+        """How the value must be instead; None where it is right."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if is_number and value == value else "it must be a number"
+
+
+MayBeInfinite = Annotated[object, _MayBeInfinite()]
 AGAIN = "Make it again."
 
 

@@ -24,9 +24,10 @@ from safetensors import SafetensorError
 
 from laptop import contents, scratch
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
-from laptop.files import KEY, MANIFEST, printable, read_json, sha256, write_json
+from laptop.files import KEY, MANIFEST, printable, sha256, shown, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.processes import is_main
+from laptop.records import read_record
 
 T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
@@ -257,7 +258,12 @@ def _is_finished(
         return False
     if overwrite is True:
         return False
-    old = read_json(manifest_path)
+    try:
+        old = read_manifest(out)
+    except BadInput:
+        if overwrite == "stale":
+            return False
+        raise
     changed = _changed(out, old)
     if old.get("key") == key and not changed:
         return True
@@ -275,7 +281,13 @@ def _is_finished(
     )
 
 
-def _changed(out: Path, manifest: Mapping[str, Any]) -> Path | None:
+def read_manifest(out: Path) -> contents.Manifest:
+    """The manifest of the result `out`; `BadInput` for one that is missing or broken."""
+    remedy = "It was changed since; pass --overwrite to make the result again."
+    return read_record(manifest_of(out), contents.Manifest, None, remedy)
+
+
+def _changed(out: Path, manifest: contents.Manifest) -> Path | None:
     """The first file of a result that has changed since it was made; None where none has."""
     if not contents.is_intact(manifest):
         return manifest_of(out)
@@ -294,7 +306,7 @@ def need_ours(out: Path, stage: str) -> bool:
             "left alone. Choose another -o."
         )
     try:
-        made_by = read_json(manifest_of(out)).get("stage")
+        made_by = read_manifest(out).get("stage")
     except BadInput:  # cut off: to be made anew by all means
         return True
     if made_by != stage:  # what was made by other work, or is even an input of this
@@ -304,16 +316,19 @@ def need_ours(out: Path, stage: str) -> bool:
     return True
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for part in ("config", "inputs"):
+def _differences(old: contents.Manifest, new: Mapping[str, Any]) -> Iterator[str]:
+    parts: dict[str, Mapping[str, Any]] = {
+        "config": old.get("config", {}),
+        "inputs": old.get("inputs", {}),
+    }
+    for part, before in parts.items():
         after = new[part]
-        before = old[part] if isinstance(old.get(part), dict) else {}
         for k in sorted({*before, *after}):
             if before.get(k) != after.get(k):
                 if part == "inputs":
                     yield f"input {k} changed"
                 else:
-                    yield f"{k}: {before.get(k)} there, {after.get(k)} asked"
+                    yield f"{k}: {shown(before.get(k))} there, {shown(after.get(k))} asked"
 
 
 def _replace(partial: Path, out: Path) -> None:

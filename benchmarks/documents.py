@@ -2,10 +2,7 @@
 
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from laptop.export.documents import ParityReport
-from laptop.fields import Plain, Range
-
-__all__ = ["Bench", "Evaluation", "LossRow", "ParityReport", "RunLog", "RunPlan", "RunScores"]
+from laptop.fields import Length, Plain, Range
 
 Amount = Annotated[float, Range(0, 1e18)]  # of parameters, bytes, operations
 Ms = Annotated[float, Range(0, 1e9)]  # eleven days
@@ -14,6 +11,8 @@ Positive = Annotated[float, Range(above=0, most=1e9)]
 Loss = Annotated[float, Range(-1e30, 1e30)]
 Text = Annotated[str, Plain(empty=True)]
 Layer = Annotated[str, Plain()]
+Side = Annotated[int, Range(1, 1 << 20)]
+Levels = Annotated[list[Side], Length(10)]
 
 
 class BeforeAfter(TypedDict):
@@ -176,6 +175,36 @@ class ModelIndex(TypedDict):
 
     _class_name: NotRequired[Layer]
     unet: NotRequired[tuple[Text | None, Text | None]]
+
+
+class UnetConfig(TypedDict):
+    """config.json of a U-Net, as far as the shapes of its inputs follow from it."""
+
+    in_channels: Side
+    sample_size: Side | tuple[Side, Side]
+    cross_attention_dim: NotRequired[Side | list[Side] | None]
+    encoder_hid_dim: NotRequired[Side | None]
+    down_block_types: NotRequired[list[Layer]]
+    mid_block_type: NotRequired[Text | None]
+    time_cond_proj_dim: NotRequired[Side | None]
+    addition_embed_type: NotRequired[Text | None]
+    addition_time_embed_dim: NotRequired[Side | None]
+    projection_class_embeddings_input_dim: NotRequired[Side | None]
+
+
+class VaeConfig(TypedDict):
+    """config.json of a VAE, as far as the shapes of its inputs follow from it."""
+
+    in_channels: Side
+    latent_channels: Side
+    block_out_channels: NotRequired[Levels | None]
+    decoder_block_out_channels: NotRequired[Levels | None]
+
+
+class TextConfig(TypedDict):
+    """config.json of a text encoder."""
+
+    max_position_embeddings: NotRequired[Annotated[int, Range(1, 100_000)] | None]
 
 
 class EvaluatedModel(TypedDict):

@@ -14,13 +14,13 @@ from laptop.benchmarks.documents import (
     Bench,
     Evaluation,
     LossRow,
-    ParityReport,
     RunLog,
     RunPlan,
     RunScores,
 )
 from laptop.benchmarks.metering import size_bytes
 from laptop.errors import BadInput
+from laptop.export.documents import ParityReport
 from laptop.files import MANIFEST, lines, read_json, read_text
 from laptop.records import checked, read_record
 

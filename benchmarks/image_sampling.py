@@ -86,7 +86,7 @@ def _of_place(place: str | Path, config: SamplingConfig) -> tuple[SamplingConfig
         )
         if config.guidance is not None and shapes and "timestep_cond" not in shapes:
             return stated, 2 if config.guidance > 1 else 1
-        return stated, shapes["sample"][0] if shapes else None
+        return stated, (shapes.get("sample") or [None])[0] if shapes else None
     if _is_artifacts(place):  # of another tool
         rows = None if config.guidance is None else 2 if config.guidance > 1 else 1
         return config, rows

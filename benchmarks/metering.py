@@ -46,7 +46,7 @@ class Workload:
     @property
     def resolution(self) -> tuple[int, ...] | None:
         """Height and width in pixels of the pictures that the inputs are of; None: not known."""
-        _, _, *sides = self.shapes.get("latent_sample") or self.shapes.get("sample") or (0, 0)
+        sides = (self.shapes.get("latent_sample") or self.shapes.get("sample") or ())[2:]
         scale = 1 if self.component == "vae_encoder" else self.pixels_per_latent
         return tuple(side * scale for side in sides) if sides and scale else None
 

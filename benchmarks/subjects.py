@@ -14,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from laptop import models
+from laptop.benchmarks.documents import TextConfig, UnetConfig, VaeConfig
 from laptop.benchmarks.metering import Facts, Shapes, Workload
 from laptop.description import Size, input_shapes, latent_pixels, native_size
 from laptop.errors import BadInput, MissingExtra
-from laptop.export.artifacts import LIST, picture_size, pixels_per_latent, read_list
+from laptop.export.artifacts import (
+    LIST,
+    listed_pixels_per_latent,
+    picture_size,
+    pixels_per_latent,
+    read_list,
+)
 from laptop.export.onnx_checks import read_graph
 from laptop.export.runtimes import check_file
 from laptop.export.settings import COMPONENTS
 from laptop.files import read_json
+from laptop.records import read_record
 from laptop.run import say
 
 GRAPH = "model.onnx"
@@ -162,7 +170,7 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
     folder = Path(place)
     if (folder / LIST).is_file():
         rows, size = read_list(folder), picture_size(folder)
-        scale = read_json(folder / LIST).get("pixels_per_latent")
+        scale = listed_pixels_per_latent(folder)
         for row in rows:
             if row["target"] in RUNS and row["component"] in wanted:
                 check_file(folder / row["file"], row["target"])
@@ -260,7 +268,7 @@ def _listed(runtimes: Mapping[str, str]) -> str:
 def _guided(one: Found, guidance: bool) -> Shapes:
     """Recorded shapes: of two rows with guidance, of one without it or where it is embedded."""
     assert one.shapes
-    batch, rows = one.shapes.get("sample", (0,))[0], 2 if guidance else 1
+    batch, rows = (one.shapes.get("sample") or (0,))[0], 2 if guidance else 1
     is_embedded = "timestep_cond" in one.shapes
     if one.component != "unet" or batch == rows or one.runtime in FIXED or is_embedded:
         return one.shapes
@@ -295,8 +303,12 @@ def config_of(one: Found, component: str) -> dict[str, Any]:
         if component == "unet":
             return models.unet_config(one.source)
         part = "vae" if component.startswith("vae_") else component
-        return read_json(models.folder(one.source) / part / "config.json")
-    return read_json(Path(one.source).parent.with_name(component) / "config.json")
+        path = models.folder(one.source) / part / "config.json"
+    else:
+        path = Path(one.source).parent.with_name(component) / "config.json"
+    kind: Any = UnetConfig if component == "unet" else VaeConfig
+    config: dict[str, Any] = read_record(path, kind)
+    return config
 
 
 def read_tokens(one: Found) -> int | None:
@@ -306,8 +318,7 @@ def read_tokens(one: Found) -> int | None:
         root = root.parent.parent
     for name in ("text_encoder", "text_encoder_2"):
         if (config := root / name / "config.json").is_file():
-            tokens = read_json(config).get("max_position_embeddings")
-            return tokens if isinstance(tokens, int) else None
+            return read_record(config, TextConfig).get("max_position_embeddings")
     return None
 
 

@@ -31,15 +31,18 @@ from laptop.description import Size
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.artifact_names import check_names
+from laptop.export.documents import ArtifactList, ExportedFacts, FailedRow, VaeConfig
 from laptop.export.example_sampling import example_sampling, settled_sampling
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
-from laptop.export.settings import COMPONENTS, ExportConfig
+from laptop.export.settings import ExportConfig
 from laptop.export.targets import BYTES, HALF, TARGETS, Request, requests
 from laptop.machine import available_memory_bytes, machine
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
+from laptop.records import checked, read_record
 
 SCHEMA = "laptop.artifacts/1"
+AGAIN = "Export again with --overwrite."
 LIST = "artifacts.json"
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")  # with weights, of a pipeline
 SAMPLING = "sampling for example inputs"
@@ -93,7 +96,7 @@ def export_model(
 
     settings = {**asdict(config), "prompts": list(prompts), **identity}
     settings["sampling"] = asdict(settled)
-    go_on = bool(failures(out))
+    go_on = _has_failures(out)
     return run.run_stage("export", out, settings, sources, work, overwrite=overwrite, go_on=go_on)
 
 
@@ -104,12 +107,17 @@ def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]
     return requests(config)
 
 
-def failures(out: Path) -> list[dict[str, str]]:
+def failures(out: Path) -> list[FailedRow]:
     """What could not be exported when the artifacts in `out` were made; empty where none are."""
-    if not (out / LIST).is_file():
-        return []
-    found: list[dict[str, str]] = files.read_json(out / LIST).get("failed", [])
-    return found
+    return _listing(out).get("failed", []) if (out / LIST).is_file() else []
+
+
+def _has_failures(out: Path) -> bool:
+    """Whether a target is to be tried again; not where the list is broken: `run` makes it again."""
+    try:
+        return bool(failures(out))
+    except BadInput:
+        return False
 
 
 def check_exported(out: Path) -> None:
@@ -286,7 +294,7 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
     if not path.exists():
         return  # a bare folder from elsewhere
     kept = ("artifact", "component", "sha256", "state", "psnr_db", "floor_db")
-    rows = [{key: row[key] for key in kept} for row in results]
+    rows = [{key: row.get(key) for key in kept} for row in results]
     manifest = files.read_json(path)
     if not contents.is_intact(manifest):
         raise BadInput(f"{path} was changed since it was made. Export again with --overwrite.")
@@ -303,7 +311,8 @@ def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str
     """The artifacts of one target; none where it failed."""
     if not (folder / request.folder).exists():
         return []
-    took = files.read_json(folder / request.folder / EXPORTED)
+    path = folder / request.folder / EXPORTED
+    took = checked(files.read_json(path), dict[str, ExportedFacts], str(path), AGAIN)
     rows = []
     for component, facts in took.items():
         file = folder / request.file(component)
@@ -334,8 +343,7 @@ def measure(artifact: Path) -> tuple[int, str]:
 
 def resolution(artifacts: Path) -> int | None:
     """Pixels of the pictures that the artifacts were exported for; None: the model's own."""
-    found: int | None = files.read_json(artifacts / LIST, SCHEMA).get("resolution")
-    return found
+    return _listing(artifacts).get("resolution")
 
 
 def picture_size(artifacts: Path) -> Size | None:
@@ -348,27 +356,30 @@ def picture_size(artifacts: Path) -> Size | None:
 
 def sampling_of(artifacts: Path) -> SamplingConfig:
     """How the model that the artifacts were exported from draws, as far as their list states it."""
-    return of_values(files.read_json(artifacts / LIST).get("sampling", {}), str(artifacts / LIST))
+    return of_values(_listing(artifacts).get("sampling", {}), str(artifacts / LIST))
 
 
 def pixels_per_latent(vae: Path) -> int | None:
     """How many pixels a side become one latent, by the folder of a VAE; None without one."""
     config = vae / "config.json"
-    levels = files.read_json(config).get("block_out_channels") if config.is_file() else None
+    levels = read_record(config, VaeConfig).get("block_out_channels") if config.is_file() else None
     return 2 ** (len(levels) - 1) if levels else None
 
 
-def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
+def listed_pixels_per_latent(artifacts: Path) -> int | None:
+    """How many pixels a side become one latent, as a list of artifacts says; None: not known."""
+    return _listing(artifacts).get("pixels_per_latent")
+
+
+def _listing(artifacts: Path) -> ArtifactList:
+    return read_record(artifacts / LIST, ArtifactList, SCHEMA, AGAIN)
+
+
+def read_list(artifacts: Path) -> Sequence[Mapping[str, Any]]:
     """The rows of `artifacts.json`; `BadInput` when it, or a file that it names, is missing."""
     if not (artifacts / LIST).is_file():
         raise BadInput(mistakes.refusal(artifacts, "artifacts"))
-    content = files.read_json(artifacts / LIST, SCHEMA)
-    rows, size = content.get("artifacts"), content.get("resolution")
-    if not (isinstance(rows, list) and all(map(_is_row, rows)) and isinstance(size, int | None)):
-        raise BadInput(
-            f"{artifacts / LIST} is not as `laptop export` writes it; it was changed since. Export "
-            "again with --overwrite."
-        )
+    rows = _listing(artifacts)["artifacts"]
     for row in rows:
         check_names(artifacts, row, LIST)
         if not (artifacts / row["file"]).exists():
@@ -377,14 +388,3 @@ def read_list(artifacts: Path) -> list[Mapping[str, Any]]:
                 f"though {LIST} names it. Export again with --overwrite."
             )
     return rows
-
-
-def _is_row(row: object) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(key), str) for key in ("target", "component", "file"))
-        and isinstance(row.get("precision"), str)
-        and isinstance(row.get("chunks", []), list)
-        and row["target"] in TARGETS
-        and row["component"] in COMPONENTS
-    )

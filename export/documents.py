@@ -4,7 +4,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from laptop.export.settings import COMPONENTS
 from laptop.export.targets import TARGETS
-from laptop.fields import Name, OneOf, Pixels, Plain, Range
+from laptop.fields import Length, Name, OneOf, Pixels, Plain, Range
 
 Text = Annotated[str, Plain(empty=True)]
 Amount = Annotated[float, Range(0, 1e18)]
@@ -43,6 +43,13 @@ class ArtifactList(TypedDict):
     sampling: NotRequired[dict[str, Any]]  # checked by `sampling_config`
     pixels_per_latent: NotRequired[Annotated[int, Range(1, 1024)] | None]
     failed: NotRequired[list[FailedRow]]
+
+
+class VaeConfig(TypedDict):
+    """config.json of a VAE, as far as it says how many pixels become one latent."""
+
+    block_out_channels: NotRequired[Annotated[list[int], Length(10)] | None]
+    decoder_block_out_channels: NotRequired[Annotated[list[int], Length(10)] | None]
 
 
 class ExportedFacts(TypedDict):

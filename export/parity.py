@@ -31,6 +31,7 @@ from laptop import files, models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
 from laptop.export import components, magnitudes, pictures, runtimes
+from laptop.export.documents import ParityReport
 from laptop.export.inputs import record, sample
 from laptop.export.metrics import Comparison, compare, is_blank, worst
 from laptop.export.runtimes import Array
@@ -38,6 +39,7 @@ from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
+from laptop.records import read_record
 
 SCHEMA = "laptop.parity/1"
 REPORT = "report.json"
@@ -103,11 +105,16 @@ def verify(
     settings = {**asdict(config), "prompts": list(prompts), "sampling": asdict(how), **identity}
     given = {"artifacts": artifacts, **sources}
     run.run_stage("verify", out, settings, given, work, overwrite=overwrite)
-    listing.note_verified(artifacts, files.read_json(out / REPORT)["results"])
+    listing.note_verified(artifacts, read_report(out)["results"])
     return out
 
 
-def check(report: Mapping[str, Any]) -> None:
+def read_report(out: Path) -> ParityReport:
+    """The report in a folder that `verify` made."""
+    return read_record(out / REPORT, ParityReport, SCHEMA, "Verify again with --overwrite.")
+
+
+def check(report: ParityReport) -> None:
     """Raise `CheckFailed` that lists the components which did not reach their floor.
 
     Also where there was nothing to verify, as after an export of which every target failed.

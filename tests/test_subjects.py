@@ -75,7 +75,7 @@ def test_an_unconditional_model_is_timed_without_guidance(tmp_path: Path) -> Non
     [
         ({"runtimes": ("pytorch",)}, "a has nothing that runs in pytorch"),
         ({"components": ("unet", "vae_decoder")}, "there is no vae_decoder to bench"),
-        ({"rounds": 0}, "rounds is 0; at least 1 is needed"),
+        ({"rounds": 0}, "rounds is 0; it must be at least 1"),
         ({"seconds": math.inf}, "seconds is inf"),
         ({"cv_bound": math.nan}, "cv_bound is nan"),
         ({"threads": -1}, "threads is -1"),

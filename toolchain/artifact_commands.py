@@ -84,7 +84,6 @@ def verify(
     options.need_models(against)
     from laptop.export import parity
     from laptop.export.artifacts import failures
-    from laptop.files import read_json
     from laptop.run import say
 
     recipe = common.recipe(against, sampling=sampling)
@@ -94,7 +93,7 @@ def verify(
     texts = options.calibration(against, recipe, prompts)
     how, again = recipe.sampling, common.overwrite
     parity.verify(artifacts, against, out, recipe.verify, texts, sampling=how, overwrite=again)
-    report = read_json(out / "report.json")
+    report = parity.read_report(out)
     lines = [
         f"{r['target']:<11}{r['component']:<16}{r['precision']:<9}"
         f"{'' if r['psnr_db'] is None else format(r['psnr_db'], '.1f') + ' dB':>10}  {r['state']}"

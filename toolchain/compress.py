@@ -28,7 +28,7 @@ from laptop.distill.checks import check_batch
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
-from laptop.export.parity import FAILED, check, verify
+from laptop.export.parity import FAILED, check, read_report, verify
 from laptop.export.targets import requests
 from laptop.files import MANIFEST, files_in, read_json, write_json
 from laptop.machine import machine
@@ -91,7 +91,7 @@ def compress(
     check_exported(out / "artifacts")
     check_exported(out / "baseline")
     if is_verified:
-        check(read_json(out / "parity" / "report.json"))
+        check(read_report(out / "parity"))
     return report
 
 
@@ -185,7 +185,7 @@ def _measured(recipe: Recipe) -> tuple[str, ...]:
 
 def is_below_floor(run: Path) -> bool:
     """Whether an artifact of the run differs from PyTorch by more than its floor."""
-    results = read_json(run / "parity" / "report.json")["results"]
+    results = read_report(run / "parity")["results"]
     return any(row["state"] == FAILED for row in results)
 
 

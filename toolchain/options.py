@@ -62,7 +62,7 @@ class Common:
         }
         return r.changed(recipe, given, "the command line")
 
-    def print(self, value: dict[str, Any], text: str) -> None:
+    def print(self, value: Mapping[str, object], text: str) -> None:
         """One JSON document with --json, else the text; on stdout, of the main process."""
         if is_main():
             click.echo(json.dumps(value, indent=1) if self.as_json else printable(text))

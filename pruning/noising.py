@@ -46,7 +46,7 @@ class Noising:
         self.levels: int = config.get("num_train_timesteps", 1000)
         self.shift: float = config.get("flow_shift", 1.0)
         if self.kind != "flow_prediction":
-            self.schedule = DDPMScheduler.from_config(dict(config))
+            self.schedule = _schedule(config)
 
     def __call__(self, latents: Tensor, noise: Tensor, level: Tensor) -> Noised:
         """Latents (B, C, h, w) with `noise`, at noise levels (B,) from 0 to `levels` - 1."""
@@ -117,17 +117,26 @@ class ContinuousNoising:
         return (sigma * self.data).square() / (sigma**2 + self.data**2)
 
 
+def _schedule(config: Mapping[str, Any]) -> DDPMScheduler:
+    try:
+        return DDPMScheduler.from_config(dict(config))
+    except NotImplementedError:
+        raise Unsupported(
+            f"the scheduler {config['_class_name']} has beta_schedule "
+            f"{shown(config.get('beta_schedule'))}, which diffusers' DDPMScheduler has not, so "
+            "noise cannot be added by it. Write its betas into trained_betas in "
+            "scheduler/scheduler_config.json."
+        ) from None
+
+
 def noising(config: Mapping[str, Any]) -> Noising | ContinuousNoising:
     """The noise that a scheduler's config states; `Unsupported` for a kind that is unknown."""
     # diffusers forgets values that this lists, and takes the defaults of the other class instead
     config = {key: value for key, value in config.items() if key != "_use_default_values"}
     name, kind = config["_class_name"], config.get("prediction_type", "epsilon")
-    if name in EDM and kind in ("epsilon", "v_prediction"):
-        scheduler = getattr(diffusers, name).from_config(dict(config))
-        scheduler.set_timesteps(scheduler.config.num_train_timesteps)
-        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].flip(0).float()
-        sign = 1 if kind == "epsilon" else -1
-        return ContinuousNoising(sigmas, scheduler.config.sigma_data, sign)
+    is_continuous = config.get("timestep_type") == "continuous" and kind == "v_prediction"
+    if is_continuous or (name in EDM and kind in ("epsilon", "v_prediction")):
+        return _continuous(config)
     if name in EDM or kind not in KINDS:
         known = KINDS[:2] if name in EDM else KINDS
         raise Unsupported(
@@ -146,10 +155,16 @@ def noising(config: Mapping[str, Any]) -> Noising | ContinuousNoising:
             f"{shown(config.get('use_flow_sigmas'))}: flow_prediction and use_flow_sigmas go "
             "together. Set both in scheduler/scheduler_config.json, or neither."
         )
-    if config.get("timestep_type") == "continuous" and kind == "v_prediction":
-        a = DDPMScheduler.from_config(dict(config)).alphas_cumprod.clamp(min=LEAST_ALPHA)
-        return ContinuousNoising(((1 - a) / a).sqrt(), 1.0, -1)
     return Noising(config)
+
+
+def _continuous(config: Mapping[str, Any]) -> ContinuousNoising:
+    """The noise of an EDM scheduler, and of an Euler scheduler with continuous times."""
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(dict(config))
+    scheduler.set_timesteps(scheduler.config.num_train_timesteps)
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)].flip(0).float()
+    sign = 1 if scheduler.config.prediction_type == "epsilon" else -1
+    return ContinuousNoising(sigmas, scheduler.config.get("sigma_data", 1.0), sign)
 
 
 def of_model(model: str) -> Noising | ContinuousNoising:

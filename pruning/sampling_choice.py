@@ -179,13 +179,17 @@ def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
                 f"{', '.join(known)}."
             )
         _check_option(key, value, parameters[key].default)
-    if lost := [key for key in TRAINED if own.get(key) and key not in parameters]:
+    trained = [key for key in TRAINED if own.get(key) not in (None, False, "discrete")]
+    if lost := [key for key in trained if key not in parameters]:
         raise BadInput(
             f"[sampling] scheduler {name} cannot have the model's {', '.join(lost)}, which it was "
             f"trained with. Choose another one, or leave it out for {own['_class_name']}."
         )
+    # diffusers takes the other class's defaults for what a file leaves out; not for the training's
+    left_out = [key for key in own.get("_use_default_values", ()) if key not in TRAINED]
+    config = {**own, "_use_default_values": left_out}
     try:
-        return cls.from_config(dict(own), **sampling.scheduler_options)
+        return cls.from_config(config, **sampling.scheduler_options)
     except (ArithmeticError, ImportError, RuntimeError, TypeError, ValueError) as e:
         raise BadInput(f"[sampling] {name} does not take its options: {reason(e)}") from None
 

@@ -30,7 +30,7 @@ SCHEDULERS = (  # of diffusers, that Stable Diffusion's pipelines take; nothing 
 )  # fmt: skip
 TRAINED = (  # what a scheduler's config says of the training, which sampling cannot change
     "beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type",
-    "rescale_betas_zero_snr", "sigma_data", "trained_betas", "use_flow_sigmas",
+    "rescale_betas_zero_snr", "sigma_data", "timestep_type", "trained_betas", "use_flow_sigmas",
 )  # fmt: skip
 
 

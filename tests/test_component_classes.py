@@ -187,14 +187,3 @@ def test_a_vae_without_a_distribution_draws(tiny_vae_folder: Path) -> None:
         models.need_whole_chain(str(tiny_vae_folder), stage)
     pipe = models.load_pipeline(str(tiny_vae_folder))
     assert pipe("a red circle", num_inference_steps=1, output_type="np").images.shape[0] == 1
-
-
-@pytest.mark.parametrize("stage", ["compress", "export", "verify"])
-def test_guidance_that_is_an_input_is_refused_before_an_export(
-    small_folder: Path, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "unet_config", lambda _: {"time_cond_proj_dim": 8})
-    with pytest.raises(Unsupported, match=r"unet/config\.json: time_cond_proj_dim is 8"):
-        models.need_whole_chain(str(small_folder), stage)
-    for earlier in ("cache", "distill", "generate", "eval"):
-        models.need_whole_chain(str(small_folder), earlier)

@@ -4,17 +4,21 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import small_sd15
@@ -27,6 +31,7 @@ from laptop.export import parity
 from laptop.export.artifacts import export_model
 from laptop.export.settings import ExportConfig
 from laptop.files import read_json, write_json
+from laptop.generate import generate
 from laptop.pruning import calibration, sampling_choice
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
@@ -81,6 +86,12 @@ def unet_calls(pipe: Any) -> Iterator[list[dict[str, Any]]]:
     hook = pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
     yield calls
     hook.remove()
+
+
+def drawn(place: str, path: Path, *, steps: int | None, guidance: float | None) -> Any:
+    """The pixels that `laptop generate` writes, as integers (H, W, 3)."""
+    generate(place, PROMPTS[0], path, steps=steps, guidance=guidance, seed=0)
+    return np.asarray(Image.open(path), np.int32)
 
 
 CASES = [("turbo", TURBO, {"num_inference_steps": 1, "guidance_scale": 0.0}),
@@ -146,6 +157,9 @@ def test_artifacts_are_of_one_row_and_draw_as_the_model_does(
     assert image_sampling({"a": out}, None, None, None) == ImageSampling(steps, False)
     both = image_sampling({"a": [out, model]}, config, None, None)
     assert (both.steps, both.guidance) == (steps, False)
+    guidance = choose_sampling(model, config).guidance
+    own = drawn(model, tmp_path / "own.png", steps=steps, guidance=guidance)
+    assert np.abs(own - drawn(str(out), tmp_path / "a.png", steps=None, guidance=None)).max() <= 2
 
 
 @pytest.mark.parametrize(("name", "config", "arguments"), CASES)
@@ -203,6 +217,27 @@ def test_a_scheduler_is_replaced_on_the_models_noise_schedule(turbo) -> None:
     with unet_calls(pipe) as calls:
         pipe(PROMPTS[:1], **chosen.arguments, output_type="latent")
     assert [c["timestep"] for c in calls] == [999, 749, 499, 249], "as DMD2 was trained"
+
+
+@pytest.mark.parametrize("other", ["LCMScheduler", "TCDScheduler", "HeunDiscreteScheduler"])
+def test_a_scheduler_in_place_keeps_betas_that_the_models_file_leaves_out(other, tmp_path) -> None:
+    """Old files leave out what was the default of the scheduler that they name."""
+    write_json(tmp_path / "scheduler_config.json", {"_class_name": "DDIMScheduler"})
+    own = DDIMScheduler.from_pretrained(tmp_path)
+    config = {"_class_name": "DDIMScheduler", **own.config}
+    made = sampling_choice.make_scheduler(config, Sampling(4, scheduler=other))
+    assert torch.allclose(made.alphas_cumprod, own.alphas_cumprod)
+    spacing = type(made)().config.timestep_spacing
+    assert made.config.timestep_spacing == spacing, "as diffusers' from_config, for the rest"
+
+
+def test_a_scheduler_without_continuous_times_cannot_replace_one_with_them() -> None:
+    own = EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+    config = {"_class_name": "EulerDiscreteScheduler", **own.config}
+    with pytest.raises(BadInput, match="cannot have the model's timestep_type"):
+        sampling_choice.make_scheduler(config, Sampling(4, scheduler="DDIMScheduler"))
+    with pytest.raises(BadInput, match="timestep_type, which says what the model was trained"):
+        SamplingConfig(scheduler_options={"timestep_type": "discrete"})
 
 
 @pytest.mark.parametrize(

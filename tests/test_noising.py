@@ -11,6 +11,7 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
 )
 
@@ -100,7 +101,11 @@ CONTINUOUS = {
     "euler": EulerDiscreteScheduler(
         prediction_type="v_prediction", timestep_type="continuous", beta_schedule="scaled_linear"
     ),
-}
+    "euler of its own sigmas": EulerDiscreteScheduler(
+        prediction_type="v_prediction", timestep_type="continuous", beta_schedule="scaled_linear",
+        use_karras_sigmas=True, sigma_min=0.01, sigma_max=80.0,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -160,6 +165,7 @@ def test_betas_that_are_the_defaults_of_the_models_scheduler_are_not_those_of_an
          "'sample'; known are epsilon, v_prediction"),
         (config("flow_prediction"), "flow_prediction and use_flow_sigmas go together"),
         (stated(DPMSolverMultistepScheduler(use_flow_sigmas=True)), "go together"),
+        (stated(HeunDiscreteScheduler(beta_schedule="exp")), "beta_schedule 'exp', which"),
         (stated(FlowMatchEulerDiscreteScheduler()), "FlowMatchEulerDiscreteScheduler adds noise"),
     ],
 )  # fmt: skip

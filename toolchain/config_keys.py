@@ -101,7 +101,7 @@ TABLE: dict[str, dict[str, Rule]] = {
         "resnet_skip_time_act": NETWORK,
         "reverse_transformer_layers_per_block": NETWORK,
         "time_cond_proj_dim": Honoured(
-            "embedded guidance: calibration and distill; export refuses"
+            "embedded guidance: drawing, distill, an input of exported graphs"
         ),
         "time_embedding_act_fn": NETWORK,
         "timestep_post_act": NETWORK,

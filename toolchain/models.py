@@ -27,8 +27,13 @@ SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
 TASKS = component_classes.TASKS
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
-EXPORTING = ("compress", "export", "verify")
-ENCODING = ("cache", "distill", *EXPORTING)  # stages that need what a VAE's encoder gives
+ENCODING = (
+    "cache",
+    "distill",
+    "compress",
+    "export",
+    "verify",
+)  # stages that need what a VAE's encoder gives
 WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
 
 
@@ -159,12 +164,6 @@ def need_whole_chain(model: str, what: str) -> None:
             f"{model}: its VAE is an {vae_class(model)}, which encodes to no distribution; {what} "
             "takes an AutoencoderKL. Put the VAE of the base model into vae/ and model_index.json. "
             "`laptop score`, `plan`, `prune`, `generate` and `eval` take it."
-        )
-    if what in EXPORTING and (width := unet_config(model).get("time_cond_proj_dim")) is not None:
-        raise Unsupported(
-            f"{model}: unet/config.json: time_cond_proj_dim is {shown(width)}: the guidance is an "
-            f"input of the U-Net, which no exported graph has in this version, so {what} cannot "
-            "take it. The stages before it do: score, plan, prune, cache, distill, generate."
         )
 
 

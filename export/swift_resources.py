@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from laptop import models
+from laptop import models, run
 from laptop.export.mil_program import read_spec, spec_path
 
 FOLDER = "Resources"
@@ -39,7 +39,16 @@ FP32, INT32, STRING, BOOL = 11, 23, 2, 1  # MILSpec.DataType
 
 
 def write(model: str, folder: Path) -> None:
-    """Make `Resources` from the packages in `folder` and the tokenizer of `model`."""
+    """Make `Resources` from the packages in `folder` and the tokenizer of `model`.
+
+    Says so and makes none for a U-Net that takes the guidance scale, which the runner lacks.
+    """
+    if models.unet_config(model).get("time_cond_proj_dim") is not None:
+        run.say(
+            f"export: {FOLDER} is left out, because Apple's Swift runner does not pass the U-Net "
+            "its guidance (timestep_cond). The packages are whole."
+        )
+        return
     out = folder / FOLDER
     out.mkdir()
     is_xl = (folder / "text_encoder_2.mlpackage").exists()

@@ -27,7 +27,7 @@ from laptop.benchmarks import quality
 from laptop.benchmarks.image_sampling import ImageSampling, image_sampling
 from laptop.distill.encoding import DataConfig
 from laptop.errors import BadInput
-from laptop.export import parity
+from laptop.export import parity, swift_resources
 from laptop.export.artifacts import export_model
 from laptop.export.settings import ExportConfig
 from laptop.files import read_json, write_json
@@ -307,7 +307,9 @@ def test_folders_that_disagree_are_refused_and_flags_decide(turbo, tmp_path) -> 
     with pytest.raises(BadInput, match="draw with different steps"):
         image_sampling({"a": names[0], "b": names[1]}, None, None, None)
     (tmp_path / "one" / FILE).write_text(json.dumps({"schema": SCHEMA, "steps": "x" * 999}))
-    with pytest.raises(BadInput, match=r"laptop_sampling.json: steps is 'x{200}…', of the wrong"):
+    with pytest.raises(
+        BadInput, match=r"laptop_sampling.json: .sampling. steps is 'x{200}…'; it must"
+    ):
         choose_sampling(names[0])
 
 
@@ -335,3 +337,11 @@ def test_default_guidance_is_that_of_diffusers_pipelines() -> None:
 
 def test_a_sampling_without_settings_is_the_pipelines_own() -> None:
     assert Sampling(3).arguments == {"num_inference_steps": 3}
+
+
+def test_apples_runner_is_not_given_a_unet_that_takes_the_guidance_scale(
+    lcm, tmp_path, capsys
+) -> None:
+    swift_resources.write(lcm, tmp_path)
+    assert not (tmp_path / "Resources").exists()
+    assert "Swift runner does not pass the U-Net its guidance" in capsys.readouterr().err

@@ -11,6 +11,7 @@ each different caption. The metadata hold the samples' ids and what was skipped.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from laptop.description import pooled_width, text_width
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
-from laptop.files import exists, inside, open_file, sha256, shown
+from laptop.files import exists, inside, open_file, reason, sha256, shown
 from laptop.records import checked, read_record
 
 SCHEMA = "laptop.cache/1"
@@ -83,9 +84,13 @@ class Cache:
     def __init__(self, folder: Path):
         self.info = _info(folder)
         self._empty = _open(folder / EMPTY).tensors
-        self._shards = [
-            _open(inside(folder, name, str(folder / INFO))) for name in self.info["shards"]
-        ]
+        if "states" not in self._empty:
+            raise BadInput(f"{folder / EMPTY} holds no states. {AGAIN}")
+        shards = [inside(folder, name, str(folder / INFO)) for name in self.info["shards"]]
+        self._shards = [_open(path) for path in shards]
+        channels = self.info["widths"].get("latents")
+        for path, shard in zip(shards, self._shards, strict=True):
+            _check_shard(shard, self._empty, channels, str(path))
         self._sizes: list[Size] = [(b["height"], b["width"]) for b in self.info["buckets"]]
         places = [
             (shard, size, row)
@@ -147,22 +152,67 @@ def _info(folder: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> _Shard:
+    ids = metadata(path)["ids"]
     try:
-        open_file(path).close()  # a pipe would never end
         tensors = {k: v.numpy() for k, v in load_file(path).items()}
-        ids = metadata(path)["ids"]
-        for name, some in ids.items():
-            if len(tensors[f"latents.{name}"]) != len(some):
-                raise ValueError(f"another number of latents than of ids at {name}")
-        return _Shard(tensors, ids)
-    except (BadInput, OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise BadInput(f"{path} cannot be read ({e}). Make the cache anew.") from None
+    except (OSError, SafetensorError, TypeError) as e:  # TypeError: a precision that numpy lacks
+        raise BadInput(f"{path} cannot be read ({reason(e)}). {AGAIN}") from None
+    return _Shard(tensors, ids)
+
+
+def _check_shard(
+    shard: _Shard, empty: Mapping[str, Array], channels: int | None, where: str
+) -> None:
+    """Raise `BadInput` unless the tensors of a shard have the shapes that its ids ask for."""
+    states, pooled = shard.tensors.get("states"), shard.tensors.get("pooled")
+    rows = 0 if states is None else len(states)
+    for key in ("states", "pooled"):
+        needed = (rows, *empty[key].shape[1:]) if key in empty else None
+        if shard.ids:
+            _need_shape(shard.tensors.get(key), needed, "f", f"{where}: {key}")
+    for name, ids in shard.ids.items():
+        height, width = _size(name, where)
+        captions = shard.tensors.get(f"caption.{name}")
+        for key, needed, kind in (
+            ("latents", (len(ids), channels, height, width), "f"),
+            ("caption", (len(ids),), "i"),
+            ("time_ids", (len(ids), 6) if pooled is not None else None, "f"),
+        ):
+            _need_shape(shard.tensors.get(f"{key}.{name}"), needed, kind, f"{where}: {key}.{name}")
+        at = np.zeros(0) if captions is None else captions.astype(np.int64)
+        if not ((at >= 0) & (at < rows)).all():
+            raise BadInput(f"{where}: caption.{name} has rows that states lacks. {AGAIN}")
+
+
+def _size(name: str, where: str) -> Size:
+    if not (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", name)):
+        raise BadInput(f"{where}: {shown(name)} is no size of latents, such as 64x64. {AGAIN}")
+    return int(match[1]), int(match[2])
+
+
+def _need_shape(
+    tensor: Array | None, shape: tuple[int | None, ...] | None, kind: str, where: str
+) -> None:
+    """Raise unless a tensor has the shape and kind ("f": floats, "i": whole numbers) needed."""
+    if shape is None:
+        return
+    if tensor is None:
+        raise BadInput(f"{where} is missing. {AGAIN}")
+    if tensor.shape != shape or tensor.dtype.kind != kind:
+        raise BadInput(
+            f"{where} is {tensor.dtype} {[*tensor.shape]}; needed are "
+            f"{'floats' if kind == 'f' else 'whole numbers'} {[*shape]}. {AGAIN}"
+        )
 
 
 def metadata(path: Path) -> dict[str, Any]:
     """What a shard says of itself: `ids` by size, and `skipped`, pairs of id and reason."""
-    with safe_open(path, framework="np") as file:
-        content = json.loads((file.metadata() or {}).get("laptop", "null"))
+    open_file(path).close()  # a pipe would never end
+    try:
+        with safe_open(path, framework="np") as file:
+            content = json.loads((file.metadata() or {}).get("laptop", "null"))
+    except (OSError, SafetensorError, ValueError, RecursionError) as e:
+        raise BadInput(f"{path} cannot be read ({reason(e)}). {AGAIN}") from None
     return {**checked(content, Metadata, str(path), AGAIN)}
 
 

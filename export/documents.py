@@ -59,6 +59,31 @@ class ExportedFacts(TypedDict):
     params: int | None
 
 
+class PlannedTensor(TypedDict):
+    """An input or output in plan.json of a TensorRT artifact; -1: a side that is dynamic."""
+
+    dtype: Name
+    shape: list[Annotated[int, Range(-1, 2**31 - 1)]]
+
+
+class PlannedBuild(TypedDict):
+    """What a TensorRT engine is built from."""
+
+    precision: Name
+    inputs: dict[str, PlannedTensor]
+    outputs: dict[str, PlannedTensor]
+    profile: dict[str, tuple[list[Side], list[Side], list[Side]]]
+    optimization_level: NotRequired[Annotated[int, Range(0, 5)] | None]
+    workspace_mib: NotRequired[Annotated[int, Range(1, 1 << 30)] | None]
+
+
+class TensorrtPlan(TypedDict):
+    """The plan beside an ONNX file for TensorRT."""
+
+    plan: PlannedBuild
+    operators: dict[str, list[str]]
+
+
 class ParityRow(TypedDict):
     """How near one artifact is."""
 

@@ -24,11 +24,13 @@ import torch
 from laptop import files
 from laptop.errors import BadInput, Unsupported
 from laptop.export import operators, runtimes, to_onnx, trtexec
+from laptop.export.documents import TensorrtPlan
 from laptop.export.job import Job
 from laptop.export.runtimes import Runner
 from laptop.export.settings import TensorrtConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.trtexec import BuildPlan, Shape, Version
+from laptop.records import read_record
 
 SCHEMA = "laptop.engine-plan/1"
 PLAN = "engine.json"
@@ -85,19 +87,30 @@ def checked(_precision: str) -> str | None:
 
 def read_plan(artifact: Path) -> tuple[BuildPlan, dict[str, list[str]]]:
     """The plan beside an exported graph, and what each generation does not take of the graph."""
-    content = files.read_json(artifact.with_name(PLAN), SCHEMA)
-    fields = content["plan"]
-    for name in ("inputs", "outputs"):
-        fields[name] = {
-            k: trtexec.Tensor(v["dtype"], tuple(v["shape"])) for k, v in fields[name].items()
-        }
-    fields["profile"] = {k: tuple(map(tuple, v)) for k, v in fields["profile"].items()}
-    return BuildPlan(**fields), content["operators"]
+    path = artifact.with_name(PLAN)
+    content = read_record(path, TensorrtPlan, SCHEMA, "Export again with --overwrite.")
+    plan = content["plan"]
+    inputs, outputs = (
+        {k: trtexec.Tensor(v["dtype"], tuple(v["shape"])) for k, v in tensors.items()}
+        for tensors in (plan["inputs"], plan["outputs"])
+    )
+    profile = {
+        k: (tuple(least), tuple(best), tuple(most))
+        for k, (least, best, most) in plan["profile"].items()
+    }
+    level, workspace = plan.get("optimization_level"), plan.get("workspace_mib")
+    build = BuildPlan(plan["precision"], inputs, outputs, profile, level, workspace)
+    return build, content["operators"]
 
 
 def check_graph(artifact: Path, version: Version) -> None:
     """Raise `Unsupported` where this version takes no such graph, naming the operators."""
-    found = read_plan(artifact)[1][str(operators.generation(version.major))]
+    of_versions, generation = read_plan(artifact)[1], str(operators.generation(version.major))
+    if generation not in of_versions:
+        raise BadInput(
+            f"{artifact.with_name(PLAN)} says nothing of TensorRT {generation}. Export again."
+        )
+    found = of_versions[generation]
     if found:
         raise Unsupported(
             f"{artifact}: TensorRT {version} does not take {'; '.join(found)}. Export with static "

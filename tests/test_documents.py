@@ -1,0 +1,163 @@
+"""Any value of any file of a run or of an export may be wrong: what comes out is a message."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import helper
+from test_report import write_run
+
+from laptop.benchmarks import compare, gate_files, latency_section, report
+from laptop.benchmarks.metering import Facts
+from laptop.benchmarks.subjects import IMAGE, workloads
+from laptop.errors import BadInput, LaptopError
+from laptop.export import artifacts, parity
+
+MISSING = object()
+WRONG = (
+    MISSING, None, True, -1, 0, 2.5, 1e300, 10**400, float("nan"), float("inf"), "", "x", "../x",
+    "y" * 5000, [], [1], {}, {"a": 1},
+)  # fmt: skip
+FLOATS = onnx.TensorProto.FLOAT
+GRAPH = helper.make_model(
+    helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", FLOATS, [1])],
+        [helper.make_tensor_value_info("y", FLOATS, [1])],
+    )
+)
+LONGEST = 1500  # characters of a message
+COMPONENTS = {
+    "text_encoder": {"input_ids": [1, 16]},
+    "unet": {"sample": [2, 4, 8, 8], "timestep": [], "encoder_hidden_states": [2, 16, 128]},
+    "vae_decoder": {"latent_sample": [1, 4, 8, 8]},
+}
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all values in a document; of a list's, only those in the first item."""
+    keys = list(value) if isinstance(value, dict) else range(min(len(value), 1))
+    for key in keys:
+        yield (*at, key)
+        if isinstance(value[key], dict | list):
+            yield from places(value[key], (*at, key))
+
+
+def damaged(document: Any, every: int) -> Iterator[Any]:
+    """Copies of a document with one value wrong or missing: each `every`-th of all."""
+    cases = [(at, wrong) for at in places(document) for wrong in WRONG]
+    for at, wrong in cases[::every]:
+        copied = copy.deepcopy(document)
+        place = copied
+        for key in at[:-1]:
+            place = place[key]
+        if wrong is MISSING:
+            del place[at[-1]]
+        else:
+            place[at[-1]] = wrong
+        yield copied
+
+
+def try_all(path: Path, read: Callable[[], object], every: int = 1) -> int:
+    """Read a file with each damage, then mend it; how many damages were refused."""
+    whole, messages = path.read_bytes(), []
+    for document in damaged(json.loads(whole), every):
+        path.write_text(json.dumps(document))
+        try:
+            read()
+        except LaptopError as e:
+            messages.append(str(e))
+    path.write_bytes(whole)
+    read()
+    assert all(len(message) < LONGEST for message in messages)
+    return len(messages)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with every file; of its report, only the text is made."""
+    for name in ("score_chart", "loss_curves", "image_grid"):
+        monkeypatch.setattr(report.figures, name, lambda *_: None)
+    monkeypatch.setattr(latency_section, "bar_chart", lambda *_: None)
+    write_run(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        ("plan.json", 5),
+        ("laptop.json", 11),
+        ("score/scores.json", 3),
+        ("parity/report.json", 5),
+        ("bench/local.json", 13),
+        ("eval/eval.json", 7),
+        ("model/model_index.json", 1),
+    ],
+)
+def test_a_report_of_a_damaged_run_is_a_message(run: Path, name: str, every: int) -> None:
+    assert try_all(run / name, lambda: report._parts(report.read_run(run)), every) > 0
+
+
+def test_a_comparison_with_a_damaged_result_is_a_message(run: Path, tmp_path: Path) -> None:
+    for name in ("plan.json", "bench/local.json", "eval/eval.json"):
+        (tmp_path / "base.json").write_bytes((run / name).read_bytes())
+
+        def read(name: str = name) -> None:
+            changes, _ = compare.compare(tmp_path / "base.json", run / name)
+            for form in (gate_files.junit, gate_files.markdown, gate_files.benchmark):
+                form(changes)
+
+        try_all(run / name, read, 7)
+
+
+def write_artifacts(folder: Path) -> Path:
+    rows = [
+        {"target": "onnx", "component": part, "file": f"onnx/{part}/model.onnx", "bytes": 1,
+         "sha256": "0", "precision": "fp32", "chunks": [], "shapes": shapes, "params": 9}
+        for part, shapes in COMPONENTS.items()
+    ]  # fmt: skip
+    for row in rows:
+        path = folder / row["file"]
+        path.parent.mkdir(parents=True)
+        onnx.save(GRAPH, path)
+    failed = [{"target": "ort", "precision": "fp32", "component": "unet", "error": "no"}]
+    sampling = {"steps": 3, "guidance": 5.0}
+    head = {"schema": artifacts.SCHEMA, "resolution": 64, "pixels_per_latent": 8}
+    content = head | {"sampling": sampling, "artifacts": rows, "left_out": [], "failed": failed}
+    (folder / artifacts.LIST).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_damaged_list_of_artifacts_is_a_message(tmp_path: Path) -> None:
+    folder = write_artifacts(tmp_path)
+    facts = Facts("board", "Linux", {"onnxruntime": "1.0"})
+
+    def read() -> None:
+        artifacts.failures(folder)
+        artifacts.picture_size(folder)
+        timed = workloads({"model": str(folder)}, IMAGE, facts)
+        assert [w.resolution for w in timed]
+
+    assert try_all(folder / artifacts.LIST, read) > 100
+
+
+def test_a_damaged_parity_report_is_a_message(run: Path) -> None:
+    def read() -> None:
+        parity.check(parity.read_report(run / "parity"))
+
+    assert try_all(run / "parity" / "report.json", read) > 10
+
+
+def test_a_message_names_file_and_key(run: Path) -> None:
+    path = run / "bench" / "local.json"
+    bench = json.loads(path.read_text())
+    bench["results"][1]["latency_ms"]["p50"] = None
+    path.write_text(json.dumps(bench))
+    with pytest.raises(BadInput, match=r"local\.json: results\[1\]\.latency_ms\.p50 is None"):
+        report.write_report(run)

@@ -247,7 +247,7 @@ def test_compress_checks_the_limit_before_it_starts(tiny_folder, scored, tmp_pat
         (["--max-latency-ms", 3], "pass --latency-table T"),
         (
             ["--granularity", "coarse", "--max-latency-ms", 3, "--latency-table", table],
-            "with granularity fine",
+            "with granularity 'fine'",
         ),
     ]:
         result = run("compress", "--model", tiny_folder, *options, "-o", out)

@@ -94,7 +94,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     shards = sorted((folder / "unet").glob("*.safetensors"))
     models.locate(str(folder))
     shards[1].unlink()
-    with pytest.raises(BadInput, match=rf"1 are missing: {shards[1].name}"):
+    with pytest.raises(BadInput, match=rf"{shards[1].name}.*missing"):
         models.locate(str(folder))
 
 

@@ -83,11 +83,13 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     Raises `BadInput` for one that was damaged.
     """
     try:
+        reader = Reader(path)
+        reader.read_metadata()  # torch would print the traceback of what this raises
         with _as_expected():
             state_dict_loader.load(
                 tensors,
                 checkpoint_id=path,
-                storage_reader=Reader(path),
+                storage_reader=reader,
                 planner=Planner(),
                 no_dist=not dist.is_initialized(),
             )

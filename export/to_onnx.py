@@ -40,6 +40,7 @@ from laptop.export.onnx_weights import MODEL
 from laptop.export.runtimes import Runner
 from laptop.export.targets import CALIBRATED, VERIFIED
 from laptop.files import copy_folder, files_in, read_json, reason, shown
+from laptop.foreign_code import check_component
 from laptop.run import say
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
@@ -210,6 +211,7 @@ def _check_pipeline(folder: Path) -> None:
     for name in LOADED:
         if name in index:
             check_entry(name, index[name], pipeline, str(folder))
+    check_component(folder)
     for file in files_in(folder):
         if file.suffix == ".onnx":
             onnx_checks.read_graph(file)

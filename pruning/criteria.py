@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from laptop import models, processes
 from laptop.errors import BadInput
-from laptop.files import files_in, reason
+from laptop.files import reason
+from laptop.foreign_code import check_component
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk
@@ -38,6 +39,7 @@ from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, removed
 
+CLIP_FILES: Any = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"]}  # of a Hub id
 NOTHING: frozenset[str] = frozenset()
 OF_TASK = ("task-loss", "taylor")  # they need the targets of training
 PER_ROW = ("output-loss", "task-loss", "block-influence")
@@ -312,14 +314,15 @@ def _sampled(subject: Subject, kind: str) -> Tensor:
 
 def _clip(source: str) -> tuple[Any, Any]:
     """A CLIP model and what prepares its inputs; `BadInput` where it has no safetensors."""
+    from huggingface_hub import snapshot_download
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
-    if Path(source).is_dir():
-        files_in(Path(source))  # refuses links that leave it
     try:  # by their own classes: an automatic one could run code of the folder
-        clip = CLIPModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
-        pictures = CLIPImageProcessor.from_pretrained(source)
-        tokenizer = CLIPTokenizerFast.from_pretrained(source)
+        folder = source if Path(source).is_dir() else snapshot_download(source, **CLIP_FILES)
+        check_component(Path(folder))
+        clip = CLIPModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        pictures = CLIPImageProcessor.from_pretrained(folder)
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as e:
         raise BadInput(
             f"clip_model {source} cannot be loaded ({reason(e)}). Needed is a CLIP model of "

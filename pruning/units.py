@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from laptop import models
 from laptop.description import input_shapes
 from laptop.errors import BadInput, Unsupported
+from laptop.files import shown
 
 ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
 GRANULARITIES = ("coarse", "fine", "sublayer")
@@ -205,7 +206,7 @@ def check_names(unet: nn.Module, names: Sequence[str], what: str) -> None:
     if missing:
         raise BadInput(
             f"{what} was made for another model: {len(missing)} of its {len(names)} layers do not "
-            f"exist here, such as {missing[0]}. Make the plan from this model's own scores."
+            f"exist here, such as {shown(missing[0])}. Make the plan from this model's own scores."
         )
 
 

@@ -129,7 +129,6 @@ def test_every_listed_class_exists() -> None:
         ("vae/config.json", {}),
         ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}),
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}),
-        ("text_encoder/config.json", {"auto_map": {"AutoModel": "code.Model"}}),
     ],
 )
 def test_a_component_whose_config_is_of_another_class_is_refused(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from laptop import files, model_checks, run
+from laptop import files, foreign_code, model_checks, run
 from laptop.benchmarks import page, text
 from laptop.distill.checkpoint_metadata import PlainUnpickler, Planner
 from laptop.errors import BadInput, LaptopError, OutputExists, Unsupported
@@ -97,14 +97,60 @@ def test_a_write_replaces_a_link_and_never_follows_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, "evil.bin", "gone.safetensors"])
-def test_a_list_of_shards_names_safetensors_in_its_folder(tmp_path: Path, name: Any) -> None:
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_a_list_of_shards_names_safetensors_in_its_folder(
+    tmp_path: Path, name: Any, variant: str
+) -> None:
     (tmp_path / "evil.bin").write_bytes(b"")
-    shards = tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json"
+    shards = tmp_path / f"unet/diffusion_pytorch_model.safetensors.index{variant}.json"
     shards.parent.mkdir()
     (shards.parent / "evil.bin").write_bytes(b"")
     shards.write_text(json.dumps({"weight_map": {"w": name}}))
-    with pytest.raises(BadInput, match=r"index\.json"):
+    with pytest.raises(BadInput, match=r"index.*json"):
         model_checks.check_files(tmp_path)
+
+
+def component(folder: Path, **config: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers", "stable_diffusion"])
+def test_a_module_named_as_a_component_s_library_is_refused(tmp_path: Path, library: str) -> None:
+    folder = component(tmp_path / "vae")
+    (folder / f"{library}.py").write_text("")
+    with pytest.raises(Unsupported, match="runs no code"):
+        foreign_code.check_component(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"auto_map": {"AutoModel": "code.Model"}},
+        {"_attn_implementation": "owner/kernel"},
+        {"attn_implementation": {"text_config": "owner/kernel"}},
+        {"text_config": {"_attn_implementation": "flash_attention_2"}},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"vocab_file": "/etc/passwd"},
+        {"merges_file": "merges.txt"},
+        {"tokenizer_file": ["x"]},
+    ],
+)
+@pytest.mark.parametrize("name", foreign_code.CONFIGS)
+def test_a_config_names_no_code_and_no_files(tmp_path: Path, name: str, config: Any) -> None:
+    folder = component(tmp_path / "text_encoder", _attn_implementation="sdpa", auto_map=None)
+    foreign_code.check_component(folder)
+    (folder / name).write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match=r"(auto_map|implementation|_config|_file) is"):
+        foreign_code.check_component(folder)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = component(tmp_path / "text_encoder")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
+    with pytest.raises(Unsupported, match="Fuse the adapter"):
+        foreign_code.check_component(folder)
 
 
 # --------------------------------------------------------------------------------- artifacts

@@ -166,11 +166,6 @@ def check_agreement(index: Mapping[str, Any], configs: Configs, where: str) -> N
         config = configs(path) if path else None
         if config is None:
             continue
-        if "auto_map" in config:
-            raise Unsupported(
-                f"{where}: {path} has auto_map, code from elsewhere, which laptop never runs. "
-                "Remove the key if the component does without."
-            )
         stated = config.get("_class_name")
         if stated is None and isinstance(config.get("architectures"), list):
             stated = (config["architectures"] or [None])[0]

@@ -21,6 +21,7 @@ from laptop.config_keys import check_keys
 from laptop.config_values import check_values
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import files_in, inside, read_json, shown
+from laptop.foreign_code import check_component, check_config
 from laptop.stored_weights import header
 
 
@@ -33,6 +34,7 @@ def check_folder(folder: Path) -> None:
     for name in components(index):
         if not (folder / name).is_dir():
             raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
+        check_component(folder / name)
 
     def config(name: str) -> dict[str, Any] | None:
         return read_json(folder / name) if (folder / name).is_file() else None
@@ -49,6 +51,8 @@ def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> Non
     """
     check_agreement(index, configs, where)
     present = components(index)
+    for path in filter(None, map(config_file, present)):
+        check_config(configs(path) or {}, f"{where}: {path}")
     settings = {key: value for key, value in index.items() if key not in CLASSES}
     check_keys(index["_class_name"], settings, f"{where}: model_index.json")
     for name in ("unet", "vae", "scheduler"):
@@ -78,7 +82,7 @@ def check_files(folder: Path) -> None:
     for file in files_in(folder):
         if file.suffix == ".safetensors":
             header(file)
-        elif file.name.endswith(".safetensors.index.json"):
+        elif ".safetensors.index." in file.name and file.suffix == ".json":  # of variants, too
             _check_shards(file)
 
 

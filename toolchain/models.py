@@ -27,6 +27,10 @@ SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
 TASKS = component_classes.TASKS
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
+UNLOADABLE = (  # what diffusers and transformers raise for foreign values in configs
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
+    RuntimeError,  # also for tensors of a wrong shape, and RecursionError
+)
 ENCODING = (
     "cache",
     "distill",
@@ -223,8 +227,8 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
     cls = _unet_class(unet_config(model))
     try:
         unet = cls.from_pretrained(folder(model), subfolder="unet", **kwargs)
-    except OSError as e:
-        raise BadInput(f"the U-Net of {model} cannot be loaded: {e}") from None
+    except UNLOADABLE as e:
+        raise BadInput(f"the U-Net of {model} cannot be loaded ({reason(e)}).") from None
     stored_weights.check_finite({"unet": unet}, model)
     return unet.eval()
 
@@ -362,8 +366,11 @@ def load_encoders(
             variant=variant(model),
             **SAFE,
         )
-    except OSError as e:
-        raise BadInput(f"{model} cannot be loaded: {e}") from None
+    except UNLOADABLE as e:
+        raise BadInput(
+            f"{model} cannot be loaded ({reason(e)}). Correct its configs and tokenizers, or fetch "
+            "it again."
+        ) from None
     networks = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
     stored_weights.check_finite(networks, model)
     pipe.set_progress_bar_config(disable=True)

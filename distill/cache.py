@@ -84,8 +84,10 @@ class Cache:
     def __init__(self, folder: Path):
         self.info = _info(folder)
         self._empty = _open(folder / EMPTY).tensors
-        if "states" not in self._empty:
-            raise BadInput(f"{folder / EMPTY} holds no states. {AGAIN}")
+        has_pooled = self.info["widths"].get("pooled text embeddings") is not None
+        for name in ("states", *(["pooled"] if has_pooled else [])):
+            if name not in self._empty:
+                raise BadInput(f"{folder / EMPTY} holds no {name}. {AGAIN}")
         shards = [inside(folder, name, str(folder / INFO)) for name in self.info["shards"]]
         self._shards = [_open(path) for path in shards]
         channels = self.info["widths"].get("latents")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from laptop import models
 
@@ -64,7 +65,7 @@ def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
             for k in range(len(transformer.transformer_blocks))
         )
         for j, transformer in enumerate(getattr(block, "attentions", None) or [])
-        if transformer is not None
+        if isinstance(transformer, Transformer2DModel)  # not the bare attention of other blocks
     ]
 
 

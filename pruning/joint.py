@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from laptop.files import whole_lines
 from laptop.pruning.prefix import walk
 from laptop.pruning.units import forward_rows
+from laptop.records import read_lines
 
 AT_ONCE = 12  # sets a walk
 Names = frozenset[str]
@@ -36,7 +37,7 @@ class JointLoss:
         self.path, self.known = path, {frozenset[str](): 0.0}
         whole = whole_lines(path) if path.exists() else []
         path.write_text("".join(whole), encoding="utf-8")
-        for names, loss in map(json.loads, whole):
+        for names, loss in read_lines(path, tuple[list[str], float]):
             self.known[frozenset(names)] = loss
 
     def __call__(

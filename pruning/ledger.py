@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from laptop.files import whole_lines
 from laptop.pruning.units import Unit
+from laptop.records import read_lines
 
 Values = NDArray[np.float64]  # (units, rows), NaN where nothing was found
 Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, after what was found
@@ -38,8 +39,8 @@ class Ledger:
         if self.path.exists():
             self.path.write_text("".join(whole_lines(self.path)), encoding="utf-8")
         for path in folder.glob("values-*.jsonl"):
-            for start, name, values in map(json.loads, whole_lines(path)):
-                if name in self.place:
+            for start, name, values in read_lines(path, tuple[int, str, list[float]]):
+                if name in self.place and start in self.batches:
                     self._set(start, name, values)
 
     def todo(self, start: int = 0) -> list[Unit]:

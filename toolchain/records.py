@@ -14,6 +14,7 @@ Keys that a type lacks may be in the file: later versions add some. A whole numb
 bits and a number must be finite, unless their limits say less.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -36,7 +37,7 @@ from typing import (
 
 from laptop.errors import BadInput
 from laptop.fields import WORDS
-from laptop.files import read_json, shown
+from laptop.files import read_json, reason, shown, whole_lines
 
 T = TypeVar("T")
 LARGEST = 2**63  # of whole numbers
@@ -67,6 +68,16 @@ def read_record(path: Path, kind: type[T], schema: str | None = None, remedy: st
     Raises `BadInput` for anything else, naming file, key and value.
     """
     return checked(read_json(path, schema), kind, str(path), remedy)
+
+
+def read_lines(path: Path, kind: type[T]) -> list[T]:
+    """The JSON values in the whole lines of unfinished work, each of which is what `kind` says."""
+    remedy = "The unfinished work is damaged: pass --overwrite to begin again."
+    try:
+        values = [json.loads(line) for line in whole_lines(path)]
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"{path} holds a line that is not JSON ({reason(e)}). {remedy}") from None
+    return [checked(value, kind, f"{path}: [{i}]", remedy) for i, value in enumerate(values)]
 
 
 def checked(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:

@@ -211,12 +211,14 @@ def _try(scheduler: Any, steps: int) -> None:
     import torch
 
     nothing = torch.zeros(1, 1, 8, 8)
+    learns_variance = str(scheduler.config.get("variance_type")).startswith("learned")
+    output = torch.zeros(1, 1 + learns_variance, 8, 8)
     try:
         with torch.random.fork_rng(devices=[]):  # some draw noise in a step
             scheduler.set_timesteps(steps)
             time = scheduler.timesteps[0]
             scheduler.scale_model_input(nothing, time)
-            scheduler.step(nothing, time, nothing)
+            scheduler.step(output, time, nothing)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise BadInput(
             f"{type(scheduler).__name__} does not draw in {steps} steps ({reason(e)}). Change "

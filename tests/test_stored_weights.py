@@ -87,6 +87,19 @@ def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(folder: Path, file: str
         models.locate(str(folder))
 
 
+def test_weights_that_are_a_link_to_nothing_are_refused(folder: Path) -> None:
+    (folder / UNET).unlink()
+    (folder / UNET).symlink_to(folder / "unet" / "gone.safetensors")
+    with pytest.raises(BadInput, match="does not exist"):
+        models.locate(str(folder))
+
+
+def test_a_tokenizer_without_a_length_is_refused(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(BadInput, match="has no model_max_length"):
+        models.load_encoders(str(folder))
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     (folder / UNET).unlink()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
 TASKS = component_classes.TASKS
+MOST_TOKENS = 100_000  # of a prompt; transformers has 1e30 where a tokenizer states none
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
 UNLOADABLE = (  # what diffusers and transformers raise for foreign values in configs
     *(OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
@@ -371,6 +372,12 @@ def load_encoders(
             f"{model} cannot be loaded ({reason(e)}). Correct its configs and tokenizers, or fetch "
             "it again."
         ) from None
+    for name in ("tokenizer", "tokenizer_2"):
+        if getattr(getattr(pipe, name, None), "model_max_length", 0) > MOST_TOKENS:  # it says none
+            raise BadInput(
+                f"{model}: {name}/tokenizer_config.json has no model_max_length. Set it to what "
+                "the text encoder's max_position_embeddings is, such as 77."
+            )
     networks = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
     stored_weights.check_finite(networks, model)
     pipe.set_progress_bar_config(disable=True)

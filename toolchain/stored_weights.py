@@ -78,6 +78,8 @@ def check_weights(folder: Path, part: str, empty: "Callable[[], nn.Module]") -> 
     """
     files = weight_files(folder, part)
     paths = [folder / part / "config.json", *files, *_shard_indices(folder / part)]
+    for path in paths:
+        open_file(path).close()  # or it is refused, such as a link to nothing
     state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
     if state in _checked:
         return

@@ -141,7 +141,7 @@ def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
         ({"targets": ()}, "at least one target"),
         ({"resolution": 100}, "resolution is 100 pixels; needed is a multiple of 8"),
         ({"vae_precision": "bf16"}, "vae_precision 'bf16' is none of onnx's"),
-        ({"components": ("vae",)}, "unknown component 'vae'"),
+        ({"components": ("vae",)}, "components is 'vae'; known are"),
         ({"targets": ("onnx:int3",)}, "onnx:int3: onnx has no 'int3'; choose fp32, fp16"),
         ({"targets": ("onnx", "onnx:fp32")}, "a target is named twice"),
     ],

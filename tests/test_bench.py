@@ -81,18 +81,19 @@ def two_precisions(folder: Path, unet: Path) -> Path:
     """Artifacts in two precisions that run here, and one that does not."""
     onnx_folder(folder, unet)
     shutil.copytree(folder / "onnx", folder / "onnx-int8")
+    shutil.copytree(folder / "onnx" / "unet", folder / "coreml" / "unet.mlpackage")
     rows = [
         {
             "target": target,
             "component": "unet",
-            "file": f"{made}/unet/model.onnx",
+            "file": file,
             "precision": precision,
             "params": 7,
         }
-        for target, made, precision in (
-            ("onnx", "onnx", "fp32"),
-            ("onnx", "onnx-int8", "int8"),
-            ("coreml", "onnx", "fp16"),  # for Apple's systems only
+        for target, file, precision in (
+            ("onnx", "onnx/unet/model.onnx", "fp32"),
+            ("onnx", "onnx-int8/unet/model.onnx", "int8"),
+            ("coreml", "coreml/unet.mlpackage", "fp16"),  # for Apple's systems only
         )
     ]
     listed = {"schema": "laptop.artifacts/1", "resolution": None, "artifacts": rows}

@@ -206,7 +206,7 @@ def test_the_cosine_is_of_the_angle() -> None:
 
 
 def test_the_floor_can_be_raised(copied: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    config = VerifyConfig(steps=1, floor_db=500)
+    config = VerifyConfig(steps=1, floor_db=200.0)
     out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
     with pytest.raises(CheckFailed, match="3 of 3 artifacts differ"):
         parity.check(strictly(out / "report.json"))
@@ -219,7 +219,7 @@ def test_a_file_that_is_cut_off_is_named_before_the_model_is_loaded(
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no model"):
         path.write_bytes(content)
-        with pytest.raises(BadInput, match=r"vae_decoder/model.onnx .* cut off. Export it again"):
+        with pytest.raises(BadInput, match=r"vae_decoder/model.onnx .*cut off.*Export it again"):
             verify(copied, "no/such-model", tmp_path / "parity", VerifyConfig(), PROMPTS)
     assert not (tmp_path / "parity").exists()
 

@@ -84,9 +84,9 @@ def test_the_command_writes_report_and_picture(scores, tmp_path) -> None:
     ("change", "message"),
     [
         (lambda t: t.update(output=t["output"] + 1), "another model: the output"),
-        (lambda t: t.update(output=t["output"] * float("nan")), "another model: the output"),
+        (lambda t: t.update(output=t["output"] * float("nan")), "finite"),
         (lambda t: t.update(sample=t["sample"][:, :3]), "another model: channels"),
-        (lambda t: t.pop("timestep"), "another model: channels"),
+        (lambda t: t.pop("timestep"), "timestep"),
         (lambda t: t.update(sample=t["sample"][:2]), "rows by tensor"),
         (lambda t: t.update({k: v[:0] for k, v in t.items()}), "rows by tensor"),
     ],
@@ -114,7 +114,7 @@ def test_scores_with_values_of_the_wrong_kind_are_broken(scores, tmp_path, key, 
     folder = Path(shutil.copytree(scores, tmp_path / "s"))
     document = json.loads((folder / "scores.json").read_text())
     (folder / "scores.json").write_text(json.dumps(document | {key: value}))
-    with pytest.raises(BadInput, match=f"is broken: see its {key}"):
+    with pytest.raises(BadInput, match=rf"scores.json: {key}\b"):
         make_plan(folder, tmp_path / "p.json", PlanConfig(ratio=0.3))
 
 

@@ -185,7 +185,8 @@ def write_scores(folder: Path, unet: nn.Module, rows: Rows) -> Path:
         "base": {"params": known.params, "macs": known.macs},
     }
     (folder / "scores.json").write_text(json.dumps(scores))
-    calibration.save(folder / "calibration.safetensors", dict(rows.inputs), rows.output)
+    inputs = {name: value.float() for name, value in rows.inputs.items()}
+    calibration.save(folder / "calibration.safetensors", inputs, rows.output)
     return folder
 
 

@@ -31,7 +31,7 @@ from laptop.export.mil_program import Operation, Stored, read, read_spec
 from laptop.export.runtimes import Array, Runner
 from laptop.export.split_einsum import use_split_einsum_
 from laptop.export.targets import VERIFIED
-from laptop.files import read_json, write_json
+from laptop.files import read_json, write_text
 
 CHUNK_BYTES = 1 << 30  # of weights; above it a U-Net is cut in two
 INTERPRETED = "computed by the reference interpreter; not run on Apple hardware"
@@ -73,11 +73,10 @@ def name_items_(package: Path) -> None:
     manifest = read_json(path)
     items = manifest["itemInfoEntries"]
     names = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])) for old, item in items.items()}
-    manifest["itemInfoEntries"] = {
-        name: items[old] for old, name in sorted(names.items(), key=lambda pair: pair[1])
-    }
+    manifest["itemInfoEntries"] = {name: items[old] for old, name in names.items()}
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
-    write_json(path, manifest)
+    # as coremltools writes it, which it does again whenever it loads the package
+    write_text(path, json.dumps(manifest, indent=4, sort_keys=True) + "\n")
 
 
 def complete(model: str, folder: Path) -> None:

@@ -213,7 +213,7 @@ def _components(place: str | Path, wanted: Sequence[str]) -> Iterator[Found]:
 
 @cache
 def graph_precision(path: Path) -> str:
-    """That of most weights of an ONNX graph of which no list tells, such as `fp16`.
+    """The precision of most weights of an ONNX graph that no list describes, such as `fp16`.
 
     Raises `BadInput` for what is no ONNX graph, or a hostile one.
     """

@@ -53,13 +53,13 @@ def view(content: bytes) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """The formats of `FORMATS` that this Pillow was built with."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _levels(file: Image.Image) -> tuple[float, bool]:
-    """Of grey levels of more than 8 bits: the white one, and whether 0 is white; otherwise 0."""
+    """The white level of grey of more than 8 bits, and whether 0 is white; otherwise 0."""
     tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     is_negative = tags.get(PHOTOMETRIC) == 0
     if file.mode == "F":

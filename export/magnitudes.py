@@ -99,14 +99,14 @@ def magnitude(values: Tensor) -> float:
 
 
 def _largest_score(query: Tensor, key: Tensor, scale: float | None) -> float:
-    """Of queries (…, S, C) and keys (…, T, C), a head at a time, because all take much memory."""
+    """The largest score of queries (…, S, C) and keys (…, T, C), a head at a time."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     heads = zip(query.flatten(0, -3), key.flatten(0, -3), strict=True)
     return max(magnitude(q * factor @ k.T) for q, k in heads)
 
 
 def _largest_square(values: Tensor, means: Tensor) -> float:
-    """Of the differences of (B, C, *S) to the means (B, groups), as a norm takes them."""
+    """The largest square that a norm takes of (B, C, *S) minus its means (B, groups)."""
     low, high = torch.aminmax(values.reshape(*means.shape, -1), dim=-1)
     return float(torch.maximum(high - means, means - low).amax() ** 2)
 

@@ -96,7 +96,7 @@ def load(path: Path) -> Runner:
 
 
 def wide_scores(path: Path) -> Callable[[str], bool]:
-    """Of all modules where every softmax of the program is in float32, else of none."""
+    """All modules, where every softmax of the program is in float32; else none."""
     outputs = [out for op in read(path).operations if op.kind == "softmax" for out in op.outputs]
     is_wide = bool(outputs) and all(kind.dtype == "fp32" for _, kind in outputs)
     return lambda _module: is_wide

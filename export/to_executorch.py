@@ -84,7 +84,7 @@ def load(path: Path) -> Runner:
 
 
 def wide_scores(_path: Path) -> Callable[[str], bool]:
-    """Of no module: all that Core ML gets has one precision."""
+    """No module: everything that Core ML gets has one precision."""
     return lambda _module: False
 
 

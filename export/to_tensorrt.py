@@ -74,7 +74,7 @@ def load(path: Path) -> Runner:
 
 
 def wide_scores(path: Path) -> Callable[[str], bool]:
-    """As the types in the graph say."""
+    """The modules whose scores are in float32 by the types in the graph."""
     return to_onnx.wide_scores(path)
 
 

@@ -91,7 +91,7 @@ class Sampling:
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
 
     def with_resolution(self, resolution: int | None) -> "Sampling":
-        """The same with squares of so many pixels a side; unchanged where None."""
+        """This sampling with squares of `resolution` pixels a side; unchanged where None."""
         return self if resolution is None else replace(self, height=resolution, width=resolution)
 
     @property

@@ -195,7 +195,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same for text. A link at `path`, or at the name beside it, is replaced, not followed."""
+    """Write text beside and rename. A link at either name is replaced, not followed."""
     beside = path.with_name(path.name + ".tmp")
     beside.unlink(missing_ok=True)
     with beside.open("x", encoding="utf-8") as file:
@@ -210,7 +210,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, or of a folder's names and bytes; manifests do not count."""
+    """The sha256 of a file's bytes, or of a folder's names and bytes without its manifests."""
     if not path.exists():
         raise BadInput(f"{path} does not exist.")
     digest = hashlib.sha256()

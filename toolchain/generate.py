@@ -29,7 +29,7 @@ def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
 
 
 def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling]:
-    """The same of ONNX artifacts; their list stands in the folder or in the one above."""
+    """What ONNX artifacts state; their list is in the folder or in the one above."""
     from laptop.export import artifacts, to_onnx  # needs the extra [onnx]
 
     for root in (folder, folder.parent):

@@ -164,7 +164,7 @@ def _tidied(name: str) -> str:
 
 
 def _file_advice(path: Path) -> str:
-    """The same for a name that ends like a file."""
+    """What to do about a name that ends like a file; "" where nothing is known."""
     ending = path.suffix.lower()
     if path.name == SIGNS["model"]:
         return f" Pass its folder: {path.parent}."

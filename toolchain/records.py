@@ -109,7 +109,7 @@ def _fault(value: object, kind: Any) -> _Fault | None:
 
 
 def _within(place: str, fault: _Fault) -> _Fault:
-    """The same fault, seen from what has its value at `place`."""
+    """A fault inside the value at `place`, as its owner names it."""
     return fault._replace(key=place + fault.key)
 
 

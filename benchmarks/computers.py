@@ -17,14 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from laptop.benchmarks import sensors
-from laptop.benchmarks.metering import Facts, Heat, Ready, Round, Workload
+from laptop.benchmarks.metering import AtLeast0, Facts, Heat, Ready, Round, Workload
 from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
 from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh, last_line
+from laptop.fields import Range
 from laptop.files import files_in, lines, sha256, shown
+from laptop.records import built
 from laptop.run import say
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ is_ours && kill {pid}
 for i in 1 2 3 4 5 6 7 8 9 10; do is_ours || exit 0; sleep 0.5; done
 kill -9 {pid}"""  # the number may be another process's by now, after a new start of the board
 ANSWER_BYTES = 64 << 20  # of one line; a longer one is no answer
+NO_ANSWER = "That is no answer of a worker."
 ENDS_S = 5  # that a worker may take to end, each time that it is told to
 
 
@@ -164,12 +167,7 @@ def _last_json(text: str) -> dict[str, Any]:
 
 def _as(kind: type[T], answer: Mapping[str, Any], where: str) -> T:
     """An answer as a record; `LaptopError` where it does not hold what the record has."""
-    try:
-        return kind(**answer)
-    except TypeError:
-        raise LaptopError(
-            f"{where} answered {shown(dict(answer))}, which is no answer of a worker."
-        ) from None
+    return built(answer, kind, f"{where} answered {shown(dict(answer))}, in which", NO_ANSWER)
 
 
 def facts_here() -> Facts:
@@ -189,12 +187,11 @@ def _torch() -> dict[str, str]:
 
 
 def _facts(found: Mapping[str, Any]) -> Facts:
-    runtimes = found.get("runtimes")
-    if not isinstance(runtimes, dict):
-        raise LaptopError(f"the device answered {shown(dict(found))}, which names no runtimes.")
-    if "tensorrt" in runtimes:
-        runtimes = {**runtimes, "tensorrt": str(trtexec.read_version(runtimes["tensorrt"]))}
-    return _as(Facts, {**found, "runtimes": runtimes}, "the device")
+    facts = _as(Facts, found, "the device")
+    if "tensorrt" not in facts.runtimes:
+        return facts
+    version = str(trtexec.read_version(facts.runtimes["tensorrt"]))
+    return replace(facts, runtimes={**facts.runtimes, "tensorrt": version})
 
 
 def files_of(workload: Workload) -> list[Path]:
@@ -208,6 +205,27 @@ def files_of(workload: Workload) -> list[Path]:
     return [source]
 
 
+@dataclass(frozen=True)
+class _Started:
+    """Of a worker that has loaded: its process's number."""
+
+    pid: Annotated[int, Range(1, 2**31)]
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """Of a round: the largest resident size so far."""
+
+    peak_memory_bytes: Annotated[int, Range(0)] | None = None
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """Of a profile: names and median ms of operators; None: the runtime does not tell."""
+
+    operators: list[tuple[str, AtLeast0]] | None
+
+
 class Process:
     """A worker's process and what it answers: a `Meter`."""
 
@@ -217,22 +235,23 @@ class Process:
         self._begin()
         try:
             ready = self._insist(order, "loading")
+            self._pid = _as(_Started, ready, computer.address).pid
+            self.ready = _as(Ready, ready, computer.address)
         except BaseException:
             self._process.terminate()
             self._end()
             raise
-        self._pid = int(ready.pop("pid", 0))
-        self.ready = _as(Ready, ready, computer.address)
 
     def run_round(self, iterations: int, seconds: float) -> Round:
         found = self._insist({"iterations": iterations, "seconds": seconds}, "running")
-        self.peak_memory_bytes = found.pop("peak_memory_bytes", None)
-        found["samples_ms"] = tuple(found.get("samples_ms", ()))
-        return _as(Round, found, self.computer.address)
+        self.peak_memory_bytes = _as(_Peak, found, self.computer.address).peak_memory_bytes
+        timed = _as(Round, found, self.computer.address)
+        return replace(timed, samples_ms=tuple(timed.samples_ms))
 
     def profile(self, iterations: int) -> list[tuple[str, float]]:
         """Names and median ms of the graph's operators, in the order in which they run."""
-        found = self._insist({"profile": iterations}, "profiling")["operators"]
+        answer = self._insist({"profile": iterations}, "profiling")
+        found = _as(_Profile, answer, self.computer.address).operators
         if found is None:
             raise BadInput(f"{self.workload.runtime} does not tell the time of its operators.")
         return [(name, ms) for name, ms in found]
@@ -275,7 +294,7 @@ class Process:
         self._end()
         self._begin()
         if not is_loading and (ready := self._answer(self.order)):
-            self._pid = ready["pid"]
+            self._pid = _as(_Started, ready, self.computer.address).pid
 
     def _answer(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         assert self._process.stdin

@@ -161,13 +161,18 @@ class ProbedDevice(TypedDict):
     power_mode: NotRequired[Text | None]
 
 
-class Bench(TypedDict):
+class Group(TypedDict):
+    """What was timed in turns."""
+
+    results: list[BenchRow]
+    ratios: list[RatioRow]
+
+
+class Bench(Group):
     """A report of `laptop bench`."""
 
     device: NotRequired[ProbedDevice]
-    results: list[BenchRow]
     images: NotRequired[list[ImageRow]]
-    ratios: list[RatioRow]
 
 
 class ModelIndex(TypedDict):
@@ -205,6 +210,12 @@ class TextConfig(TypedDict):
     """config.json of a text encoder."""
 
     max_position_embeddings: NotRequired[Annotated[int, Range(1, 100_000)] | None]
+
+
+class TokenizerConfig(TypedDict):
+    """tokenizer_config.json."""
+
+    model_max_length: NotRequired[Annotated[int, Range(1, 100_000)] | None]
 
 
 class EvaluatedModel(TypedDict):

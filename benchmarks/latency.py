@@ -18,16 +18,18 @@ from typing import Annotated, Any
 import numpy as np
 
 from laptop.benchmarks import sustained, whole_image
+from laptop.benchmarks.documents import Group
 from laptop.benchmarks.image_sampling import STEPS, with_sampling
 from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workload, size_bytes
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
 from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
-from laptop.description import Size
-from laptop.errors import LaptopError
+from laptop.errors import BadInput, LaptopError
 from laptop.fields import Length, Name, Plain, Range, Seconds, Seed, Steps, check_fields
 from laptop.files import read_json, sha256, write_json
 from laptop.pruning.sampling_config import SamplingConfig
+from laptop.records import UNFINISHED, built, read_record
 from laptop.run import Overwrite, resume_folder, run_stage, say, track
+from laptop.shapes import Size
 
 SCHEMA = "laptop.bench/1"
 MOST_THREADS = 1024
@@ -176,9 +178,9 @@ def known_facts(
     if device.address == "local" or not out.is_file():
         return None
     try:
-        found = dict(read_json(out, schema)[key])
-        return Facts(**found) if found.pop("address") == device.address else None
-    except (KeyError, TypeError, ValueError):  # of another version
+        found = read_json(out, schema)[key]
+        return built(found, Facts, str(out)) if found["address"] == device.address else None
+    except (BadInput, KeyError, TypeError):  # of another version
         return None
 
 
@@ -236,10 +238,10 @@ def measure(
     measured, and goes what this one does; what is not valid there is measured again.
     """
     groups = _groups(found, apart=config.sustained_s > 0)
-    made = []
+    made: list[Mapping[str, Any]] = []
     for number, group in enumerate(groups):
         path = kept / f"group-{number}.json" if kept else None
-        before = read_json(path) if path and path.exists() else None
+        before = read_record(path, Group, None, UNFINISHED) if path and path.exists() else None
         if before and all(row["valid"] for row in before["results"]):
             say(f"bench: {group[0].component} {group[0].target} was measured by an earlier call")
             made.append(before)

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
+
+from laptop.fields import Range
 
 Shapes = Mapping[str, tuple[int, ...]]
 PACKAGE = ".mlpackage"  # Core ML's, a folder
+AtLeast0 = Annotated[float, Range(0, 1e18)]
+Celsius = Annotated[float, Range(-300, 10_000)]
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class Workload:
 class Ready:
     """What a meter found before its first round; None: the runtime does not tell."""
 
-    cold_s: float | None  # the first load, the files not in the page cache where that can be had
-    warm_s: float | None  # the second one
-    first_ms: float | None  # the first inference
+    cold_s: AtLeast0 | None  # the first load, the files not in the page cache where that can be had
+    warm_s: AtLeast0 | None  # the second one
+    first_ms: AtLeast0 | None  # the first inference
     params: int | None = None
     precision: str | None = None  # of the computation, where it is not what the workload says
     placement: Mapping[str, Mapping[str, float]] | None = None  # shares by cpu, gpu, neural_engine
@@ -67,11 +71,11 @@ class Ready:
 class Round:
     """One turn of a meter, and how the device was meanwhile; None: it does not tell."""
 
-    samples_ms: tuple[float, ...]
-    temperature_c: float | None = None  # the hottest sensor, at the end
+    samples_ms: tuple[AtLeast0, ...]
+    temperature_c: Celsius | None = None  # the hottest sensor, at the end
     throttled: str | None = None  # how the system says that it has slowed itself down
-    others: float | None = None  # share of the processors' time that went to other processes
-    power_w: float | None = None  # mean
+    others: AtLeast0 | None = None  # share of the processors' time that went to other processes
+    power_w: AtLeast0 | None = None  # mean
 
 
 class Meter(Protocol):
@@ -91,7 +95,7 @@ class Heat:
     """How hot a device is: `why` it is too hot to begin, None when it is cool."""
 
     why: str | None = None
-    temperature_c: float | None = None
+    temperature_c: Celsius | None = None
 
 
 @dataclass(frozen=True)

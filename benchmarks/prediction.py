@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from laptop import models
 from laptop.benchmarks.computers import Computer, facts_here
@@ -29,11 +29,14 @@ from laptop.benchmarks.metering import Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.errors import BadInput
 from laptop.export.places import Local
-from laptop.files import read_json, write_json
+from laptop.fields import Count, Name, Range
+from laptop.files import write_json
 from laptop.machine import machine
 from laptop.pruning.latency_table import SCHEMA
+from laptop.pruning.plan_file import LatencyTable, Median, Milliseconds
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import Unit, anatomy
+from laptop.records import read_record
 from laptop.run import say
 
 KIND = "laptop.prediction/1"
@@ -112,6 +115,58 @@ def _workload(model: str, table: dict[str, Any]) -> Workload:
     return replace(found, shapes=shapes, runtime=table["runtime"])
 
 
+class Conditions(TypedDict):
+    """What a table was measured with."""
+
+    threads: Count
+    shapes: dict[str, list[Count]]
+
+
+class WholeTable(LatencyTable):
+    """A latency table with all that a plan is timed by."""
+
+    runtime: Name
+    conditions: Conditions
+    samples_ms: list[Milliseconds]
+    device: NotRequired[Any]
+    address: NotRequired[str]
+
+
+class Predicted(TypedDict):
+    """A random plan: what its table says, and what was measured."""
+
+    predicted_ms: Milliseconds
+    measured_ms: Annotated[float, Range(above=0, below=86_400_000)]
+    low_ms: Milliseconds
+    high_ms: Milliseconds
+    error: float
+    valid: bool
+
+
+class Predictions(TypedDict):
+    """A result of this module."""
+
+    key: NotRequired[str]
+    model: Name
+    runtime: Name
+    unet_ms: Median
+    median_error: float
+    rows: list[Predicted]
+
+
+def read_table(path: Path) -> Json:
+    """A latency table of `laptop bench MODEL --layers`; `BadInput` for anything else."""
+    table = read_record(path, WholeTable, SCHEMA, "Measure again.")
+    if missing := {"model", "granularity"} - set(table):
+        raise BadInput(f"{path} lacks {' and '.join(sorted(missing))}. Measure again.")
+    return {**table}
+
+
+def read_predictions(path: Path) -> Json:
+    """A result of this module; `BadInput` for anything else."""
+    return {**read_record(path, Predictions, KIND)}
+
+
 def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig) -> Json:
     """Predict and measure random plans, those that `out` has not yet; write it after each."""
     known = anatomy(models.empty_unet(model), granularity=table["granularity"])
@@ -119,8 +174,9 @@ def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig)
     work.mkdir(parents=True, exist_ok=True)
     asked = {"plans": plans, "table": table["samples_ms"], **asdict(config)}
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    rows = read_json(out, KIND)["rows"] if out.exists() else []
-    if rows and read_json(out, KIND).get("key") != key:
+    before = read_predictions(out) if out.exists() else {"rows": []}
+    rows = before["rows"]
+    if rows and before.get("key") != key:
         raise BadInput(f"{out} was made of another table or with other settings. Remove it.")
     for number in range(len(rows), plans):
         ratio = known.largest_ratio * (number + 0.5) / plans
@@ -137,7 +193,7 @@ def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig)
         document = {"schema": KIND, "key": key, **{k: table[k] for k in told}, **found, **machine()}
         write_json(out, document | {"rows": rows})
     shutil.rmtree(work)
-    return read_json(out, KIND)
+    return read_predictions(out)
 
 
 def prediction_chart(reports: Sequence[Json], stem: Path) -> None:
@@ -176,11 +232,13 @@ def main() -> None:
     parser.add_argument("--of", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
     if asked.figure:
-        prediction_chart([read_json(path, KIND) for path in asked.of], asked.figure.with_suffix(""))
+        prediction_chart(
+            [read_predictions(path) for path in asked.of], asked.figure.with_suffix("")
+        )
         return
     if not (asked.model and asked.table and asked.out):
         parser.error("MODEL, TABLE and -o, or --figure and --of")
-    table = read_json(asked.table, SCHEMA)
+    table = read_table(asked.table)
     config = BenchConfig(
         threads=table["conditions"]["threads"],
         rounds=asked.rounds,

@@ -8,6 +8,7 @@ runs can be compared one by one.
 import hashlib
 import math
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_fe
 from laptop.description import of_pipeline
 from laptop.errors import BadInput
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
-from laptop.files import write_json
+from laptop.files import open_file, write_json
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.run import Overwrite, resume_folder, run_stage, track
@@ -131,10 +132,24 @@ def draw_all(
         pass
     pictures = {}
     for label in sources:
-        files = [np.load(_chunk(drawn, label, chunk)) for chunk in numbers]
-        images, bad = (np.concatenate([f[k] for f in files]) for k in ("images", "bad"))
-        pictures[label] = (images, bad)
+        batches = [_kept(_chunk(drawn, label, chunk), len(chunk)) for chunk in numbers]
+        images, bad = zip(*(batch for batch in batches if batch), strict=True)
+        pictures[label] = (np.concatenate(images), np.concatenate(bad))
     return pictures
+
+
+def _kept(path: Path, count: int) -> tuple[Images, NDArray[np.bool_]] | None:
+    """The pictures of a batch and which are bad, from an earlier call; None: not there, whole."""
+    if not path.exists():
+        return None
+    try:
+        with open_file(path) as file, np.load(file) as arrays:
+            images, bad = arrays["images"], arrays["bad"]
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
+        return None
+    kinds = (images.dtype, images.shape[:1], images.shape[3:], bad.dtype, bad.shape)
+    is_whole = kinds == (np.uint8, (count,), (3,), np.bool_, (count,))
+    return (images, bad) if is_whole else None
 
 
 def _chunk(folder: Path, label: str, numbers: Sequence[int]) -> Path:
@@ -155,7 +170,7 @@ def _draw_missing(
         (folder / label).mkdir(parents=True, exist_ok=True)
         for chunk in numbers:
             path = _chunk(folder, label, chunk)
-            if not path.exists():
+            if _kept(path, len(chunk)) is None:
                 pipe = pipe or _load(source, sampling)
                 images, bad = draw(pipe, prompts, chunk, sampling, seed)
                 beside = path.with_suffix(".tmp.npz")

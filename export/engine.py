@@ -15,6 +15,7 @@ Everything else lies in a temporary folder that is removed at the end, whatever 
 
 import hashlib
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -97,12 +98,16 @@ def probe(where: Place) -> Board:
 def _gpu(found: Mapping[str, str]) -> tuple[Device | None, int]:
     """On a Jetson nvidia-smi is missing or tells neither capability nor memory, which is shared."""
     name, capability, memory = ([*map(str.strip, found.get("smi", "").split(",")), "", ""])[:3]
-    available = int(found.get("available", 0)) * 1024
-    free = int(memory) * 2**20 if memory.isdigit() else available
+    free = _number(memory) * 2**20 or _number(found.get("available", "")) * 1024
     if "board" in found and not capability.replace(".", "").isdigit():
         return Device(found["board"].strip(), ""), free
     # Jetsons add a driver's name, which CUDA, and so trtexec, leaves out
     return (Device(name.removesuffix(" (nvgpu)"), capability) if name else None), free
+
+
+def _number(text: str) -> int:
+    """A whole number that a board tells; 0 for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else 0
 
 
 @cache
@@ -162,9 +167,10 @@ def is_there(where: Place, engine: str, key: EngineKey) -> bool:
     text, _, line = found.out.strip().rpartition("\n")
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return bool(said["key"] == as_json(key) and line.split()[0] == said["sha256"])
+    wanted = {"key": as_json(key), "sha256": line.split()[0]}
+    return isinstance(said, dict) and wanted.items() <= said.items()
 
 
 def as_json(key: EngineKey) -> dict[str, Any]:

@@ -18,13 +18,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.fields import Range
+from laptop.files import reason
+from laptop.records import checked
 
+T = TypeVar("T")
+Ms = Annotated[float, Range(0, 1e12)]
 Shape = tuple[int, ...]
 Array = NDArray[Any]
 # LayerNormalization and INT32 ArgMax came with 8.6 (onnx-tensorrt's changelog), so did
@@ -72,10 +77,10 @@ class Device(NamedTuple):
 
 
 _VERSIONS = (
-    r"\[?TensorRT v(\d+(?:\.\d+)*)\]?",  # &&&& RUNNING TensorRT.trtexec [TensorRT v8602]
-    r"TensorRT version: (\d+\.\d+\.\d+)",
-    r"(?:libnvinfer|tensorrt)\S*\s+(\d+\.\d+\.\d+)",  # dpkg -l: libnvinfer-bin 10.3.0.30-1+cuda12.5
-    r"^\s*(\d+\.\d+\.\d+)",  # tensorrt.__version__
+    r"\[?TensorRT v(\d{1,9}(?:\.\d{1,9})*)\]?",  # &&&& RUNNING TensorRT.trtexec [TensorRT v8602]
+    r"TensorRT version: (\d{1,9}\.\d{1,9}\.\d{1,9})",
+    r"(?:libnvinfer|tensorrt)\S*\s+(\d{1,9}\.\d{1,9}\.\d{1,9})",  # dpkg -l: libnvinfer-bin 10.3.0
+    r"^\s*(\d{1,9}\.\d{1,9}\.\d{1,9})",  # tensorrt.__version__
 )
 
 
@@ -230,21 +235,43 @@ class Times(NamedTuple):
     latency: float  # of the three together
 
 
+class _Computed(TypedDict):
+    computeMs: Ms
+    latencyMs: Ms
+
+
+class _Timed(_Computed):
+    h2dMs: Ms
+    d2hMs: Ms
+
+
+class _Renamed(_Computed):
+    """As old versions name them."""
+
+    inMs: Ms
+    outMs: Ms
+
+
+class _Output(TypedDict):
+    name: str
+    dimensions: str
+    values: list[Any]  # numbers, of which there are too many to look at each in Python
+
+
 def read_times(text: str) -> list[Times]:
     """The content of `--exportTimes`. Old versions say in and out instead of h2d and d2h."""
+    into, out = ("inMs", "outMs") if '"inMs"' in text else ("h2dMs", "d2hMs")
+    kind: Any = list[_Renamed] if into == "inMs" else list[_Timed]
+    rows: list[dict[str, float]] = _parsed(text, kind, "Times")
+    return [Times(row[into], row["computeMs"], row[out], row["latencyMs"]) for row in rows]
+
+
+def _parsed(text: str, kind: type[T], flag: str) -> T:
+    """What trtexec exported by `--exportFLAG`; `BadInput` for anything else."""
     try:
-        rows = json.loads(text)
-        return [
-            Times(
-                row["h2dMs"] if "h2dMs" in row else row["inMs"],
-                row["computeMs"],
-                row["d2hMs"] if "d2hMs" in row else row["outMs"],
-                row["latencyMs"],
-            )
-            for row in rows
-        ]
-    except (ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"--exportTimes wrote something else than expected ({e!r}).") from None
+        return checked(json.loads(text), kind, f"--export{flag}", "Please report it.")
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"--export{flag} wrote something else than JSON ({reason(e)}).") from None
 
 
 def read_output(text: str) -> dict[str, Array]:
@@ -254,13 +281,14 @@ def read_output(text: str) -> dict[str, Array]:
     """
     legible = re.sub(r"(?<=[\[,\s])-?nan(?:\([^)]*\))?(?=[\],\s])", "NaN", text)
     legible = re.sub(r"(?<=[\[,\s])(-?)inf(?=[\],\s])", r"\1Infinity", legible)
+    outputs = _parsed(legible, list[_Output], "Output")
     try:
         return {
             row["name"]: np.array(row["values"], np.float64).reshape(_dimensions(row))
-            for row in json.loads(legible)
+            for row in outputs
         }
-    except (ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"--exportOutput wrote something else than expected ({e!r}).") from None
+    except (ValueError, TypeError, OverflowError) as e:
+        raise BadInput(f"--exportOutput wrote something else than numbers ({reason(e)}).") from None
 
 
 def _dimensions(row: Mapping[str, Any]) -> Shape:

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from laptop.fields import Length, Name, Range, Samples
 
+SCHEMA = "laptop.plan/1"
 Costs = Annotated[int, Range(0, 10**18)]  # parameters, multiply-accumulates
 Size = Annotated[int, Range(1, 10**18)]
 Milliseconds = Annotated[float, Range(0, below=86_400_000)]  # a day
+Loss = Annotated[float, Range(-1e30, 1e30)]
 Names = Annotated[list[Name], Length(1_000_000)]
 
 
@@ -18,7 +20,7 @@ class ScoredUnit(TypedDict):
     kind: Name
     params: Costs
     macs: Costs
-    score: float
+    score: Loss
     needs: NotRequired[Names]
 
 
@@ -74,10 +76,10 @@ class Plan(TypedDict):
     rename: NotRequired[dict[str, Name]]
     stock_config: NotRequired[bool]
     solver: NotRequired[Name | None]
-    predicted_loss: NotRequired[float | None]
-    measured_loss: NotRequired[float | None]
-    one_shot_loss: NotRequired[float | None]
-    unrestricted_predicted_loss: NotRequired[float | None]
+    predicted_loss: NotRequired[Loss | None]
+    measured_loss: NotRequired[Loss | None]
+    one_shot_loss: NotRequired[Loss | None]
+    unrestricted_predicted_loss: NotRequired[Loss | None]
     sampling: NotRequired[Mapping[str, Any]]
 
 

@@ -1,13 +1,18 @@
 """Wrong values for every place of a JSON document, and the check that a reader refuses them."""
 
 import copy
+import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from laptop.errors import LaptopError
 
 GONE = object()
+LONGEST = 1500  # characters of a message
 VALUES = (
     *(GONE, None, True, -1, 0, 0.5, math.nan, math.inf, -1e308, 10**30, 10**400),
     *("", "x", "../../../etc/passwd", "a\0b", "\udc80", "x" * 5000),
@@ -41,15 +46,31 @@ def spoiled(document: Any) -> Iterator[tuple[str, Any]]:
 
 def accepted(document: Any, read: Callable[[Any], object]) -> set[str]:
     """What a reader of spoiled documents takes; an error other than a `LaptopError` is raised."""
-    taken = set()
-    for name, wrong in spoiled(document):
-        try:
-            read(wrong)
-        except LaptopError as e:
-            if len(str(e)) > 1500:
-                raise AssertionError(f"{name}: the message has {len(str(e))} characters") from None
-        except Exception as e:
-            raise AssertionError(f"{name}: {type(e).__name__}: {e}") from e
-        else:
-            taken.add(name)
-    return taken
+    return {name for name, wrong in spoiled(document) if not is_refused(name, partial(read, wrong))}
+
+
+def refused_in(path: Path, read: Callable[[], object], every: int = 1) -> int:
+    """How many of each `every`-th spoiled form of a JSON file are refused; then it is whole again.
+
+    An error other than a `LaptopError` is raised.
+    """
+    whole, refused = path.read_bytes(), 0
+    for name, wrong in itertools.islice(spoiled(json.loads(whole)), 0, None, every):
+        path.write_text(json.dumps(wrong))
+        refused += is_refused(name, read)
+    path.write_bytes(whole)
+    read()
+    return refused
+
+
+def is_refused(name: str, read: Callable[[], object]) -> bool:
+    """Whether reading the wrong value `name` ends in a message, and one of some lines at most."""
+    try:
+        read()
+    except LaptopError as e:
+        if len(str(e)) > LONGEST:
+            raise AssertionError(f"{name}: the message has {len(str(e))} characters") from None
+        return True
+    except Exception as e:
+        raise AssertionError(f"{name}: {type(e).__name__}: {e}") from e
+    return False

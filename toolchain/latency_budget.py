@@ -10,19 +10,35 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from laptop.benchmarks.latency import BenchConfig
-from laptop.benchmarks.prediction import time_plans
+from laptop.benchmarks.prediction import read_table, time_plans
 from laptop.errors import BadInput
-from laptop.files import read_json, write_json
+from laptop.fields import Share
+from laptop.files import write_json
 from laptop.machine import machine
 from laptop.pruning.budgets import PlanConfig
-from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.plan import make_plan, read_scores
+from laptop.pruning.plan_file import Plan
+from laptop.records import read_record
 from laptop.run import say
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
+SCHEMA = "laptop.latency-budget/1"
+
+
+class Row(TypedDict):
+    """Both plans of one ratio."""
+
+    ratio: Share
+
+
+class Results(TypedDict):
+    """A result of this module."""
+
+    rows: list[Row]
+    key: NotRequired[str]
 
 
 def compare_at(
@@ -30,15 +46,15 @@ def compare_at(
 ) -> dict[str, Any]:
     """Both plans of one ratio: parameters, MACs, losses, predicted and measured times."""
     limits = PlanConfig(ratio=ratio)
-    by_params = read_json(make_plan(scores, work / f"params-{ratio:g}.json", limits))
+    by_params = read_record(make_plan(scores, work / f"params-{ratio:g}.json", limits), Plan)
     times, whole_ms = _times(table)
     most_ms = whole_ms - sum(times[name] for name in by_params["remove"])
     limits = replace(limits, ratio=None, max_latency_ms=most_ms, latency_table=str(table))
-    by_time = read_json(make_plan(scores, work / f"time-{ratio:g}.json", limits))
+    by_time = read_record(make_plan(scores, work / f"time-{ratio:g}.json", limits), Plan)
     plans = {"params": by_params, "time": by_time}
     removed = {label: plan["remove"] for label, plan in plans.items()}
     model = read_scores(scores)["model"]
-    report = time_plans(model, removed, read_json(table), config, work)
+    report = time_plans(model, removed, read_table(table), config, work)
     ratios = {(pair["a"], pair["b"]): pair for pair in report["ratios"]}
     rows = {
         label: {
@@ -55,7 +71,7 @@ def compare_at(
 
 
 def _times(table: Path) -> tuple[dict[str, float], float]:
-    found = read_json(table, SCHEMA)
+    found = read_table(table)
     return {u["name"]: u["latency_ms"] for u in found["units"]}, found["unet_ms"]["p50"]
 
 
@@ -72,7 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=10.0, help="a model, over all rounds")
     asked = parser.parse_args()
-    table = read_json(asked.table, SCHEMA)
+    table = read_table(asked.table)
     config = BenchConfig(
         threads=table["conditions"]["threads"], rounds=asked.rounds, seconds=asked.seconds
     )
@@ -81,8 +97,9 @@ def main() -> None:
     key = hashlib.sha256(
         json.dumps([asdict(config), table["samples_ms"], str(asked.scores)]).encode()
     ).hexdigest()
-    rows = read_json(asked.out)["rows"] if asked.out.exists() else []
-    if rows and read_json(asked.out).get("key") != key:
+    before = read_record(asked.out, Results, SCHEMA) if asked.out.exists() else Results(rows=[])
+    rows: list[Any] = [*before["rows"]]
+    if rows and before.get("key") != key:
         raise BadInput(f"{asked.out} was made of another table or with other settings. Remove it.")
     done = [row["ratio"] for row in rows]
     for ratio in (ratio for ratio in asked.ratios if ratio not in done):
@@ -91,7 +108,7 @@ def main() -> None:
         told = {k: table[k] for k in ("model", "runtime", "device", "conditions", "unet_ms")}
         write_json(
             asked.out,
-            {"schema": "laptop.latency-budget/1", "key": key, **told, **machine(), "rows": rows},
+            {"schema": SCHEMA, "key": key, **told, **machine(), "rows": rows},
         )
     print(json.dumps(rows, indent=1))
 

@@ -10,10 +10,11 @@ class Scores(TypedDict):
 
 scores = read_record(path, Scores)  # BadInput: scores.json: units[3].macs is -1; it must be at …
 
-Keys that a type lacks may be in the file: later versions add some. A whole number must fit into 64
-bits and a number must be finite, unless their limits say less.
+A dataclass serves as well. Keys that a type lacks may be in the file: later versions add some. A
+whole number must fit into 64 bits and a number must be finite, unless their limits say less.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ class _MayBeInfinite:
 
 MayBeInfinite = Annotated[object, _MayBeInfinite()]
 AGAIN = "Make it again."
+UNFINISHED = "The unfinished work is damaged: pass --overwrite to begin again."
 
 
 class _Fault(NamedTuple):
@@ -70,14 +72,25 @@ def read_record(path: Path, kind: type[T], schema: str | None = None, remedy: st
     return checked(read_json(path, schema), kind, str(path), remedy)
 
 
+def built(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
+    """The dataclass `kind` made of the mapping `value`; else `BadInput`, as `checked`.
+
+    Keys that the dataclass lacks are left out.
+    """
+    whole: Any = kind
+    found = cast(Mapping[str, Any], checked(value, kind, where, remedy))
+    return kind(**{name: found[name] for name in _hints(whole) if name in found})
+
+
 def read_lines(path: Path, kind: type[T]) -> list[T]:
     """The JSON values in the whole lines of unfinished work, each of which is what `kind` says."""
-    remedy = "The unfinished work is damaged: pass --overwrite to begin again."
     try:
         values = [json.loads(line) for line in whole_lines(path)]
     except (ValueError, RecursionError) as e:
-        raise BadInput(f"{path} holds a line that is not JSON ({reason(e)}). {remedy}") from None
-    return [checked(value, kind, f"{path}: [{i}]", remedy) for i, value in enumerate(values)]
+        raise BadInput(
+            f"{path} holds a line that is not JSON ({reason(e)}). {UNFINISHED}"
+        ) from None
+    return [checked(value, kind, f"{path}: [{i}]", UNFINISHED) for i, value in enumerate(values)]
 
 
 def checked(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
@@ -91,7 +104,7 @@ def checked(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
 def _fault(value: object, kind: Any) -> _Fault | None:
     """What is wrong with a value, or with the first of those in it; None where all is right."""
     origin, args = get_origin(kind), get_args(kind)
-    if is_typeddict(kind):
+    if is_typeddict(kind) or dataclasses.is_dataclass(kind):
         return _fault_of_object(value, kind)
     if origin is Annotated:
         return _fault_of_limits(value, args[0], args[1:])
@@ -120,7 +133,7 @@ def _fault_of_object(value: object, kind: Any) -> _Fault | None:
         if name in value:
             if fault := _fault(value[name], hint):
                 return _within(f".{name}", fault)
-        elif name in kind.__required_keys__:
+        elif name in _required(kind):
             return _Fault(f".{name}", "missing", "it is needed")
     return None
 
@@ -167,6 +180,19 @@ def _fault_of_choice(value: object, kinds: tuple[Any, ...]) -> _Fault | None:
         return max(other, key=lambda f: len(f.key))
     words = " or ".join(f.needed.removeprefix("it must be ") for f in of_kind)
     return _Fault("", shown(value), f"it must be {words}")
+
+
+@cache
+def _required(kind: Any) -> frozenset[str]:
+    """The keys that a `TypedDict` must have, or the fields of a dataclass without a default."""
+    if is_typeddict(kind):
+        return frozenset(kind.__required_keys__)
+    missing = dataclasses.MISSING
+    return frozenset(
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is missing and f.default_factory is missing
+    )
 
 
 @cache

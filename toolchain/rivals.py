@@ -19,7 +19,7 @@ from laptop import models
 from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.description import context_length
-from laptop.files import lines, read_text, write_json
+from laptop.files import write_json
 from laptop.handmade import FAMILIES, handmade
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
@@ -34,6 +34,7 @@ from laptop.pruning.refine import refined
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
 from laptop.pruning.units import anatomy, removed
+from laptop.records import read_lines
 from laptop.run import say, track
 from laptop.tiny.checker import judge
 
@@ -64,8 +65,7 @@ class Study:
         self.prompts = evaluation_prompts(MODEL, prompts)
         samples = calibration.load(folder / "output-loss" / CALIBRATION)
         self.joint = JointLoss(self.pipe.unet, *samples, 64, folder / "joint.jsonl")
-        measured = lines(read_text(self.log)) if self.log.exists() else []
-        self.known: dict[str, float] = dict(json.loads(line) for line in measured)
+        self.known = dict(read_lines(self.log, tuple[str, float])) if self.log.exists() else {}
 
     def loss(self, names: Iterable[str]) -> float:
         """Output loss of removing all of them."""

@@ -1,6 +1,5 @@
 """One run of `laptop.study`: prune, retrain, judge; and what all runs share, which is made once."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 
 from laptop import models
 from laptop.arms import GROUPS, RATIOS, Run
+from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.frechet import frechet_distance, latent_features
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
 from laptop.fields import Count, Length, OneOf, Range, Samples, Share, Steps, check_fields
-from laptop.files import lines, read_text
 from laptop.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
@@ -30,6 +29,7 @@ from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import forward_rows
+from laptop.records import read_lines
 from laptop.run import run_stage
 from laptop.tiny import scenes
 from laptop.tiny.checker import check
@@ -102,10 +102,9 @@ def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> d
     student = folder / "student"
     pruned, data = str(folder / "pruned"), out / DATA
     distill(MODEL, pruned, data, student, run.config, TRAINING, overwrite="stale")
-    metrics = lines(read_text(student / "metrics.jsonl"))
     found = {
         **judged(models.load_unet(str(student)), out, config),
-        **last_terms([json.loads(line) for line in metrics]),
+        **last_terms(read_lines(student / "metrics.jsonl", LossRow)),
         "removed": list(run.remove),
         "seconds": round(time.process_time() - start, 1),
     }

@@ -8,7 +8,6 @@ study.md and four figures; docs/results.md is made of them (`evidence`).
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -33,14 +32,16 @@ from laptop.arms import (
     runs,
 )  # fmt: skip
 from laptop.benchmarks.balance import balance_chart
+from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.figures import interval_chart
 from laptop.errors import LaptopError, OutputExists
 from laptop.evidence import as_json, as_markdown, charts, document
-from laptop.files import lines, read_json, read_text, write_json
+from laptop.files import read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
 from laptop.pruning.score import ScoreConfig, score
+from laptop.records import read_lines
 from laptop.run import progress, say
 from laptop.students import METRICS, MODEL, StudyConfig, judge_teacher, make_shared, train_and_judge
 
@@ -178,7 +179,7 @@ def _training(out: Path, found: Mapping[str, Any]) -> dict[str, list[dict[str, A
         if METHOD in row["plans"] and (row["ratio"], row["seed"]) == (MAIN_RATIO, 0)
     }
     return {
-        title: [json.loads(line) for line in lines(read_text(place[loss]))]
+        title: [{**row} for row in read_lines(place[loss], LossRow)]
         for loss, title in titles.items()
         if loss in place
     }

@@ -9,11 +9,12 @@ import torch
 
 from laptop import models
 from laptop.benchmarks.metering import Shapes
-from laptop.description import context_length, input_shapes
+from laptop.description import context_length
 from laptop.export import job
 from laptop.export.job import run_apart
 from laptop.export.settings import ExportConfig
 from laptop.pruning.surgery import prune_unet, write_model
+from laptop.shapes import input_shapes
 
 
 def examples(model: str, path: Path) -> None:

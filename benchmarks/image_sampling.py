@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laptop.benchmarks.subjects import GRAPH, Places
-from laptop.description import Size, describe
+from laptop.description import describe
 from laptop.errors import BadInput
 from laptop.export.artifacts import LIST, read_list, sampling_of
 from laptop.pruning.sampling_choice import picture_size, rows_each, settle
 from laptop.pruning.sampling_config import SamplingConfig
+from laptop.shapes import Size
 
 if TYPE_CHECKING:
     from laptop.benchmarks.latency import BenchConfig

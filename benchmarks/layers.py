@@ -33,7 +33,7 @@ from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.metering import Facts, Round, Workload
 from laptop.benchmarks.subjects import workloads
 from laptop.benchmarks.worker import repeat
-from laptop.description import Size, describe
+from laptop.description import describe
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json
 from laptop.pruning.latency_table import SCHEMA
@@ -41,6 +41,7 @@ from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.units import Anatomy, Unit, anatomy, removed
 from laptop.run import Overwrite, run_stage, track
+from laptop.shapes import Size
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
 

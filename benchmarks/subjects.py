@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from laptop import models
-from laptop.benchmarks.documents import TextConfig, UnetConfig, VaeConfig
+from laptop.benchmarks.documents import TextConfig, TokenizerConfig, UnetConfig, VaeConfig
 from laptop.benchmarks.metering import Facts, Shapes, Workload
-from laptop.description import Size, input_shapes, latent_pixels, native_size
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.artifacts import (
     LIST,
@@ -28,9 +27,10 @@ from laptop.export.artifacts import (
 from laptop.export.onnx_checks import read_graph
 from laptop.export.runtimes import check_file
 from laptop.export.settings import COMPONENTS
-from laptop.files import read_json
+from laptop.files import read_json, shown
 from laptop.records import read_record
 from laptop.run import say
+from laptop.shapes import Size, input_shapes, latent_pixels, native_size
 
 GRAPH = "model.onnx"
 QUANTIZED = {  # operators of graphs with whole numbers for weights
@@ -92,11 +92,15 @@ def workloads(
     `BadInput` for subjects that cannot be compared, `MissingExtra` where no runtime is there,
     `UnknownModel` for what is no model.
     """
-    if unknown := set(components) - set(COMPONENTS):
-        raise BadInput(f"cannot bench {sorted(unknown)}; known components: {COMPONENTS}.")
+    if not components or (unknown := set(components) - set(COMPONENTS)):
+        named = ", ".join(sorted(unknown)) if components else "nothing"
+        raise BadInput(f"cannot bench {shown(named)}; components are {', '.join(COMPONENTS)}.")
     found: dict[tuple[str, str, str, str], Found] = {}
     for label, places in subjects.items():
         wanted = [c for c in components if c == "unet" or label not in unet_only]
+        if not wanted:
+            say(f"bench: {label} is left out: of it, only the U-Net is timed.")
+            continue
         for place in [places] if isinstance(places, str | Path) else places:
             there = [c for c in _components(place, wanted) if _kind(c.target) not in refused]
             for one in _on_device(place, there, facts, runtimes):
@@ -312,10 +316,15 @@ def config_of(one: Found, component: str) -> dict[str, Any]:
 
 
 def read_tokens(one: Found) -> int | None:
-    """How many tokens the text encoder beside the component takes; None when there is none."""
+    """How many tokens the model of the component reads of a prompt; None when it is not told."""
     root = Path(one.source)
     if one.target != "pytorch":
         root = root.parent.parent
+    for name in ("tokenizer", "tokenizer_2"):  # SDXL's refiner has the second one only
+        config = root / name / "tokenizer_config.json"
+        told = read_record(config, TokenizerConfig) if config.is_file() else TokenizerConfig()
+        if length := told.get("model_max_length"):
+            return length
     for name in ("text_encoder", "text_encoder_2"):
         if (config := root / name / "config.json").is_file():
             return read_record(config, TextConfig).get("max_position_embeddings")

@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from laptop import models
-from laptop.description import pooled_width, text_width
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
 from laptop.files import exists, inside, open_file, reason, sha256, shown
 from laptop.records import checked, read_record
+from laptop.shapes import pooled_width, text_width
 
 SCHEMA = "laptop.cache/1"
 INFO = "cache.json"

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from laptop.distill.checkpoint_metadata import Planner, Reader
 from laptop.errors import BadInput
 from laptop.fields import Range
-from laptop.files import write_json
+from laptop.files import files_in, open_file, write_json
 from laptop.processes import is_main, wait_for_all
 from laptop.records import MayBeInfinite, read_record
 
@@ -28,7 +28,7 @@ STATE, SCHEMA = "state.json", "laptop.checkpoint/1"
 # What torch raises for files that are missing, cut off or of another content.
 DAMAGE = (
     FileNotFoundError, EOFError, pickle.UnpicklingError, KeyError, ValueError, AssertionError,
-    RuntimeError, AttributeError, TypeError, IndexError, BadInput,
+    RuntimeError, AttributeError, TypeError, IndexError, IsADirectoryError, BadInput,
 )  # fmt: skip
 
 
@@ -82,6 +82,8 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
 
     Raises `BadInput` for one that was damaged.
     """
+    for file in files_in(path):
+        open_file(file).close()  # or it is refused, such as a fifo, at which torch would wait
     try:
         reader = Reader(path)
         reader.read_metadata()  # torch would print the traceback of what this raises

@@ -1,10 +1,11 @@
 """What cannot be trained with, found from settings and configs before any expensive step."""
 
 from laptop import models
-from laptop.description import native_size, text_width
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput
 from laptop.processes import count
+from laptop.run import say
+from laptop.shapes import native_size, text_width
 
 PAIRED = (
     "in_channels", "out_channels", "sample_size", "addition_embed_type",
@@ -19,6 +20,22 @@ def check_batch(config: DistillConfig) -> None:
             f"batch_size {config.batch_size} cannot be shared by {count()} processes. It is the "
             "batch of all together: choose a multiple of their number."
         )
+
+
+def check_smaller(teacher: str, student: str) -> None:
+    """Raise `BadInput` for a student with more parameters than its teacher; say it of as many."""
+    more = _params(student) - _params(teacher)
+    if more > 0:
+        raise BadInput(
+            f"{student} has {more:,} parameters more than {teacher}: a student is pruned from its "
+            "teacher. Are they the wrong way round?"
+        )
+    if more == 0:
+        say(f"distill: {student} has as many parameters as {teacher}: nothing was pruned.")
+
+
+def _params(model: str) -> int:
+    return sum(p.numel() for p in models.empty_unet(model).parameters())
 
 
 def check_pair(teacher: str, student: str) -> None:

@@ -170,6 +170,8 @@ def _check_local(path: Path) -> None:
         if path.suffix not in FILES:
             raise BadInput(f"hf:{path}: one file of a dataset ends in {', '.join(FILES)}.")
         return
+    if str(path) == ".":
+        raise BadInput("hf: names no dataset. Write hf:OWNER/NAME, or hf:FOLDER.")
     if not any(exists(path / file) for file in SAVED) and glob.escape(str(path)) != str(path):
         raise BadInput(
             f"hf:{path}: the library datasets takes *, ? and [ in a folder's path for wildcards. "

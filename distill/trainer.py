@@ -13,7 +13,7 @@ from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
 from laptop.distill.buckets import Order
 from laptop.distill.cache import INFO, Cache, check_cache
-from laptop.distill.checks import check_batch, check_pair
+from laptop.distill.checks import check_batch, check_pair, check_smaller
 from laptop.distill.divergence import Diverged
 from laptop.distill.features import pairs
 from laptop.distill.forecast import (
@@ -111,6 +111,7 @@ def check_before_start(
     models.need_whole_chain(teacher, "distill")
     noising.of_model(teacher)  # or it is refused
     check_pair(teacher, student)
+    check_smaller(teacher, student)
     pairs(models.empty_unet(teacher), models.empty_unet(student), config.features)
     need_ours(out, "distill")
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from laptop import contents, files, mistakes, models, run
-from laptop.description import Size
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.artifact_names import check_names
@@ -40,6 +39,7 @@ from laptop.machine import available_memory_bytes, machine
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
 from laptop.records import checked, read_record
+from laptop.shapes import Size
 
 SCHEMA = "laptop.artifacts/1"
 AGAIN = "Export again with --overwrite."

@@ -19,9 +19,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from laptop.description import latent_pixels
 from laptop.export import folding
 from laptop.export.components import FP32_INPUTS, Graph
+from laptop.shapes import latent_pixels
 
 OPSET = 18
 # Latents a side of the traced picture: two or more at every level of a U-Net. And odd, because only

@@ -236,7 +236,9 @@ def place(address: str) -> Place:
     match = URL.fullmatch(address)
     if match is None:
         raise BadInput(f"{shown(address)} is no device: use local or ssh://[user@]host[:port].")
-    port = int(match["port"]) if match["port"] else None
+    port = int(match["port"][:9]) if match["port"] else None
+    if port is not None and not 0 < port < 65536:
+        raise BadInput(f"{shown(address)}: port {port} is none; ports are 1 to 65535.")
     return Ssh(match["host"].strip("[]"), match["user"], port)
 
 

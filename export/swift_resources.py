@@ -41,12 +41,16 @@ FP32, INT32, STRING, BOOL = 11, 23, 2, 1  # MILSpec.DataType
 def write(model: str, folder: Path) -> None:
     """Make `Resources` from the packages in `folder` and the tokenizer of `model`.
 
-    Says so and makes none for a U-Net that takes the guidance scale, which the runner lacks.
+    Says so and makes none for a U-Net that the runner cannot call.
     """
+    why = None
     if models.unet_config(model).get("time_cond_proj_dim") is not None:
+        why = "does not pass the U-Net its guidance (timestep_cond)"
+    elif _rows(folder) == 1:
+        why = "always guides, with two rows, and this U-Net takes one (guidance is off)"
+    if why:
         run.say(
-            f"export: {FOLDER} is left out, because Apple's Swift runner does not pass the U-Net "
-            "its guidance (timestep_cond). The packages are whole."
+            f"export: {FOLDER} is left out: Apple's Swift runner {why}. The packages are whole."
         )
         return
     out = folder / FOLDER
@@ -64,6 +68,16 @@ def write(model: str, folder: Path) -> None:
     script = out / "compile.sh"
     script.write_text(SCRIPT)
     script.chmod(0o755)
+
+
+def _rows(folder: Path) -> int | None:
+    """The batch that the U-Net takes; None where there is none."""
+    names = (f"{name}.mlpackage" for name in ("unet", "unet_chunk1"))
+    for package in (folder / name for name in names if (folder / name).exists()):
+        for value in read_spec(package).description.input:
+            if value.name == "sample":
+                return int(value.type.multiArrayType.shape[0])
+    return None
 
 
 def adapt(package: Path, out: Path, component: str, *, is_xl: bool) -> None:

@@ -21,6 +21,8 @@ import torch
 
 from laptop import models
 from laptop.component_classes import check_entry
+from laptop.component_classes import components as classes_of
+from laptop.component_fit import TOKENIZERS
 from laptop.errors import BadInput, MissingExtra, Unsupported
 from laptop.export import (
     components,
@@ -41,6 +43,7 @@ from laptop.export.runtimes import Runner
 from laptop.export.targets import CALIBRATED, VERIFIED
 from laptop.files import copy_folder, files_in, read_json, reason, shown
 from laptop.foreign_code import check_component
+from laptop.model_checks import check_configs
 from laptop.run import say
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
@@ -166,6 +169,14 @@ def checked(_precision: str) -> str | None:
     return VERIFIED
 
 
+READ = {  # keys that optimum reads without asking whether they are there
+    "unet": {"in_channels", "sample_size", "time_cond_proj_dim"},
+    "vae_decoder": {"block_out_channels", "scaling_factor"},
+    "text_encoder": {"num_hidden_layers"},
+    "text_encoder_2": {"num_hidden_layers", "projection_dim"},
+}
+
+
 def load_pipeline(artifacts: Path) -> Any:
     """An ONNX Runtime pipeline (optimum's) of an artifacts folder, or of the `onnx` folder in it.
 
@@ -212,6 +223,20 @@ def _check_pipeline(folder: Path) -> None:
         if name in index:
             check_entry(name, index[name], pipeline, str(folder))
     check_component(folder)
+
+    def config(name: str) -> dict[str, Any] | None:
+        path = folder / name.replace("vae/", "vae_decoder/")
+        return read_json(path) if path.is_file() else None
+
+    check_configs(index, config, str(folder))
+    names = classes_of(index)
+    for encoder, tokenizer in TOKENIZERS.items():
+        if tokenizer in names:
+            models.check_tokenizer(folder / tokenizer, names[tokenizer], folder / encoder)
+    for name, keys in READ.items():
+        path = folder / name / "config.json"
+        if path.is_file() and (missing := keys - set(read_json(path))):
+            raise BadInput(f"{path} lacks {', '.join(sorted(missing))}. Export it again.")
     for file in files_in(folder):
         if file.suffix == ".onnx":
             onnx_checks.read_graph(file)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from laptop import models
-from laptop.description import Description, Size, describe
+from laptop.config_values import Scheduler
+from laptop.description import Description, describe
 from laptop.errors import BadInput
 from laptop.files import reason, shown
 from laptop.pruning.sampling_config import (
@@ -23,7 +24,9 @@ from laptop.pruning.sampling_config import (
     SamplingConfig,
     read_file,
 )
+from laptop.records import checked
 from laptop.run import say
+from laptop.shapes import Size
 
 STEPS = 25  # where nothing says more
 CONSISTENCY = {"LCMScheduler": 4, "TCDScheduler": 4}  # steps that their documentation uses
@@ -179,6 +182,13 @@ def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
                 f"{', '.join(known)}."
             )
         _check_option(key, value, parameters[key].default)
+    checked(sampling.scheduler_options, Scheduler, "[sampling] scheduler_options", "Change it.")
+    learns, own_learns = (_learns(c) for c in (sampling.scheduler_options, own))
+    if learns and not own_learns:
+        raise BadInput(
+            "[sampling] scheduler_options: variance_type is for a U-Net that learned a variance, "
+            "which this one did not. Leave it out."
+        )
     trained = [key for key in TRAINED if own.get(key) not in (None, False, "discrete")]
     if lost := [key for key in trained if key not in parameters]:
         raise BadInput(
@@ -190,7 +200,9 @@ def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
     config = {**own, "_use_default_values": left_out}
     try:
         return cls.from_config(config, **sampling.scheduler_options)
-    except (ArithmeticError, ImportError, RuntimeError, TypeError, ValueError) as e:
+    except ImportError as e:
+        raise BadInput(f"{name} needs a library that is not installed: {reason(e)}") from None
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as e:
         raise BadInput(f"[sampling] {name} does not take its options: {reason(e)}") from None
 
 
@@ -206,23 +218,31 @@ def _check_option(key: str, value: object, default: object) -> None:
         )
 
 
+def _learns(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config says that the U-Net predicts a variance, too."""
+    return str(scheduler.get("variance_type")).startswith("learned")
+
+
 def _try(scheduler: Any, steps: int) -> None:
     """Raise `BadInput` unless the scheduler takes so many steps."""
     import torch
 
-    nothing = torch.zeros(1, 1, 8, 8)
-    learns_variance = str(scheduler.config.get("variance_type")).startswith("learned")
-    output = torch.zeros(1, 1 + learns_variance, 8, 8)
+    sample = torch.ones(1, 1, 8, 8)
+    output = torch.zeros(1, 1 + _learns(scheduler.config), 8, 8)
     try:
         with torch.random.fork_rng(devices=[]):  # some draw noise in a step
             scheduler.set_timesteps(steps)
-            time = scheduler.timesteps[0]
-            scheduler.scale_model_input(nothing, time)
-            scheduler.step(output, time, nothing)
+            sample *= float(scheduler.init_noise_sigma)
+            for time in scheduler.timesteps:
+                scheduler.scale_model_input(sample, time)
+                sample = scheduler.step(output, time, sample).prev_sample
+        if not sample.isfinite().all():
+            raise ValueError("what it draws is not finite, by its noise schedule")
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise BadInput(
             f"{type(scheduler).__name__} does not draw in {steps} steps ({reason(e)}). Change "
-            "[sampling] steps (--sampling-steps) or scheduler_options."
+            "[sampling] steps (--sampling-steps) or scheduler_options, or the model's own "
+            "scheduler_config.json."
         ) from None
 
 

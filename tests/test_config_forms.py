@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from laptop.description import input_shapes
 from laptop.distill.checks import check_pair
 from laptop.errors import BadInput
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import GRANULARITIES, anatomy, removed
+from laptop.shapes import input_shapes
 
 BASE: dict[str, Any] = {
     "sample_size": 8,

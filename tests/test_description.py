@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 
-from laptop import description, models
+from laptop import description, models, shapes
 from laptop.errors import Unsupported
 
 UNET = {"sample_size": (12, 8), "in_channels": 4, "block_out_channels": (8, 8)}
@@ -64,7 +64,7 @@ def test_keys_that_a_config_leaves_out_have_the_defaults_of_its_class() -> None:
     ],
 )
 def test_the_width_of_the_text_is_what_the_unet_projects(config, width) -> None:
-    assert description.text_width(config) == width
-    shapes = description.input_shapes(UNET | config, 7, 2)
-    assert shapes.get("encoder_hidden_states") == (width and (2, 7, width))
-    assert shapes["sample"] == (2, 4, 12, 8)
+    assert shapes.text_width(config) == width
+    found = shapes.input_shapes(UNET | config, 7, 2)
+    assert found.get("encoder_hidden_states") == (width and (2, 7, width))
+    assert found["sample"] == (2, 4, 12, 8)

@@ -244,7 +244,10 @@ def test_a_scheduler_without_continuous_times_cannot_replace_one_with_them() -> 
     ("config", "message"),
     [
         ({"scheduler_options": {"speed": 3}}, "has 'speed', which Euler.* lacks; known are time"),
-        ({"scheduler_options": {"timestep_spacing": "random"}}, "does not draw in 25 steps"),
+        ({"scheduler_options": {"timestep_spacing": "random"}}, "known are leading, trailing"),
+        ({"scheduler_options": {"steps_offset": -900}}, "steps_offset is -900; it must be"),
+        ({"scheduler": "DPMSolverMultistepScheduler", "scheduler_options": {"variance_type":
+         "learned"}}, "variance_type is for a U-Net that learned"),
         ({"scheduler_options": {"timestep_spacing": 3}}, "timestep_spacing is 3; needed is a str"),
         ({"scheduler": "EDMEulerScheduler"}, "cannot have the model's beta_end"),
         ({"scheduler": "LCMScheduler", "steps": 60}, "does not draw in 60 steps"),
@@ -345,3 +348,10 @@ def test_apples_runner_is_not_given_a_unet_that_takes_the_guidance_scale(
     swift_resources.write(lcm, tmp_path)
     assert not (tmp_path / "Resources").exists()
     assert "Swift runner does not pass the U-Net its guidance" in capsys.readouterr().err
+
+
+def test_apples_runner_is_not_given_a_unet_of_one_row(turbo, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(swift_resources, "_rows", lambda _folder: 1)
+    swift_resources.write(turbo, tmp_path)
+    assert not (tmp_path / "Resources").exists()
+    assert "always guides, with two rows" in capsys.readouterr().err

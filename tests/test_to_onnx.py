@@ -1,5 +1,6 @@
 """The export stage and its ONNX files, run by ONNX Runtime and by the real optimum."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from laptop.export import artifacts, components, runtimes, to_onnx
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.metrics import psnr
 from laptop.export.settings import OnnxConfig
+from laptop.generate import generate
+from laptop.pruning.sampling_config import SamplingConfig
 
 PROMPTS = ["a large red circle above a small green cross on black"]
 
@@ -180,3 +183,32 @@ def test_a_full_disk_is_found_before_weights_are_read(
 def test_loading_a_folder_without_onnx_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="laptop export MODEL --to onnx"):
         to_onnx.load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "unet/config.json",
+        "vae_decoder/config.json",
+        "text_encoder/config.json",
+        "text_encoder_2/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+    ],
+)
+def test_a_damaged_folder_is_refused_before_it_is_loaded(
+    exported: Path, tmp_path: Path, file: str
+) -> None:
+    damaged = Path(shutil.copytree(exported / "onnx", tmp_path / "onnx"))
+    (damaged / file).write_text("{}")
+    with pytest.raises(BadInput, match=str(damaged)):
+        to_onnx.load_pipeline(damaged)
+
+
+def test_a_picture_is_of_the_size_that_was_exported(pruned_folder: Path, tmp_path: Path) -> None:
+    components = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+    config = ExportConfig(components=components, resolution=96, onnx=OnnxConfig(shapes="static"))
+    sampling = SamplingConfig(steps=1)
+    export_model(str(pruned_folder), tmp_path / "a", config, ["red"], sampling=sampling)
+    size = generate(str(tmp_path / "a"), "red", tmp_path / "o.png", steps=1, guidance=None, seed=0)
+    assert size == (96, 96)

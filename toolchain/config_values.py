@@ -205,6 +205,7 @@ class Clip(TypedDict, total=False):
     num_attention_heads: Heads
     num_channels: Channels
     num_hidden_layers: Layers
+    num_labels: Annotated[int, Range(0, 10_000)]  # transformers makes a table of them
     pad_token_id: int | None
     patch_size: Annotated[int, Range(1, 8192)]
     projection_dim: Width

@@ -20,14 +20,14 @@ from laptop.component_fit import check_fit
 from laptop.config_keys import check_keys
 from laptop.config_values import check_values
 from laptop.errors import BadInput, UnknownModel, Unsupported
-from laptop.files import files_in, inside, read_json, shown
+from laptop.files import files_in, inside, open_file, read_json, shown
 from laptop.foreign_code import check_component, check_config
 from laptop.stored_weights import header
 
 
 def check_folder(folder: Path) -> None:
     """Raise unless `folder` is a diffusers pipeline that can be scored, whole and of one piece."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").is_file() or mistakes.is_graphs(folder):
         raise UnknownModel(mistakes.refusal(folder, "model"))
     index = read_json(folder / "model_index.json")
     check_index(index, str(folder))
@@ -79,6 +79,8 @@ def check_unet(config: Mapping[str, Any], where: str) -> None:
 
 def check_files(folder: Path) -> None:
     """Raise unless links and lists of shards stay in a model's folder, and weights are whole."""
+    for path in folder.glob("*/*.safetensors"):
+        open_file(path).close()  # or it is refused, such as a fifo
     for file in files_in(folder):
         if file.suffix == ".safetensors":
             header(file)

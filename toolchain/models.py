@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laptop import component_classes, hub, mistakes, stored_weights
+from laptop import component_classes, component_fit, hub, mistakes, stored_weights, trial
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import read_json, reason, shown
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 STOCK_UNETS, SHIPPED_UNETS = component_classes.STOCK_UNETS, component_classes.SHIPPED_UNETS
 TASKS = component_classes.TASKS
-MOST_TOKENS = 100_000  # of a prompt; transformers has 1e30 where a tokenizer states none
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
 UNLOADABLE = (  # what diffusers and transformers raise for foreign values in configs
     *(OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
@@ -105,6 +104,24 @@ def _check_local(folder: Path) -> None:
     for part in stored_weights.NETWORKS:
         if part in parts:
             stored_weights.check_weights(folder, part, partial(_empty, folder, part, parts[part]))
+    for encoder, tokenizer in component_fit.TOKENIZERS.items():
+        if tokenizer in parts:
+            check_tokenizer(folder / tokenizer, parts[tokenizer], folder / encoder)
+
+
+_tried: set[tuple[object, ...]] = set()  # states of tokenizers; a command asks many times
+
+
+def check_tokenizer(folder: Path, class_name: str, encoder: Path) -> None:
+    """Raise `BadInput` unless a tokenizer goes with the text encoder in the folder `encoder`."""
+    paths = sorted(path for path in (*folder.iterdir(), encoder / "config.json") if path.is_file())
+    state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    if state not in _tried:
+        known = read_json(encoder / "config.json").get(
+            "vocab_size", component_fit.CLIP["vocab_size"]
+        )
+        trial.try_tokenizer(folder, class_name, known)
+        _tried.add(state)
 
 
 def _empty(folder: Path, part: str, class_name: str) -> Any:
@@ -372,12 +389,6 @@ def load_encoders(
             f"{model} cannot be loaded ({reason(e)}). Correct its configs and tokenizers, or fetch "
             "it again."
         ) from None
-    for name in ("tokenizer", "tokenizer_2"):
-        if getattr(getattr(pipe, name, None), "model_max_length", 0) > MOST_TOKENS:  # it says none
-            raise BadInput(
-                f"{model}: {name}/tokenizer_config.json has no model_max_length. Set it to what "
-                "the text encoder's max_position_embeddings is, such as 77."
-            )
     networks = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
     stored_weights.check_finite(networks, model)
     pipe.set_progress_bar_config(disable=True)

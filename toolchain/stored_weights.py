@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from laptop.errors import BadInput
 from laptop.files import open_file, read_json, reason, shown
+from laptop.trial import try_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,7 @@ WEIGHTS = re.compile(  # shards are numbered before the variant or after it
     r"(?P<part>\w+)/(diffusion_pytorch_)?model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
     r"\.(safetensors|bin)"
 )
+SHARD = re.compile(r"-\d+-of-\d+\.")
 POINTER = b"version https://git-lfs"
 FLOATS = ("F64", "F32", "F16", "BF16")
 LORA = re.compile(r"(^|[._])(lora|base_layer)([._]|$)", re.I)
@@ -74,7 +76,7 @@ _checked: set[tuple[object, ...]] = set()  # states of components; a command ask
 def check_weights(folder: Path, part: str, empty: "Callable[[], nn.Module]") -> None:
     """Raise `BadInput` unless the files of a component hold the tensors that its config asks for.
 
-    `empty` builds the component from its config on the meta device.
+    `empty` builds the component from its config on the meta device, where it must run.
     """
     files = weight_files(folder, part)
     paths = [folder / part / "config.json", *files, *_shard_indices(folder / part)]
@@ -102,6 +104,13 @@ def check_weights(folder: Path, part: str, empty: "Callable[[], nn.Module]") -> 
             "Correct it, or fetch it again."
         ) from None
     _compare(tensors, network, where)
+    try:
+        try_network(part, network)
+    except Exception as e:  # noqa: BLE001 - as above
+        raise BadInput(
+            f"{folder}: {part}/config.json describes a network that does not run: {reason(e)}. "
+            "Correct it, or fetch it again."
+        ) from None
     _checked.add(state)
 
 
@@ -117,7 +126,15 @@ def _shard_indices(folder: Path) -> list[Path]:
 def _check_shards(folder: Path, files: Sequence[Path]) -> None:
     """Raise `BadInput` where an index lists files that are missing, or files come without one."""
     names = {file.name for file in files}
-    for path in _shard_indices(folder):
+    indices = _shard_indices(folder)
+    whole = [file for file in files if not SHARD.search(file.name)]
+    if len(whole) > 1 or (whole and (len(files) > 1 or indices)):
+        several = [path.name for path in (*indices, *files)]
+        raise BadInput(
+            f"{folder} holds its weights more than once: {_first(several)}; which of them count is "
+            "not told. Remove all but one file, or all but the shards and their index."
+        )
+    for path in indices:
         weight_map = read_json(path).get("weight_map")
         shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
         if shards & names and (missing := sorted(shards - names)):

@@ -126,6 +126,9 @@ def _listed(names: Iterable[str]) -> str:
 
 def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """What to compare with what; named in a run, where NEW may lack a file."""
+    for path in (base, new):
+        if not path.exists():
+            raise BadInput(f"{path} does not exist. Compare two files, or two runs.")
     if base.is_dir() != new.is_dir():
         raise BadInput(f"{base} and {new}: compare two files, or two folders of `laptop compress`.")
     if not base.is_dir():
@@ -144,7 +147,7 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
         yield "", *documents
         return
     for run in (base, new):
-        if not _results(run):
+        if not _results(run) or (run / "model_index.json").exists():  # a model has a plan, too
             raise BadInput(mistakes.refusal(run, "run"))
     for name in dict.fromkeys((*_results(base), *_results(new))):
         before, after = (

@@ -3,11 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from laptop.benchmarks.compare import Change, change_percent
 from laptop.benchmarks.text import code, table, words
+from laptop.errors import BadInput, OutputExists
+from laptop.files import read_text
 
 UNITS = {  # of numbers that should be small, by their path
     **{f"latency_ms.{name}": "ms" for name in ("p50", "p90", "p95", "p99", "mean", "first")},
@@ -71,6 +74,21 @@ def benchmark(changes: Sequence[Change]) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
+def check_places(files: Mapping[str, Path], *inputs: Path) -> None:
+    """Raise before anything is written over what is compared, or over a file that is not ours."""
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise BadInput(f"--{' and --'.join(files)} name one file twice. Give each its own.")
+    for form, path in files.items():
+        if not path.parent.is_dir():
+            raise BadInput(f"--{form} {path}: No such file or directory. Make its folder first.")
+        whole = path.resolve()
+        if any(whole == given.resolve() or given.resolve() in whole.parents for given in inputs):
+            raise BadInput(f"--{form} {path} is what is compared, or lies in it. Choose another.")
+        there = read_text(path) if path.is_file() else ""
+        if there and not there.startswith(BEGINS[form]):
+            raise OutputExists(f"{path} holds something else than --{form} writes. Choose another.")
+
+
 def _shown(value: float | None) -> str:
     return "gone" if value is None else f"{value:,.6g}"
 
@@ -79,3 +97,18 @@ def _percent(change: Change) -> str:
     if change.base is None or change.new is None:
         return ""
     return f"{change_percent(change.base, change.new):+.1f} %"
+
+
+FORMS: dict[str, Callable[[Sequence[Change]], str]] = {
+    "junit": junit,
+    "markdown": markdown,
+    "benchmark": benchmark,
+}
+BEGINS = {"junit": ("<?xml",), "markdown": ("**", "No breach."), "benchmark": ("[",)}
+
+
+def write(form: str, path: Path, changes: Sequence[Change]) -> None:
+    """Write a file of a form in `FORMS`. A link to a file is replaced, not followed."""
+    if path.is_symlink() and path.is_file():
+        path.unlink()
+    path.write_text(FORMS[form](changes), encoding="utf-8")

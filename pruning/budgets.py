@@ -100,7 +100,7 @@ def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
         saved, before = costs(known, budget.cost)
         held = sum(x for u, x in zip(known.units, saved, strict=True) if u.name not in stays)
         if budget.least > held:
-            raise Infeasible(_refusal(budget, before, held))
+            raise Infeasible(_refusal(budget, before, held) + _blame(known, config, stays))
 
 
 def _refusal(budget: Budget, before: int, held: int) -> str:
@@ -118,6 +118,21 @@ def _refusal(budget: Budget, before: int, held: int) -> str:
         f"{budget.flag} needs {need} of the U-Net's {whole} {noun} removed; removable layers hold "
         f"{most} (ratio {share:.3f}). Ask for {advice}."
     )
+
+
+def _blame(known: Anatomy, config: PlanConfig, stays: Set[str]) -> str:
+    """Which settings keep layers that could go otherwise."""
+    held = [
+        flag
+        for flag, is_set in (
+            (f"--keep {' '.join(config.keep)}", bool(config.keep)),
+            (f"--expressible {config.expressible}", config.expressible != "any"),
+        )
+        if is_set
+    ]
+    if not (held and stays):
+        return ""
+    return f" {' and '.join(held)} keeps {len(stays)} of {len(known.units)} layers."
 
 
 def _stays(known: Anatomy, config: PlanConfig) -> set[str]:

@@ -188,7 +188,16 @@ def check_output(
 
 
 def save(path: Path, rows: dict[str, Tensor], output: Tensor) -> None:
-    """Write rows and the original U-Net's output (`output`) as one safetensors file."""
+    """Write rows and the original U-Net's output (`output`) as one safetensors file.
+
+    Raises `BadInput` for values that are not finite.
+    """
+    if bad := [k for k, v in (rows | {"output": output}).items() if not v.isfinite().all()]:
+        raise BadInput(
+            f"the model computes values that are not finite while it draws ({', '.join(bad)}). Its "
+            "weights or its noise schedule are damaged, or its values exceed half precision: "
+            "score in another dtype, or fetch the model again."
+        )
     save_file({k: v.contiguous() for k, v in (rows | {"output": output}).items()}, path)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from laptop import mistakes, models, processes
-from laptop.config_values import Unet, check_blocks
 from laptop.errors import BadInput, Infeasible
 from laptop.files import shown, write_json
 from laptop.pruning import calibration
@@ -18,15 +17,15 @@ from laptop.pruning.expressible import stock_config
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
-from laptop.pruning.plan_file import Plan, Scores
+from laptop.pruning.layouts import PRESETS, changes, check_layout
+from laptop.pruning.plan_file import SCHEMA, Plan, Scores
 from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
-from laptop.records import checked, read_record
+from laptop.records import read_record
 from laptop.run import Overwrite, resume_folder, run_stage
 
-SCHEMA = "laptop.plan/1"
 MENU_SCHEMA = "laptop.menu/1"
 
 
@@ -235,20 +234,28 @@ def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
     plan = read_record(path, Plan, SCHEMA, "Make the plan again.")
     if "preset" not in plan:
         check_names(unet, plan["remove"], str(path))
-    elif "config" not in plan or "rename" not in plan:
-        raise BadInput(f"{path} lacks the preset's 'config' or 'rename'; it is no whole plan.json.")
-    else:
-        _check_preset(plan["config"], unet, f"{path}: config")
     _check_size(unet, plan["params"]["before"], str(path))
+    if "preset" in plan:
+        _check_preset(plan, unet, str(path))
     return {**plan}
 
 
-def _check_preset(config: Mapping[str, Any], unet: Any, where: str) -> None:
-    """Raise `BadInput` for changes of a U-Net's config that are unknown, wrong or too large."""
-    if unknown := config.keys() - Unet.__annotations__.keys():
-        raise BadInput(f"{where} has {shown(min(unknown))}, which no U-Net has. Make it again.")
-    checked(config, Unet, where)
-    check_blocks({**unet.config, **config}, where)
+def _check_preset(plan: Plan, unet: Any, where: str) -> None:
+    """Raise `BadInput` unless a plan changes what its preset changes in this U-Net."""
+    name = plan["preset"]
+    if name not in PRESETS:
+        raise BadInput(f"{where}: preset {shown(name)} is unknown; known are {', '.join(PRESETS)}.")
+    if "config" not in plan or "rename" not in plan:
+        raise BadInput(
+            f"{where} lacks the preset's 'config' or 'rename'; it is no whole plan.json."
+        )
+    check_layout(unet, name)
+    for key, needed in (("config", changes(unet.config, name)), ("rename", PRESETS[name].rename)):
+        if plan.get(key) != needed:
+            raise BadInput(
+                f"{where}: {key} is not what the preset {name} changes in this model. It was "
+                "edited, or made by another version. Make the plan again."
+            )
 
 
 def _check_size(unet: Any, params: int, what: str) -> None:

@@ -136,7 +136,9 @@ def test_data_that_cannot_be_had_are_refused_before_anything_runs(broken, tmp_pa
         (f"prompts:{tmp_path / 'none.txt'}", "cannot be read"),
     ]:
         refused(run("compress", "--model", broken, "--data", source, "-o", out), word)
-    (broken / "tokenizer" / "vocab.json").write_text("{}")
+    vocabulary = broken / "tokenizer" / "vocab.json"
+    ids = json.loads(vocabulary.read_text())
+    vocabulary.write_text(json.dumps(ids | {"a": ids["b"], "b": ids["a"]}))
     result = run("compress", "--model", broken, "--data", "scenes", "-o", out)
     refused(result, "tiny-sdxl", "prompts[:FILE]")
     assert not out.exists()

@@ -73,3 +73,25 @@ def test_the_command_writes_them_also_when_a_gate_is_breached(
     assert ET.parse(files[2]).getroot().get("failures") == str(code)
     assert json.loads(Path(files[4]).read_text())[0]["value"] == new
     assert "latency_ms.p50" in Path(files[3]).read_text()
+
+
+def test_nothing_is_written_over_what_is_compared_or_over_a_users_file(tmp_path: Path) -> None:
+    result = {"schema": "laptop.plan/1", "params": {"after": 5}}
+    for name in ("base.json", "new.json"):
+        (tmp_path / name).write_text(json.dumps(result))
+    (tmp_path / "notes.md").write_text("# mine\n")
+    base, new = tmp_path / "base.json", tmp_path / "new.json"
+    for flags, said in (
+        (["--junit", base], "is what is compared"),
+        (["--benchmark", tmp_path / "x", "--markdown", tmp_path / "x"], "name one file twice"),
+        (["--markdown", tmp_path / "notes.md"], "holds something else than --markdown writes"),
+    ):
+        done = CliRunner().invoke(main, ["compare", *map(str, (base, new, *flags))])
+        assert done.exit_code == 1
+        assert said in done.stderr
+    assert (tmp_path / "notes.md").read_text() == "# mine\n"
+    for _ in range(2):  # its own file is written again
+        done = CliRunner().invoke(
+            main, ["compare", str(base), str(new), "--markdown", str(tmp_path / "table.md")]
+        )
+        assert done.exit_code == 0, done.output

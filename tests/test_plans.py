@@ -22,6 +22,13 @@ def test_a_plan_and_a_menu_are_told_in_full(tiny_folder, tmp_path) -> None:
         for text in words:
             assert text in result.stdout, result.stdout
     assert menu.with_suffix(".svg").is_file()
+    precious = tmp_path / "other.svg"
+    precious.write_text("precious")
+    args = ["plan", str(scores), "--menu", "-o", str(precious.with_suffix(".json"))]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 1
+    assert "other.svg exists, where the chart would lie" in result.stderr
+    assert precious.read_text() == "precious"
 
 
 def test_a_menu_takes_no_budget(tmp_path) -> None:

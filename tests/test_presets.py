@@ -26,8 +26,9 @@ from laptop.cli import main
 from laptop.compress import model_card
 from laptop.distill.features import Features, pairs
 from laptop.errors import BadInput
+from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan import read_plan
-from laptop.pruning.presets import PRESETS, changes, check_layout, make_preset_plan, preset_plan
+from laptop.pruning.presets import make_preset_plan, preset_plan
 from laptop.pruning.surgery import apply_plan, prune, transplant
 from laptop.pruning.units import forward_rows
 from laptop.tiny import architecture
@@ -249,7 +250,9 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(folders,
     whole = json.loads(plan.read_text())
     wrong = {"up_blocks.3.resnets.1": "up_blocks.0.resnets.1"}
     for edited, words in [
-        (whole | {"rename": whole["rename"] | wrong}, "the plan fills up_blocks.3.resnets.1"),
+        (whole | {"rename": whole["rename"] | wrong}, "rename is not what the preset bk-base"),
+        (whole | {"config": whole["config"] | {"norm_eps": 0.9}}, "config is not what the preset"),
+        (whole | {"preset": "bk-huge"}, "preset 'bk-huge' is unknown"),
         (whole | {"config": None}, "config is None"),
         (whole | {"params": {"before": 5}}, "made for another model"),
     ]:

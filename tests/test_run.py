@@ -1,6 +1,7 @@
 """The run folder: finished work is kept, unfinished work never looks finished."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -344,6 +345,27 @@ def test_a_result_inside_its_input_is_refused(tmp_path: Path, name: str) -> None
     with pytest.raises(BadInput, match="which it is made from"):
         run.run_stage("toy", tmp_path / name, Config(), {"model": tmp_path}, work)
     assert work.calls == 0
+
+
+@pytest.mark.parametrize("target", ["nowhere/x", "out"])
+def test_a_link_that_leads_nowhere_is_no_place_for_a_result(
+    tmp_path: Path, source: Path, target: str
+) -> None:
+    (tmp_path / "out").symlink_to(target)
+    with pytest.raises(BadInput, match="is a link that leads nowhere"):
+        run.run_stage("stage", tmp_path / "out", Config(), {"source": source}, Work())
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_result_within_another_stages_is_refused(tmp_path: Path, source: Path) -> None:
+    first = run.run_stage("stage", tmp_path / "a", Config(), {"source": source}, Work())
+    with pytest.raises(BadInput, match=r"lies in .*, a finished result"):
+        run.run_stage("next", first / "b", Config(), {"made": first / "result.txt"}, Work())
+
+
+def test_names_that_are_no_utf_8_are_hashed(tmp_path: Path) -> None:
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))).write_text("x")
+    assert len(files.sha256(tmp_path)) == 64
 
 
 def test_progress_goes_to_stderr_and_stdout_stays_free(capsys: pytest.CaptureFixture[str]) -> None:

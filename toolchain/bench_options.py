@@ -70,7 +70,11 @@ def measuring(function: Function) -> Function:
 def layers(function: Function) -> Function:
     """--layers of `laptop bench`, and what goes with it."""
     for option in (
-        click.option("--resolution", type=int, help="Pixels of a picture. [default: the model's]"),
+        click.option(
+            "--resolution",
+            type=click.IntRange(min=1),
+            help="Pixels of a picture. [default: the model's]",
+        ),
         options.granularity,
         click.option("--layers", is_flag=True, help="Time each removable layer, for a plan."),
     ):

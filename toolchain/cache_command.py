@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @options.model
 @options.data
 @click.option("--count", type=click.IntRange(min=1), help="Most examples.")
-@click.option("--resolution", type=int, help="Pixels a side. [default: the model's own]")
+@click.option("--resolution", type=options.PIXELS, help="Pixels a side. [default: the model's own]")
 @click.option("--buckets", is_flag=True, default=None, help="Keep aspect ratios, in buckets.")
 @options.out("The cache's folder, for --data of `laptop distill` and `compress`.")
 @options.sampling

@@ -109,7 +109,7 @@ def compress(
 @click.option("--samples", type=int, help="Calibration samples. [default: the recipe's]")
 @click.option(
     "--resolution",
-    type=int,
+    type=options.PIXELS,
     help="Pixels of the pictures that are drawn for calibration. [default: the model's own]",
 )
 @options.prompts

@@ -221,7 +221,7 @@ def sha256(path: Path) -> str:
         return digest.hexdigest()
     for file_path in files_in(path):
         if not file_path.name.endswith(MANIFEST) and file_path.name != KEY:
-            digest.update(f"{file_path.relative_to(path)} {sha256(file_path)}\n".encode())
+            digest.update(os.fsencode(f"{file_path.relative_to(path)} {sha256(file_path)}\n"))
     return digest.hexdigest()
 
 

@@ -1,8 +1,11 @@
 """Draw one picture with a model, or with the ONNX artifacts of one."""
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -35,6 +38,8 @@ def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling
     for root in (folder, folder.parent):
         if (root / artifacts.LIST).is_file():
             config = config.over(artifacts.sampling_of(root))
+            if config.height is None and (size := artifacts.picture_size(root)):
+                config = replace(config, height=size[0], width=size[1])
             break
     pipe = to_onnx.load_pipeline(folder)
     return pipe, Sampling(
@@ -57,22 +62,38 @@ def generate(
     if out.suffix.lower() != ".png":
         raise BadInput(f"{out}: the picture is written as PNG; let the name end in .png.")
     _need_own(out)
+    _need_writable(out.parent)
     pipe, sampling = load(model, SamplingConfig(steps, guidance))
     set_scheduler_(pipe, sampling)
     sides = {"height": sampling.height, "width": sampling.width}
-    image = pipe(
+    pixels = pipe(
         prompt,
         **sampling.arguments,
         **{name: side for name, side in sides.items() if side is not None},
         generator=torch.Generator().manual_seed(seed),
+        output_type="np",
     ).images[0]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not np.isfinite(pixels).all():
+        raise BadInput(
+            f"{model} draws values that are not numbers. Its weights or its noise schedule are "
+            "damaged; if it is stored in half precision, its VAE may need float32."
+        )
+    image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     mark = PngInfo()
     mark.add_text(*MARK)
     out.unlink(missing_ok=True)  # a link is replaced, not followed
     image.save(out, pnginfo=mark)
     width, height = image.size
     return width, height
+
+
+def _need_writable(folder: Path) -> None:
+    """Make the folder of the picture; `BadInput` where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise BadInput(f"cannot write to {folder}: {e.strerror}. Choose another -o.") from None
 
 
 def _need_own(out: Path) -> None:

@@ -19,7 +19,7 @@ from laptop.processes import is_main
 
 GRACE_S = 4.0  # for what has to be closed, such as a connection, before the process is ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LINE = "laptop: stopped. The same command goes on from here."
+LINE = "laptop: stopped. Run the same command again; what is finished is kept."
 
 
 class State:

@@ -81,6 +81,8 @@ def _holds(path: Path) -> str:
         return "does not exist"
     if not path.is_dir():
         return "is no folder"
+    if is_graphs(path):
+        return "holds ONNX graphs, without the weights of PyTorch"
     if kind := kind_of(path):
         return f"is {HOLDS[kind]}"
     if name := component_class(path):
@@ -119,7 +121,12 @@ def instead(path: Path, wanted: str) -> Path | None:
     below.sort(key=lambda p: FIRST.index(p.name) if p.name in FIRST else len(FIRST))
     above = [path.absolute().parent, path.absolute().parent.parent]
     near = [*below[:100], *(above if wanted in ("run", "model") else [])]
-    return next((_short(p) for p in near if is_file(p / SIGNS[wanted])), None)
+    return next((_short(p) for p in near if is_file(p / SIGNS[wanted]) and not is_graphs(p)), None)
+
+
+def is_graphs(folder: Path) -> bool:
+    """Whether a folder is laid out as a model, but holds ONNX graphs."""
+    return is_file(folder / "unet" / "model.onnx")
 
 
 def _short(path: Path) -> Path:

@@ -1,11 +1,14 @@
 """What `laptop plan` makes, as a document and as text."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from laptop.benchmarks.figures import additivity_chart, menu_chart
+from laptop.benchmarks.figures import THEMES, additivity_chart, menu_chart
+from laptop.errors import BadInput, OutputExists
 from laptop.files import read_json
 from laptop.pruning import plan as planning
+from laptop.pruning.additivity import SCHEMA as ADDITIVITY_SCHEMA
 from laptop.pruning.additivity import make_additivity
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.presets import make_preset_plan
@@ -30,6 +33,7 @@ def from_scores(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool)
 
 def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Made:
     """The best plan of every ratio, with its picture beside it."""
+    _need_charts(out, planning.MENU_SCHEMA)
     made = read_json(planning.make_menu(scores, out, config, overwrite=overwrite))
     menu_chart(made["points"], out.with_suffix(""))
     lines = [
@@ -41,6 +45,7 @@ def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Mad
 
 def additivity(scores: Path, count: int, out: Path, seed: int, *, overwrite: bool) -> Made:
     """Whether the losses of random sets of layers are the sums of their own, with a picture."""
+    _need_charts(out, ADDITIVITY_SCHEMA)
     made = read_json(make_additivity(scores, out, count, seed=seed, overwrite=overwrite))
     additivity_chart(made, out.with_suffix(""))
     rows = {"all": made["all"], **made["by_ratio"]}
@@ -50,6 +55,21 @@ def additivity(scores: Path, count: int, out: Path, seed: int, *, overwrite: boo
     ]
     chart = f"Chart: {out.with_suffix('.svg')}"
     return made, "\n".join(["ratio  Pearson (logs), Spearman, slope (logs)", *lines, chart])
+
+
+def _need_charts(out: Path, schema: str) -> None:
+    """Raise `OutputExists` for a file in a chart's place that no result of ours belongs to."""
+    for theme in THEMES:
+        chart = out.with_name(f"{out.stem}{theme.suffix}.svg")
+        if os.path.lexists(chart) and not _is(out, schema):
+            raise OutputExists(f"{chart} exists, where the chart would lie. Choose another -o.")
+
+
+def _is(out: Path, schema: str) -> bool:
+    try:
+        return bool(read_json(out, schema))
+    except BadInput:  # none, or nothing of ours
+        return False
 
 
 def from_preset(model: str, preset: str, out: Path, *, overwrite: bool) -> Made:

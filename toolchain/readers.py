@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @options.out("A .png file.")
 @click.option("--steps", type=int, help="Sampling steps. [default: the model's, or 25]")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is none. [default: the model's]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first noise.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the first noise.",
+)
 @options.as_json
 def generate(
     model: str,
@@ -41,7 +47,7 @@ def generate(
     click.echo(document if as_json else f"{out}: {width} x {height} pixels")
 
 
-TEXT = click.File("w", encoding="utf-8", lazy=True)
+OUT = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(
@@ -50,31 +56,29 @@ TEXT = click.File("w", encoding="utf-8", lazy=True)
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--fail-on", default="", help="Gates; exit 1 when one is breached.")
-@click.option("--junit", type=TEXT, help="Also a JUnit XML file.")
-@click.option("--markdown", type=TEXT, help="Also a table for a pull request.")
-@click.option("--benchmark", type=TEXT, help="Also a file for github-action-benchmark.")
+@click.option("--junit", type=OUT, help="Also a JUnit XML file.")
+@click.option("--markdown", type=OUT, help="Also a table for a pull request.")
+@click.option("--benchmark", type=OUT, help="Also a file for github-action-benchmark.")
 @options.as_json
 def compare(
     base: Path,
     new: Path,
     fail_on: str,
-    junit: TextIO | None,
-    markdown: TextIO | None,
-    benchmark: TextIO | None,
+    junit: Path | None,
+    markdown: Path | None,
+    benchmark: Path | None,
     as_json: bool,
 ) -> None:
     """Compare two results of one kind, or two runs, and gate on the difference."""
     from laptop.benchmarks import gate_files
     from laptop.benchmarks.compare import compare as run
 
+    wanted = {"junit": junit, "markdown": markdown, "benchmark": benchmark}
+    files = {form: path for form, path in wanted.items() if path is not None}
+    gate_files.check_places(files, base, new)
     changes, breaches = run(base, new, fail_on)
-    for file, content in (
-        (junit, gate_files.junit),
-        (markdown, gate_files.markdown),
-        (benchmark, gate_files.benchmark),
-    ):
-        if file is not None:
-            file.write(content(changes))
+    for form, path in files.items():
+        gate_files.write(form, path, changes)
     document = json.dumps({"changes": [asdict(change) for change in changes]}, indent=1)
     click.echo(document if as_json else printable("\n".join(map(_change_line, changes))))
     if breaches:

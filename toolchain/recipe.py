@@ -85,7 +85,10 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
             if smoke and quick:
                 recipe, is_short = changed(recipe, quick, f"{path} [smoke]"), True
     if smoke and not is_short:
-        raise BadInput(f"--smoke: neither the recipe of {model} nor yours has a [smoke] table.")
+        raise BadInput(
+            f"--smoke: neither the recipe of {model} nor yours has a [smoke] table. Leave the flag "
+            "out, or write one into your recipe: the same tables with short settings."
+        )
     return replace(recipe, model=model)
 
 

@@ -86,9 +86,13 @@ def run_stage(
 
 def _check_place(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
     """Raise `BadInput` for a place in what the result is made from, and for a mount point."""
+    if out.is_symlink() and not out.exists():
+        raise BadInput(f"{out} is a link that leads nowhere. Remove it, or choose another -o.")
     for path in inputs.values():
         if path.resolve() in out.resolve().parents:  # then it would change what it is made from
             raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
+        if path.parent.resolve() in out.resolve().parents and (path.parent / MANIFEST).exists():
+            raise BadInput(f"{out} lies in {path.parent}, a finished result. Choose another -o.")
     if out.is_mount():  # nothing can be renamed to it
         raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
 

@@ -59,6 +59,9 @@ def make(
     """Make a cache as `out`."""
     if is_cache(Path(config.source)):
         raise BadInput(f"--data {config.source} is a cache already.")
+    folder = Path(config.source)
+    if folder.is_dir() and folder.resolve() in out.resolve().parents:
+        raise BadInput(f"{out} lies in {folder}, the training data. Choose another -o.")
     source = source_of(model, config, allow_commands=allow_commands)
     return make_cache(model, source, out, config, sampling=sampling, overwrite=overwrite)
 

@@ -49,7 +49,7 @@ class Gate:
 
     def is_breached(self, base: float | None, new: float | None) -> bool:
         """Also by a value that is lost, or not a number, which no limit can vouch for."""
-        if new is None or (base is None and self.is_relative):
+        if new is None or not math.isfinite(new) or (base is None and self.is_relative):
             return True
         v = change_percent(base, new) if self.is_relative and base is not None else new
         return math.isnan(v) or bool(OPERATORS[self.op](v, self.limit))

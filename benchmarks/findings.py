@@ -4,6 +4,7 @@ Only `plan.json` must be there. What was not measured stays None and is never fi
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def _read_benches(folder: Path) -> list[Json]:
 
 def _optional(path: Path, kind: type[Any], schema: str) -> Json:
     """A file of the run, checked; nothing where its stage has not run."""
-    document: Json = read_record(path, kind, schema) if path.exists() else {}
+    document: Json = read_record(path, kind, schema) if os.path.lexists(path) else {}
     return document
 
 

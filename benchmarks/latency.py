@@ -24,7 +24,8 @@ from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workl
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
 from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
 from laptop.errors import BadInput, LaptopError
-from laptop.fields import Length, Name, Plain, Range, Seconds, Seed, Steps, check_fields
+from laptop.export.settings import COMPONENTS
+from laptop.fields import Length, Name, OneOf, Plain, Range, Seconds, Seed, Steps, check_fields
 from laptop.files import read_json, sha256, write_json
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.records import UNFINISHED, built, read_record
@@ -35,13 +36,27 @@ SCHEMA = "laptop.bench/1"
 MOST_THREADS = 1024
 
 
+RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
+
+
+class Runtime:
+    """A runtime, or one with a place where it runs, such as "onnxruntime:cuda"."""
+
+    def refusal(self, value: str) -> str | None:
+        """How the text must be instead; None where it is right."""
+        name, colon, place = value.partition(":")
+        if name in RUNTIMES and (place.isidentifier() or not colon):
+            return None
+        return f"known are {', '.join(RUNTIMES)}, alone or with a place as in onnxruntime:cuda"
+
+
 @dataclass(frozen=True)
 class BenchConfig:
     """How latency is measured."""
 
-    components: Annotated[tuple[Name, ...], Length(100)] = IMAGE
+    components: Annotated[tuple[Annotated[str, OneOf(*COMPONENTS)], ...], Length(100)] = IMAGE
     # such as "onnxruntime:cuda"; (): all there are, on processors
-    runtimes: Annotated[tuple[Name, ...], Length(100)] = ()
+    runtimes: Annotated[tuple[Annotated[str, Runtime()], ...], Length(100)] = ()
     guidance: bool | None = None  # the U-Net runs on two rows a picture; None: as [sampling] says
     steps: Steps | None = None  # U-Net calls of a whole image; None: as [sampling] says, or 20
     threads: Annotated[int, Range(1, MOST_THREADS)] | None = None  # None: one a core

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from laptop.distill.checks import check_pair
+from laptop.distill.checks import check_pair, check_smaller
 from laptop.errors import BadInput
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import GRANULARITIES, anatomy, removed
@@ -98,3 +98,12 @@ def test_teacher_and_student_pair_by_what_their_configs_mean(
         return
     with pytest.raises(BadInput, match="is no pruned teacher"):
         check_pair("teacher", "student")
+
+
+def test_a_teacher_is_not_its_own_student(pair: tuple[str, str]) -> None:
+    teacher, student = pair
+    check_smaller(teacher, student)
+    with pytest.raises(BadInput, match="is student and teacher"):
+        check_smaller(teacher, teacher)
+    with pytest.raises(BadInput, match="Are they the wrong way round"):
+        check_smaller(student, teacher)

@@ -17,7 +17,7 @@ RECIPE = recipe.Recipe()
 FREE = {  # texts that name something, in the places that know what is known
     *("recipe.model", "prompts.file", "score.clip_model", "plan.latency_table", "plan.keep"),
     *("data.source", "data.image_column", "data.caption_column", "export.targets"),
-    *("export.vae_precision", "bench.components", "bench.runtimes", "bench.python"),
+    *("export.vae_precision", "bench.python"),
     *("bench.team", "bench.devices"),
 }
 
@@ -42,7 +42,7 @@ SETTINGS = [
 def limits(hint: Any) -> list[Any]:
     """All limits in an annotation, those of a list's items too."""
     nested = [limit for part in get_args(hint) for limit in limits(part)]
-    is_limit = isinstance(hint, Range | OneOf | Plain | Length)
+    is_limit = hasattr(hint, "refusal")
     return [hint] if is_limit else nested
 
 
@@ -125,6 +125,11 @@ def test_a_refusal_says_what_is_wrong_and_what_is_right(value, hint, message) ->
         ("[score]\nsamplse = 3\n", r"'samplse' is unknown; known are batch_size"),
         ("[distill]\nlearning_rate = 1979-05-27\n", r"learning_rate is .*; it must be a number"),
         ("#" * (2 << 20), r"r\.toml is larger than 1 MB"),
+        ("model = '/etc'", r"r\.toml: model is '/etc', and the command is for 'tiny-sdxl'"),
+        ("smoke = 3", r"r\.toml: smoke is a table, not 3"),
+        ("[smoke.score]\nnone = 1", "'none' is unknown"),
+        ("[bench]\nruntimes = ['zzz']", "runtimes is 'zzz'; known are pytorch"),
+        ("[bench]\ncomponents = ['zzz']", "components is 'zzz'; known are text_encoder"),
     ],
 )
 def test_a_recipe_with_garbage_is_refused_with_file_and_key(text, message, tmp_path) -> None:

@@ -21,13 +21,13 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from laptop.benchmarks import sensors
 from laptop.benchmarks.metering import AtLeast0, Facts, Heat, Ready, Round, Workload
+from laptop.console import say
 from laptop.errors import BadInput, LaptopError
 from laptop.export import engine, places, trtexec
 from laptop.export.places import BEGIN, SSH_FAILED, Local, Ssh, last_line
 from laptop.fields import Range
 from laptop.files import files_in, lines, sha256, shown
 from laptop.records import built
-from laptop.run import say
 
 T = TypeVar("T")
 CACHE = ".cache/laptop/files"

@@ -17,9 +17,9 @@ from typing import Any
 
 from laptop import models
 from laptop.benchmarks.graphs import examples, export_unet
+from laptop.console import say
 from laptop.export import job
 from laptop.machine import machine
-from laptop.run import say
 
 ROUNDS = 3
 

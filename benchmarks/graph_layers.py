@@ -20,8 +20,9 @@ from laptop.benchmarks.latency import BenchConfig, share
 from laptop.benchmarks.layer_table import measured, timed_modules
 from laptop.benchmarks.metering import Round, Workload
 from laptop.benchmarks.subjects import IMPORTS
+from laptop.console import track
 from laptop.pruning.units import Unit
-from laptop.run import resume_folder, track
+from laptop.run import resume_folder
 
 MODULE = re.compile(r"/unet/(\S+)")
 

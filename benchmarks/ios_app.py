@@ -22,9 +22,9 @@ import numpy as np
 
 from laptop.benchmarks.metering import Ready, Round, Workload
 from laptop.benchmarks.worker import value
+from laptop.console import say
 from laptop.errors import BadInput, LaptopError
 from laptop.export.to_coreml import library, quiet
-from laptop.run import say
 
 EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 KINDS = {  # coremltools' classes of what an operation runs on

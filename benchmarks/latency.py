@@ -7,7 +7,6 @@ makes a row valid stands in `validity.py`.
 import contextlib
 import itertools
 import math
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,34 +19,31 @@ import numpy as np
 from laptop.benchmarks import sustained, whole_image
 from laptop.benchmarks.documents import Group
 from laptop.benchmarks.image_sampling import STEPS, with_sampling
-from laptop.benchmarks.metering import Device, Facts, Meter, Ready, Round, Workload, size_bytes
+from laptop.benchmarks.metering import (
+    Device,
+    Facts,
+    Meter,
+    Ready,
+    Round,
+    Runtime,
+    Workload,
+    size_bytes,
+    wait_until_cool,
+)
 from laptop.benchmarks.subjects import IMAGE, Places, workloads
 from laptop.benchmarks.validity import NEEDED_S, NEEDED_SAMPLES, invalid_reasons, ratio, summary
+from laptop.console import say, track
 from laptop.errors import BadInput, LaptopError
 from laptop.export.settings import COMPONENTS
 from laptop.fields import Length, Name, OneOf, Plain, Range, Seconds, Seed, Steps, check_fields
 from laptop.files import read_json, sha256, write_json
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.records import UNFINISHED, built, read_record
-from laptop.run import Overwrite, resume_folder, run_stage, say, track
+from laptop.run import Overwrite, resume_folder, run_stage
 from laptop.shapes import Size
 
 SCHEMA = "laptop.bench/1"
 MOST_THREADS = 1024
-
-
-RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
-
-
-class Runtime:
-    """A runtime, or one with a place where it runs, such as "onnxruntime:cuda"."""
-
-    def refusal(self, value: str) -> str | None:
-        """How the text must be instead; None where it is right."""
-        name, colon, place = value.partition(":")
-        if name in RUNTIMES and (place.isidentifier() or not colon):
-            return None
-        return f"known are {', '.join(RUNTIMES)}, alone or with a place as in onnxruntime:cuda"
 
 
 @dataclass(frozen=True)
@@ -225,18 +221,6 @@ def say_uncompared(found: Sequence[Workload]) -> None:
             f"bench: no ratio for {', '.join(alone)}: no other subject has a component in the same "
             "runtime and target. Export both alike, or bench two models."
         )
-
-
-def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> str | None:
-    """Wait for a device that is not ready, a bounded time; why it is not even then."""
-    end = time.monotonic() + most_s
-    said = None
-    while (why := device.heat().why) and time.monotonic() < end:
-        if why != said:
-            say(f"bench: {device.address} is not ready ({why}); waiting, at most {most_s:g} s")
-        said = why
-        time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
-    return why
 
 
 def measure(

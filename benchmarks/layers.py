@@ -27,12 +27,12 @@ from laptop.benchmarks.latency import (
     device_identity,
     known_facts,
     share,
-    wait_until_cool,
 )
 from laptop.benchmarks.layer_table import measured, timed_modules
-from laptop.benchmarks.metering import Facts, Round, Workload
+from laptop.benchmarks.metering import Facts, Round, Workload, wait_until_cool
 from laptop.benchmarks.subjects import workloads
 from laptop.benchmarks.worker import repeat
+from laptop.console import track
 from laptop.description import describe
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json
@@ -40,7 +40,7 @@ from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.units import Anatomy, Unit, anatomy, removed
-from laptop.run import Overwrite, run_stage, track
+from laptop.run import Overwrite, run_stage
 from laptop.shapes import Size
 
 Clocks = dict[str, list[float]]  # ms of each call, by module

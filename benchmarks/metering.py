@@ -4,18 +4,34 @@ A `Device` is probed, tells how hot it is, and makes a `Meter` of each thing to 
 protocol (`latency.py`) says which meter runs when, and knows no more of devices than this.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
+from laptop.console import say
 from laptop.fields import Range
 
 Shapes = Mapping[str, tuple[int, ...]]
 PACKAGE = ".mlpackage"  # Core ML's, a folder
 AtLeast0 = Annotated[float, Range(0, 1e18)]
 Celsius = Annotated[float, Range(-300, 10_000)]
+
+
+RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
+
+
+class Runtime:
+    """A runtime, or one with a place where it runs, such as "onnxruntime:cuda"."""
+
+    def refusal(self, value: str) -> str | None:
+        """How the text must be instead; None where it is right."""
+        name, colon, place = value.partition(":")
+        if name in RUNTIMES and (place.isidentifier() or not colon):
+            return None
+        return f"known are {', '.join(RUNTIMES)}, alone or with a place as in onnxruntime:cuda"
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,18 @@ class Device(Protocol):
         self, workload: Workload, warmup_iterations: int, warmup_s: float
     ) -> AbstractContextManager[Meter]:
         """Send what is needed, load twice, run once, warm up. `LaptopError` where it fails."""
+
+
+def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> str | None:
+    """Wait for a device that is not ready, a bounded time; why it is not even then."""
+    end = time.monotonic() + most_s
+    said = None
+    while (why := device.heat().why) and time.monotonic() < end:
+        if why != said:
+            say(f"bench: {device.address} is not ready ({why}); waiting, at most {most_s:g} s")
+        said = why
+        time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
+    return why
 
 
 def size_bytes(artifact: Path) -> int:

@@ -27,6 +27,7 @@ from laptop.benchmarks.graphs import make_graph
 from laptop.benchmarks.latency import BenchConfig, measure
 from laptop.benchmarks.metering import Workload
 from laptop.benchmarks.subjects import workloads
+from laptop.console import say
 from laptop.errors import BadInput
 from laptop.export.places import Local
 from laptop.fields import Count, Name, Range
@@ -37,7 +38,6 @@ from laptop.pruning.plan_file import LatencyTable, Median, Milliseconds
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import Unit, anatomy
 from laptop.records import read_record
-from laptop.run import say
 
 KIND = "laptop.prediction/1"
 Json = dict[str, Any]

@@ -16,11 +16,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from laptop.architectures import UNETS
+from laptop.console import say
 from laptop.machine import machine, peak_memory_bytes
 from laptop.pruning.criteria import walked
 from laptop.pruning.score import forwards_spent
 from laptop.pruning.units import Unit, anatomy, example_inputs, forward_rows, removed
-from laptop.run import say
 
 Losses = dict[str, float]
 

@@ -16,6 +16,7 @@ from typing import Any
 from laptop import models
 from laptop.benchmarks.documents import TextConfig, TokenizerConfig, UnetConfig, VaeConfig
 from laptop.benchmarks.metering import Facts, Shapes, Workload
+from laptop.console import say
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.artifacts import (
     LIST,
@@ -29,7 +30,6 @@ from laptop.export.runtimes import check_file
 from laptop.export.settings import COMPONENTS
 from laptop.files import read_json, shown
 from laptop.records import read_record
-from laptop.run import say
 from laptop.shapes import Size, input_shapes, latent_pixels, native_size
 
 GRAPH = "model.onnx"

@@ -14,7 +14,7 @@ import numpy as np
 
 from laptop.benchmarks.figures import THEMES, new_figure, save_figure
 from laptop.benchmarks.metering import Meter, Round
-from laptop.run import track
+from laptop.console import track
 
 PARTS = 10  # at least; a minute each where there is time for that
 

@@ -35,6 +35,7 @@ from laptop.architectures import UNETS
 from laptop.benchmarks.loops import CONFIG, WAYS, Pair
 from laptop.benchmarks.reuse import random_rows
 from laptop.benchmarks.validity import ratio
+from laptop.console import say
 from laptop.distill.batches import Batch
 from laptop.distill.forecast import of_unets
 from laptop.distill.session import HALVES, TrainConfig
@@ -42,7 +43,6 @@ from laptop.machine import machine, peak_memory_bytes
 from laptop.pruning.additivity import random_set
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import anatomy
-from laptop.run import say
 
 TOKENS = 77
 RATIO = 0.5  # of the teacher's parameters that the student lacks

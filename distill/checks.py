@@ -1,10 +1,10 @@
 """What cannot be trained with, found from settings and configs before any expensive step."""
 
 from laptop import models
+from laptop.console import say
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput
 from laptop.processes import count
-from laptop.run import say
 from laptop.shapes import native_size, text_width
 
 PAIRED = (

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laptop import models, processes
+from laptop.console import progress, say
 from laptop.distill import cache
 from laptop.distill.buckets import Size
 from laptop.distill.encoder import STORED, Encoder, Sample
@@ -29,7 +30,7 @@ from laptop.fields import Count, Name, Pixels, Range, Seed, Steps, check_fields
 from laptop.files import sha256, write_json
 from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
-from laptop.run import Overwrite, progress, resume_folder, say
+from laptop.run import Overwrite, resume_folder
 from laptop.teamwork import run_together
 
 RUN = 256  # records of a shard

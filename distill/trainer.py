@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from laptop import models
+from laptop.console import say, track
 from laptop.description import context_length
 from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
@@ -35,16 +36,7 @@ from laptop.pruning.sampling_choice import choose_sampling, settle
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.surgery import write_model
 from laptop.records import read_record
-from laptop.run import (
-    Overwrite,
-    manifest_of,
-    need_ours,
-    need_space,
-    read_manifest,
-    resume_folder,
-    say,
-    track,
-)
+from laptop.run import Overwrite, manifest_of, need_ours, need_space, read_manifest, resume_folder
 from laptop.teamwork import run_together
 
 METRICS = "metrics.jsonl"

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from laptop import contents, files, mistakes, models, run
+from laptop import console, contents, files, mistakes, models, run
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.artifact_names import check_names
@@ -90,7 +90,7 @@ def export_model(
         }
         files.write_json(folder / LIST, {"schema": SCHEMA, **listed})
         if left_out:
-            run.say("export: the safety checker is left out; what artifacts draw is not checked.")
+            console.say("export: the safety checker is left out; artifacts draw without it.")
         listing = {"left_out": left_out, "files": _files(folder)}
         return {"plan_sha256": _plan(models.locate(model)), **listing}
 
@@ -151,14 +151,14 @@ def _export_targets(
         given = (model, recorded, sampling, config.seed, prompts)
         run_apart(SAMPLING, _record, *given, temporary=scratch)
     failed = []
-    for request in run.track(todo, "export", len(wanted), len(wanted) - len(todo)):
+    for request in console.track(todo, "export", len(wanted), len(wanted) - len(todo)):
         beside = scratch / request.folder
         shutil.rmtree(beside, ignore_errors=True)  # of a killed call
         try:
             _export_target(model, request, beside, recorded, config)
         except ComponentFailed as e:
             failed.append(e.row)
-            run.say(f"export: {e}")
+            console.say(f"export: {e}")
             shutil.rmtree(beside, ignore_errors=True)
         else:
             beside.replace(folder / request.folder)
@@ -264,7 +264,7 @@ def _say_upcast(model: Path, config: ExportConfig, wanted: Sequence[Request]) ->
     asks = is_xl and vae.is_file() and files.read_json(vae).get("force_upcast", True)
     parts = [name for name in config.components if name.startswith("vae_")]
     if asks and any(r.precision_of(name, config) in HALF for r in wanted for name in parts):
-        run.say(
+        console.say(
             f"export: the VAE's config asks for float32 (force_upcast), the recipe for "
             f"{config.vae_precision}; `laptop verify` says whether its values fit."
         )
@@ -304,7 +304,7 @@ def note_verified(artifacts: Path, results: Sequence[Mapping[str, Any]]) -> None
     except OSError as e:  # artifacts that are kept from changes; the report has it all
         if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        run.say(f"verify: {path} cannot be written, so it does not say what was verified.")
+        console.say(f"verify: {path} cannot be written, so it does not say what was verified.")
 
 
 def _rows(request: Request, folder: Path, config: ExportConfig) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from laptop import files, models, run
+from laptop import console, files, models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
 from laptop.export import components, magnitudes, pictures, runtimes
@@ -163,7 +163,7 @@ class Verification:
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A row of the report for each artifact, then one for each target's pictures."""
         self.half = {row["component"] for row in rows if row["precision"] in HALF}
-        found = [self._component(row) for row in run.track(rows, "verify", len(rows))]
+        found = [self._component(row) for row in console.track(rows, "verify", len(rows))]
         if self.config.pictures:
             folders = dict.fromkeys(_folder(row) for row in rows)
             made = [self._pictures([r for r in rows if _folder(r) == name]) for name in folders]

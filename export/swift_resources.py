@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from laptop import models, run
+from laptop import console, models
 from laptop.export.mil_program import read_spec, spec_path
 
 FOLDER = "Resources"
@@ -49,7 +49,7 @@ def write(model: str, folder: Path) -> None:
     elif _rows(folder) == 1:
         why = "always guides, with two rows, and this U-Net takes one (guidance is off)"
     if why:
-        run.say(
+        console.say(
             f"export: {FOLDER} is left out: Apple's Swift runner {why}. The packages are whole."
         )
         return

@@ -23,6 +23,7 @@ from laptop import models
 from laptop.component_classes import check_entry
 from laptop.component_classes import components as classes_of
 from laptop.component_fit import TOKENIZERS
+from laptop.console import say
 from laptop.errors import BadInput, MissingExtra, Unsupported
 from laptop.export import (
     components,
@@ -44,7 +45,7 @@ from laptop.export.targets import CALIBRATED, VERIFIED
 from laptop.files import copy_folder, files_in, read_json, reason, shown
 from laptop.foreign_code import check_component
 from laptop.model_checks import check_configs
-from laptop.run import say
+from laptop.trial import check_tokenizer
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
@@ -232,7 +233,7 @@ def _check_pipeline(folder: Path) -> None:
     names = classes_of(index)
     for encoder, tokenizer in TOKENIZERS.items():
         if tokenizer in names:
-            models.check_tokenizer(folder / tokenizer, names[tokenizer], folder / encoder)
+            check_tokenizer(folder / tokenizer, names[tokenizer], folder / encoder)
     for name, keys in READ.items():
         path = folder / name / "config.json"
         if path.is_file() and (missing := keys - set(read_json(path))):

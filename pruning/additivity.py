@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from laptop import models
+from laptop.console import progress
 from laptop.errors import BadInput
 from laptop.files import write_json
 from laptop.pruning.plan import (
@@ -24,7 +25,7 @@ from laptop.pruning.plan import (
 )
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.units import Unit
-from laptop.run import Overwrite, progress, run_stage
+from laptop.run import Overwrite, run_stage
 
 SCHEMA = "laptop.additivity/1"
 RATIOS = (0.1, 0.3, 0.5, 0.7)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from laptop.console import track
 from laptop.description import of_pipeline
 from laptop.errors import BadInput
 from laptop.files import reason, shown
@@ -21,7 +22,6 @@ from laptop.pruning.noising import noising
 from laptop.pruning.sampling import draw, starts
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.units import ADDED, example_inputs, forward_rows
-from laptop.run import track
 from laptop.stored_weights import header
 
 INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")

@@ -21,11 +21,11 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from laptop.console import say, track
 from laptop.errors import BadInput
 from laptop.pruning import calibration
 from laptop.pruning.expressible import without
 from laptop.pruning.units import SUBLAYERS, forward_rows, listed
-from laptop.run import say, track
 
 KINDS = ("none", "affine")
 HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of the manifest

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from laptop.console import say
 from laptop.errors import BadInput
 from laptop.files import shown
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan_file import LatencyTable
 from laptop.pruning.units import Anatomy
 from laptop.records import read_record
-from laptop.run import say
 
 SCHEMA = "laptop.latency-table/1"
 NS = 1e6  # in a millisecond

@@ -9,9 +9,9 @@ cannot end worse than it began.
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from laptop.console import progress
 from laptop.pruning.budgets import Conditions
 from laptop.pruning.joint import AT_ONCE, JointLoss
-from laptop.run import progress
 
 
 def refined(

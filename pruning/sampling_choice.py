@@ -14,6 +14,7 @@ from typing import Any
 
 from laptop import models
 from laptop.config_values import Scheduler
+from laptop.console import say
 from laptop.description import Description, describe
 from laptop.errors import BadInput
 from laptop.files import reason, shown
@@ -25,7 +26,6 @@ from laptop.pruning.sampling_config import (
     read_file,
 )
 from laptop.records import checked
-from laptop.run import say
 from laptop.shapes import Size
 
 STEPS = 25  # where nothing says more

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from laptop import models, processes
+from laptop.console import progress
 from laptop.description import context_length, describe
 from laptop.errors import BadInput, Unsupported
 from laptop.fields import Name, OneOf, Pixels, Range, Samples, Seed, Steps, check_fields
@@ -32,7 +33,7 @@ from laptop.pruning.race import undecided
 from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.pruning.units import GRANULARITIES, Anatomy, Unit, anatomy, forward_rows
-from laptop.run import Overwrite, progress, resume_folder
+from laptop.run import Overwrite, resume_folder
 from laptop.teamwork import run_together
 
 SCHEMA = "laptop.scores/1"

@@ -15,8 +15,8 @@ import pytest
 
 from laptop.benchmarks import computers, whole_image
 from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.latency import BenchConfig, measure, wait_until_cool
-from laptop.benchmarks.metering import Facts, Heat, Round, Workload
+from laptop.benchmarks.latency import BenchConfig, measure
+from laptop.benchmarks.metering import Facts, Heat, Round, Workload, wait_until_cool
 from laptop.benchmarks.validity import check_valid, invalid_reasons, ratio, slowing, summary
 from laptop.benchmarks.worker import GRACE_S, LAST_GRACE_S, Loaded
 from laptop.errors import CheckFailed, LaptopError

@@ -17,6 +17,7 @@ from laptop import cli
 ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
 FLOOR = {
+    "console",
     "contents",
     "description",
     "errors",
@@ -28,7 +29,9 @@ FLOOR = {
     "machine",
     "run",
     "scratch",
+    "shapes",
     "teamwork",
+    "trial",
     "mistakes",
     "models",
     "model_checks",
@@ -44,7 +47,8 @@ FLOOR = {
 }
 FLOOR_MAY = {
     "contents": {"errors", "fields", "files"},
-    "description": {"component_fit", "errors", "files", "models"},
+    "console": {"files", "processes"},
+    "description": {"errors", "files", "models", "shapes"},
     "errors": set(),
     "fields": {"errors", "files"},
     "files": {"errors"},
@@ -52,13 +56,14 @@ FLOOR_MAY = {
     "processes": set(),
     "records": {"errors", "fields", "files"},
     "machine": set(),
-    "run": {"contents", "errors", "files", "machine", "processes", "records", "scratch"},
+    "run": {"console", "contents", "errors", "files", "machine", "records", "scratch"},
     "scratch": set(),
-    "teamwork": {"errors", "files", "processes", "run"},
-    "mistakes": {"errors", "files", "run"},
+    "shapes": {"component_fit"},
+    "teamwork": {"console", "errors", "files", "processes", "run"},
+    "mistakes": {"console", "errors", "files"},
     "models": {
         *("errors", "files", "mistakes", "run", "architectures", "random_weights"),
-        *("component_classes", "model_checks", "stored_weights", "hub"),
+        *("component_classes", "component_fit", "model_checks", "stored_weights", "hub", "trial"),
     },
     "model_checks": {
         *("errors", "files", "mistakes", "component_classes", "component_fit", "config_keys"),
@@ -66,13 +71,14 @@ FLOOR_MAY = {
     },
     "config_values": {"errors", "fields", "files", "component_classes", "records"},
     "foreign_code": {"errors", "files", "component_classes"},
-    "stored_weights": {"errors", "files"},
+    "stored_weights": {"errors", "files", "trial"},
+    "trial": {"component_fit", "errors", "files", "shapes"},
     "hub": set(),
     "component_fit": {"errors", "files", "component_classes"},
     "config_keys": {"errors", "files", "component_classes"},
     "component_classes": {"errors", "files"},
     "architectures": set(),
-    "random_weights": {"files", "run", "architectures", "tiny"},
+    "random_weights": {"console", "files", "run", "architectures", "tiny"},
 }
 CONTRACT = {
     *("compress", "score", "plan", "prune", "distill", "export", "verify", "bench", "eval"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from laptop import files, run
+from laptop import console, files, run
 from laptop.errors import BadInput, OutputExists
 
 
@@ -369,8 +369,8 @@ def test_names_that_are_no_utf_8_are_hashed(tmp_path: Path) -> None:
 
 
 def test_progress_goes_to_stderr_and_stdout_stays_free(capsys: pytest.CaptureFixture[str]) -> None:
-    run.say("[not markup] 3 of 5")
-    assert list(run.track(range(3), "toy", 5, done=2)) == [0, 1, 2]
+    console.say("[not markup] 3 of 5")
+    assert list(console.track(range(3), "toy", 5, done=2)) == [0, 1, 2]
     out, err = capsys.readouterr()
     assert out == ""
     assert "[not markup] 3 of 5" in err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from laptop import models, options, trial
+from laptop import failures, models, trial
 from laptop.architectures import UNETS
 from laptop.errors import BadInput
 from laptop.pruning.sampling_choice import choose_sampling
@@ -132,7 +132,7 @@ def test_a_schedule_that_ends_in_no_number_is_refused(folder: Path, values: dict
 def test_what_is_the_machines_is_told_and_what_is_a_bug_is_not(
     error: Exception, said: str | None
 ) -> None:
-    message = options.of_the_machine(error)
+    message = failures.of_the_machine(error)
     assert (message is None) == (said is None)
     assert said is None or (message is not None and said in message)
 

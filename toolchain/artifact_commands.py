@@ -82,9 +82,9 @@ def verify(
 ) -> None:
     """Prove that each artifact computes what PyTorch does; exit 1 when below its floor."""
     options.need_models(against)
+    from laptop.console import say
     from laptop.export import parity
     from laptop.export.artifacts import failures
-    from laptop.run import say
 
     recipe = common.recipe(against, sampling=sampling)
     artifacts = artifacts.resolve()

@@ -22,6 +22,7 @@ from laptop.benchmarks.latency import bench
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report import write_report
 from laptop.benchmarks.subjects import RUNS, is_timed
+from laptop.console import say
 from laptop.cost import removable, samplings
 from laptop.distill.cache import is_cache
 from laptop.distill.checks import check_batch
@@ -40,7 +41,7 @@ from laptop.pruning.score import prompts_needed, score
 from laptop.pruning.surgery import prune
 from laptop.recipe import Recipe
 from laptop.records import read_record
-from laptop.run import Overwrite, manifest_of, need_space, read_manifest, run_stage, say
+from laptop.run import Overwrite, manifest_of, need_space, read_manifest, run_stage
 from laptop.tiny.checker import judge
 from laptop.tiny.scenes import draw, parse
 from laptop.training_data import check_data, prepared

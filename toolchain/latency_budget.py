@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 
 from laptop.benchmarks.latency import BenchConfig
 from laptop.benchmarks.prediction import read_table, time_plans
+from laptop.console import say
 from laptop.errors import BadInput
 from laptop.fields import Share
 from laptop.files import write_json
@@ -22,7 +23,6 @@ from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan, read_scores
 from laptop.pruning.plan_file import Plan
 from laptop.records import read_record
-from laptop.run import say
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 SCHEMA = "laptop.latency-budget/1"

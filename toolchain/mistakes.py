@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from laptop.console import say
 from laptop.errors import BadInput
 from laptop.files import shown
-from laptop.run import say
 
 SIGNS = {  # the file that marks a folder of each kind
     "run": "laptop.json",

@@ -106,22 +106,7 @@ def _check_local(folder: Path) -> None:
             stored_weights.check_weights(folder, part, partial(_empty, folder, part, parts[part]))
     for encoder, tokenizer in component_fit.TOKENIZERS.items():
         if tokenizer in parts:
-            check_tokenizer(folder / tokenizer, parts[tokenizer], folder / encoder)
-
-
-_tried: set[tuple[object, ...]] = set()  # states of tokenizers; a command asks many times
-
-
-def check_tokenizer(folder: Path, class_name: str, encoder: Path) -> None:
-    """Raise `BadInput` unless a tokenizer goes with the text encoder in the folder `encoder`."""
-    paths = sorted(path for path in (*folder.iterdir(), encoder / "config.json") if path.is_file())
-    state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
-    if state not in _tried:
-        known = read_json(encoder / "config.json").get(
-            "vocab_size", component_fit.CLIP["vocab_size"]
-        )
-        trial.try_tokenizer(folder, class_name, known)
-        _tried.add(state)
+            trial.check_tokenizer(folder / tokenizer, parts[tokenizer], folder / encoder)
 
 
 def _empty(folder: Path, part: str, class_name: str) -> Any:

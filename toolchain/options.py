@@ -1,6 +1,5 @@
 """What the commands share: options, how a recipe comes from them, how a result is printed."""
 
-import errno
 import functools
 import json
 import os
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from laptop import interruption
+from laptop import failures, interruption
 from laptop.errors import LaptopError
-from laptop.files import printable, reason, shown
+from laptop.files import printable
 from laptop.processes import is_main
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 PRESETS = (
     "bk-base", "bk-small", "bk-tiny", "ssd-1b", "segmind-vega", "koala-1b", "koala-700m",
-)  # fmt: skip
-OF_FILES = (  # what a path that a user chose may lead to
-    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-    errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EIO,
 )  # fmt: skip
 PIXELS = click.IntRange(min=1)  # a side
 SEEDED = ("score", "distill", "export", "verify", "bench", "eval")
@@ -44,23 +39,10 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             ctx.exit(interruption.stopped())
         except Exception as e:
-            if (why := of_the_machine(e)) is None:
+            if (why := failures.of_the_machine(e)) is None:
                 raise
             click.echo(printable(f"laptop: {why}"), err=True)
             ctx.exit(1)
-
-
-def of_the_machine(error: Exception) -> str | None:
-    """What a lack of memory or a file that cannot be used says to a user; None for other errors."""
-    if isinstance(error, OSError) and error.errno in OF_FILES and error.filename:
-        return f"{shown(str(error.filename))}: {error.strerror}. Choose another place."
-    is_lack = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if is_lack or "not enough memory" in str(error) or "can't allocate memory" in str(error):
-        return (
-            f"memory ran out ({reason(error)}). Take a smaller batch or size, or close other "
-            "programs; what is finished is kept, and the same command goes on from there."
-        )
-    return None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from laptop.architectures import PIPELINES, UNETS, unet_class_name
-from laptop.run import run_stage, say
+from laptop.console import say
+from laptop.run import run_stage
 from laptop.tiny.architecture import tokenizer
 
 SEED = 0

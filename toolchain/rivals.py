@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from laptop import models
 from laptop.benchmarks.figures import additivity_chart, rivals_chart
 from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.console import say, track
 from laptop.description import context_length
 from laptop.files import write_json
 from laptop.handmade import FAMILIES, handmade
@@ -35,7 +36,6 @@ from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
 from laptop.pruning.units import anatomy, removed
 from laptop.records import read_lines
-from laptop.run import say, track
 from laptop.tiny.checker import judge
 
 CRITERIA = (

@@ -14,22 +14,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laptop import contents, scratch
+from laptop.console import say
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
-from laptop.files import KEY, MANIFEST, printable, sha256, shown, write_json
+from laptop.files import KEY, MANIFEST, sha256, shown, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
-from laptop.processes import is_main
 from laptop.records import read_record
 
-T = TypeVar("T")
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
 RESUME = ".resume"  # in a partial folder: what is needed to go on, with KEY, and
 LOCK = "lock"  # in there: held by the process that works on it
@@ -361,44 +360,3 @@ def need_space(folder: Path, size_bytes: int) -> None:
             f"{folder} has {free / 1e9:.2f} GB free; about {size_bytes / 1e9:.2f} GB are needed. "
             "Free some space or choose another -o."
         )
-
-
-def say(message: str) -> None:
-    """One line of progress on stderr; stdout is for results."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_main())
-    console.print(printable(message), markup=False)
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr that starts at `done` of `total`; call what it gives to advance."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, quiet=not is_main()),
-    ) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda: bar.advance(task)
-
-
-def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
-    """Go through `items` with a progress bar on stderr that starts at `done` of `total`."""
-    with progress(what, total, done) as advance:
-        for item in items:
-            yield item
-            advance()

@@ -34,6 +34,7 @@ from laptop.arms import (
 from laptop.benchmarks.balance import balance_chart
 from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.figures import interval_chart
+from laptop.console import progress, say
 from laptop.errors import LaptopError, OutputExists
 from laptop.evidence import as_json, as_markdown, charts, document
 from laptop.files import read_json, write_json
@@ -42,7 +43,6 @@ from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
 from laptop.pruning.score import ScoreConfig, score
 from laptop.records import read_lines
-from laptop.run import progress, say
 from laptop.students import METRICS, MODEL, StudyConfig, judge_teacher, make_shared, train_and_judge
 
 SCHEMA = "laptop.study-settings/1"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laptop.component_fit import CLIP
 from laptop.errors import BadInput
 from laptop.files import lines, read_json, read_text, reason, shown
 from laptop.shapes import input_shapes, latent_pixels
@@ -74,6 +75,19 @@ def _empty(*shape: int) -> "Tensor":
     import torch
 
     return torch.empty(shape, device="meta")
+
+
+_tried: set[tuple[object, ...]] = set()  # states of tokenizers; a command asks many times
+
+
+def check_tokenizer(folder: Path, class_name: str, encoder: Path) -> None:
+    """Raise `BadInput` unless a tokenizer goes with the text encoder in the folder `encoder`."""
+    paths = sorted(path for path in (*folder.iterdir(), encoder / "config.json") if path.is_file())
+    state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    if state not in _tried:
+        known = read_json(encoder / "config.json").get("vocab_size", CLIP["vocab_size"])
+        try_tokenizer(folder, class_name, known)
+        _tried.add(state)
 
 
 def try_tokenizer(folder: Path, class_name: str, known: int) -> None:

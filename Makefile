@@ -44,7 +44,7 @@ wheel: $(VENV)/installed-dev
 
 # Killed at any moment, the same command goes on.
 study: $(VENV)/installed
-	$(BIN)/python -m laptop.study -o runs/study-distill --workers $(WORKERS)
+	$(BIN)/python -m laptop.studies.retraining -o runs/study-distill --workers $(WORKERS)
 
 # torch comes first, so that its build can be chosen; the version is the one that all extras were
 # verified with together. The upper bound is coremltools', which has no wheels for Python 3.14.

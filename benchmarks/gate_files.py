@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from laptop.benchmarks.compare import Change, change_percent
-from laptop.benchmarks.text import code, table, words
+from laptop.benchmarks.report.text import code, table, words
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_text
 

@@ -21,10 +21,10 @@ from PIL import Image
 from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.console import track
-from laptop.description import of_pipeline
 from laptop.errors import BadInput
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.files import open_file, write_json
+from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.run import Overwrite, resume_folder, run_stage

@@ -29,8 +29,8 @@ from laptop.distill.buckets import Size
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
 from laptop.files import exists, inside, open_file, reason, sha256, shown
+from laptop.models.shapes import pooled_width, text_width
 from laptop.records import checked, read_record
-from laptop.shapes import pooled_width, text_width
 
 SCHEMA = "laptop.cache/1"
 INFO = "cache.json"

@@ -4,8 +4,8 @@ from laptop import models
 from laptop.console import say
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput
+from laptop.models.shapes import native_size, text_width
 from laptop.processes import count
-from laptop.shapes import native_size, text_width
 
 PAIRED = (
     "in_channels", "out_channels", "sample_size", "addition_embed_type",

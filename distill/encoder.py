@@ -9,12 +9,12 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from torch import Tensor
 
 from laptop import models, processes
-from laptop.description import describe
 from laptop.distill.buckets import Size, bucket_sizes, fit, nearest
 from laptop.distill.sources import Broken, Example
 from laptop.distill.viewer import BadPicture, view
 from laptop.errors import LaptopError
-from laptop.precision import stored_dtype
+from laptop.models.description import describe
+from laptop.models.precision import stored_dtype
 from laptop.pruning.sampling import draw
 from laptop.pruning.sampling_choice import picture_size, set_scheduler_
 from laptop.pruning.sampling_config import Sampling

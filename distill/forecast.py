@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from laptop import models
-from laptop.description import context_length
 from laptop.distill.optimizer import BYTES
 from laptop.distill.session import HALVES, DistillConfig, TrainConfig
 from laptop.machine import available_memory_bytes
+from laptop.models.description import context_length
 from laptop.processes import count
 from laptop.pruning.units import example_inputs
 

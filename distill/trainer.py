@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypedDict
 
 from laptop import models
 from laptop.console import say, track
-from laptop.description import context_length
 from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
 from laptop.distill.buckets import Order
@@ -29,6 +28,7 @@ from laptop.distill.forecast import (
 from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.fields import Range
 from laptop.files import whole_lines, write_json
+from laptop.models.description import context_length
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
 from laptop.pruning.sampling import guidance_embedding

@@ -36,10 +36,10 @@ from laptop.export.job import Job, complete, example_shapes, export, run_apart, 
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import BYTES, HALF, TARGETS, Request, requests
 from laptop.machine import available_memory_bytes, machine
+from laptop.models.shapes import Size
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
 from laptop.records import checked, read_record
-from laptop.shapes import Size
 
 SCHEMA = "laptop.artifacts/1"
 AGAIN = "Export again with --overwrite."

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from laptop.description import describe
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import CALIBRATED, Request
+from laptop.models.description import describe
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, settle
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 

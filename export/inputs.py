@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laptop.description import of_pipeline
 from laptop.export.components import present
+from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_config import Sampling
 
 Recorded = dict[str, list[dict[str, Tensor]]]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laptop.errors import BadInput
-from laptop.export import onnx_checks
+from laptop.export.to_onnx import onnx_checks
 from laptop.files import reason, shown
 
 Array = NDArray[Any]

@@ -39,7 +39,7 @@ class Target:
 
 TARGETS = {
     "onnx": Target(
-        module="laptop.export.to_onnx",
+        module="laptop.export.to_onnx.target",
         extra="onnx",
         packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
@@ -47,7 +47,7 @@ TARGETS = {
         precisions={"fp32": 6, "fp16": 6, "int8": 6, CALIBRATED: 14},
     ),
     "ort": Target(
-        module="laptop.export.to_ort",
+        module="laptop.export.to_onnx.ort",
         extra="onnx",
         packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
@@ -55,7 +55,7 @@ TARGETS = {
         precisions={"fp32": 14, "int8": 14, CALIBRATED: 14},
     ),
     "coreml": Target(
-        module="laptop.export.to_coreml",
+        module="laptop.export.to_coreml.target",
         extra="coreml",
         packages=("coremltools",),
         components=COMPONENTS,
@@ -63,7 +63,7 @@ TARGETS = {
         precisions=dict.fromkeys(("fp16", "fp32", "palette8", "palette6", "palette4", "mixed"), 14),
     ),
     "tensorrt": Target(
-        module="laptop.export.to_tensorrt",
+        module="laptop.export.to_tensorrt.target",
         extra="tensorrt",
         packages=("onnx", "onnxruntime"),
         components=COMPONENTS,
@@ -71,7 +71,7 @@ TARGETS = {
         precisions={"fp16": 8, "fp32": 8},
     ),
     "executorch": Target(
-        module="laptop.export.to_executorch",
+        module="laptop.export.to_executorch.target",
         extra="executorch",
         packages=("executorch", "torchao"),
         components=COMPONENTS,

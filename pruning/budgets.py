@@ -14,7 +14,7 @@ from typing import Annotated
 from laptop import models
 from laptop.errors import BadInput, Infeasible, Unsupported
 from laptop.fields import Length, Name, OneOf, Range, Share, check_fields
-from laptop.precision import stored_dtype
+from laptop.models.precision import stored_dtype
 from laptop.pruning.units import Anatomy, Unit
 
 EXPRESSIBLE = ("any", "stock", "comfyui")

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from laptop.console import track
-from laptop.description import of_pipeline
 from laptop.errors import BadInput
 from laptop.files import reason, shown
+from laptop.models.description import of_pipeline
+from laptop.models.stored_weights import header
 from laptop.pruning.noising import noising
 from laptop.pruning.sampling import draw, starts
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.units import ADDED, example_inputs, forward_rows
-from laptop.stored_weights import header
 
 INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 TOLERANCE = 1e-3  # of the mean squared output: most error of a model on rows recorded with it

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from laptop import models, processes
 from laptop.errors import BadInput
 from laptop.files import reason
-from laptop.foreign_code import check_component
+from laptop.models.foreign_code import check_component
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from laptop.architectures import UNETS
 from laptop.errors import BadInput
+from laptop.models.architectures import UNETS
 
 LAYOUT = (
     "down_block_types", "mid_block_type", "up_block_types", "layers_per_block",

@@ -19,9 +19,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from laptop.description import describe
 from laptop.errors import Unsupported
 from laptop.files import shown
+from laptop.models.description import describe
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")

@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from laptop import models
-from laptop.description import context_length
 from laptop.files import write_json
+from laptop.models.description import context_length
 from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan_file import SCHEMA
 from laptop.pruning.surgery import source_of, transplant

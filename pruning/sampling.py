@@ -13,7 +13,7 @@ from diffusers import LatentConsistencyModelPipeline
 from torch import Tensor
 
 from laptop import models
-from laptop.description import of_pipeline
+from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import Sampling
 

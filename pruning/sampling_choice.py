@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from laptop import models
-from laptop.config_values import Scheduler
 from laptop.console import say
-from laptop.description import Description, describe
 from laptop.errors import BadInput
 from laptop.files import reason, shown
+from laptop.models.config_values import Scheduler
+from laptop.models.description import Description, describe
+from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import (
     FILE,
     TRAINED,
@@ -26,7 +27,6 @@ from laptop.pruning.sampling_config import (
     read_file,
 )
 from laptop.records import checked
-from laptop.shapes import Size
 
 STEPS = 25  # where nothing says more
 CONSISTENCY = {"LCMScheduler": 4, "TCDScheduler": 4}  # steps that their documentation uses

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from laptop import models, processes
 from laptop.console import progress
-from laptop.description import context_length, describe
 from laptop.errors import BadInput, Unsupported
 from laptop.fields import Name, OneOf, Pixels, Range, Samples, Seed, Steps, check_fields
 from laptop.files import write_json
+from laptop.models.description import context_length, describe
 from laptop.pruning import calibration, noising
 from laptop.pruning.criteria import CRITERIA, OF_TASK, PER_ROW, Subject
 from laptop.pruning.ledger import Ledger, Race, Values

@@ -17,7 +17,7 @@ from laptop import models
 from laptop.errors import BadInput
 from laptop.fields import OneOf, check_fields
 from laptop.files import copy_folder, files_in, read_json, reason, write_json
-from laptop.precision import round_to_, stored_dtype, stored_dtypes
+from laptop.models.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
 from laptop.pruning.heal import (

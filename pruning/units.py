@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from laptop import models
 from laptop.errors import BadInput, Unsupported
 from laptop.files import shown
-from laptop.shapes import input_shapes
+from laptop.models.shapes import input_shapes
 
 ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
 GRANULARITIES = ("coarse", "fine", "sublayer")

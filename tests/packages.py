@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from laptop.export import components, mil_interpreter, to_coreml
+from laptop.export import components
 from laptop.export.job import Job
-from laptop.export.mil_program import Program
-from laptop.export.to_coreml import library, quiet
+from laptop.export.to_coreml import mil_interpreter
+from laptop.export.to_coreml import target as to_coreml
+from laptop.export.to_coreml.mil_program import Program
+from laptop.export.to_coreml.target import library, quiet
 
 library()
 from coremltools.converters.mil import Builder as mb  # noqa: E402

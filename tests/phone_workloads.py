@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx
 
-from laptop.benchmarks.metering import Workload
+from laptop.benchmarks.devices.device import Workload
 
 SHAPES = {"sample": (2, 4, 16, 24), "encoder_hidden_states": (2, 7, 8)}
 

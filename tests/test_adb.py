@@ -12,8 +12,8 @@ from board import Proxy
 from device_daemon import TMP, Phone, connect, needs_adb, phone_at, private_server
 
 from laptop.errors import LaptopError
-from laptop.export import adb, places
-from laptop.export.adb import Adb
+from laptop.hosts import adb, places
+from laptop.hosts.adb import Adb
 
 Ways = Callable[[int, int], tuple[Adb, Proxy]]
 

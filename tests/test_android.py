@@ -12,14 +12,14 @@ from click.testing import CliRunner
 from device_daemon import Phone, connect, needs_adb, phone_at, private_server
 from phone_workloads import graph, of_executorch, of_onnx
 
-from laptop.benchmarks import android, android_meter, android_runners
-from laptop.benchmarks.android import Android, Battery, Thermal, not_ready
-from laptop.benchmarks.latency import need_fitting
-from laptop.benchmarks.metering import Device, Heat
+from laptop.benchmarks.devices import android, android_meter, android_runners
+from laptop.benchmarks.devices.android import Android, Battery, Thermal, not_ready
+from laptop.benchmarks.devices.device import Device, Heat
+from laptop.benchmarks.latency.bench import need_fitting
 from laptop.cli import main
 from laptop.errors import LaptopError
-from laptop.export import adb
-from laptop.export.adb import Adb
+from laptop.hosts import adb
+from laptop.hosts.adb import Adb
 
 # https://android.stackexchange.com/questions/246774, a Samsung A52 with Android 12
 THERMAL = """IsStatusOverride: false

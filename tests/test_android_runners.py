@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from phone_workloads import SHAPES, graph, of_onnx
 
-from laptop.benchmarks import android_runners
+from laptop.benchmarks.devices import android_runners
 from laptop.errors import BadInput, LaptopError
 
 # learn.arm.com, performance_onnxruntime_kleidiai_sme2, on a VIVO X300

@@ -11,10 +11,10 @@ from test_latency_table import table_for
 from test_plan import scores_for
 
 from laptop.benchmarks import quality
-from laptop.benchmarks.computers import _as, _facts, _Peak, _Profile, _Started
-from laptop.benchmarks.metering import Heat, Ready, Round
-from laptop.export import engine, trtexec
-from laptop.export.places import Done
+from laptop.benchmarks.devices.computer import _as, _facts, _Peak, _Profile, _Started
+from laptop.benchmarks.devices.device import Heat, Ready, Round
+from laptop.export.to_tensorrt import engine, trtexec
+from laptop.hosts.places import Done
 from laptop.pruning import plan
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.latency_table import read_table

@@ -3,7 +3,7 @@
 import pytest
 
 from laptop import models
-from laptop.architectures import UNETS
+from laptop.models.architectures import UNETS
 
 PARAMS = {
     "sd15": 859_520_964,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from laptop.benchmarks.balance import balance_chart, largest_share, shares
+from laptop.benchmarks.report.balance import balance_chart, largest_share, shares
 
 ROWS = [
     {"step": s, "features": {"down_blocks.0": 1.0, "mid_block": 3.0 - s}, "norms": NORMS}

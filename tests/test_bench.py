@@ -10,13 +10,13 @@ from click.testing import CliRunner
 from onnx_files import onnx_folder
 from test_latency import HERE, QUICK
 
-from laptop.benchmarks import latency
-from laptop.benchmarks.computers import Computer, Process
-from laptop.benchmarks.latency import bench
-from laptop.benchmarks.metering import Workload
+from laptop.benchmarks.devices.computer import Computer, Process
+from laptop.benchmarks.devices.device import Workload
+from laptop.benchmarks.latency import bench as latency
+from laptop.benchmarks.latency.bench import bench
 from laptop.cli import main
-from laptop.export.places import Local
 from laptop.files import write_json
+from laptop.hosts.places import Local
 
 
 def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(

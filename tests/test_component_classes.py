@@ -10,7 +10,8 @@ import diffusers
 import pytest
 
 from laptop import models
-from laptop.component_classes import (
+from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.models.component_classes import (
     CLASSES,
     SHIPPED_LIBRARY,
     TASKS,
@@ -19,8 +20,7 @@ from laptop.component_classes import (
     needed,
     optional,
 )
-from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.model_checks import check_folder
+from laptop.models.model_checks import check_folder
 
 SD: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",

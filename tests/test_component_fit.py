@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from laptop.errors import BadInput, LaptopError
-from laptop.model_checks import check_configs, check_folder
+from laptop.models.model_checks import check_configs, check_folder
 
 UNET, VAE = "unet/config.json", "vae/config.json"
 TEXT, SECOND = "text_encoder/config.json", "text_encoder_2/config.json"

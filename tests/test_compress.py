@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from laptop import compress as pipeline
 from laptop import contents, models, recipe
-from laptop.benchmarks.metering import Facts
+from laptop.benchmarks.devices.device import Facts
 from laptop.errors import BadInput
 from laptop.files import sha256
 from laptop.run import RESUME

@@ -17,15 +17,16 @@ from board import Board, Proxy, Server, needs_sshd
 from onnx_files import onnx_folder
 from test_latency import QUICK, stand_in
 
-from laptop.benchmarks import computers, devices
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.devices import device, ssh_hosts, state
-from laptop.benchmarks.latency import bench, measure, need_fitting
-from laptop.benchmarks.layers import bench_layers
-from laptop.benchmarks.metering import Facts, Workload
+from laptop.benchmarks.devices import addresses as devices
+from laptop.benchmarks.devices import computer as computers
+from laptop.benchmarks.devices.addresses import device, ssh_hosts, state
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.devices.device import Facts, Workload
+from laptop.benchmarks.latency.bench import bench, measure, need_fitting
+from laptop.benchmarks.latency.layers import bench_layers
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
-from laptop.export.places import Local, Ssh
+from laptop.hosts.places import Local, Ssh
 
 CONFIG = replace(QUICK, components=("unet",))
 STATS = "RAM 2/7 (lfb 1x4MB) CPU [3%@729] VDD_IN 5000mW/4900mW VDD_SOC 1500mW/1400mW"
@@ -170,7 +171,7 @@ def test_nothing_runs_on_the_board_when_this_side_is_killed(
     script = tmp_path / "main.py"
     script.write_text(
         "import sys, time\nfrom pathlib import Path\nfrom test_computers import unet_of\n"
-        "from laptop.benchmarks.computers import Computer\nfrom laptop.export.places import Ssh\n"
+        "from laptop.benchmarks.devices.computer import Computer\nfrom laptop.hosts.places import Ssh\n"
         f"way = Ssh('board', config=Path({str(server.config())!r}))\n"
         f"folder = Path({str(graphs['base'])!r})\n"
         "meter = Computer(way, sys.executable).meter(unet_of(folder), 1, 0)\n"

@@ -9,9 +9,9 @@ from typing import Any
 import diffusers
 import pytest
 
-from laptop.component_classes import CLASSES, SCHEDULERS, SHIPPED_UNETS, STOCK_UNETS, TASKS
-from laptop.config_keys import TABLE, Refused, check_keys, table_of
 from laptop.errors import Unsupported
+from laptop.models.component_classes import CLASSES, SCHEDULERS, SHIPPED_UNETS, STOCK_UNETS, TASKS
+from laptop.models.config_keys import TABLE, Refused, check_keys, table_of
 
 STOCK = (*STOCK_UNETS, "AutoencoderKL", "AutoencoderTiny", *SCHEDULERS, *TASKS)
 ACCEPTED = (*STOCK, *SHIPPED_UNETS)
@@ -91,7 +91,7 @@ def test_a_key_of_a_newer_diffusers_is_taken_with_its_default(
 
 def test_known_keys_are_checked_without_importing_diffusers() -> None:
     code = (
-        "import sys; from laptop.config_keys import check_keys;"
+        "import sys; from laptop.models.config_keys import check_keys;"
         "check_keys('UNet2DConditionModel', {'sample_size': 8, '_class_name': 'x'}, 'f');"
         "print(sorted({'torch', 'numpy', 'diffusers'} & {*sys.modules}))"
     )

@@ -13,7 +13,7 @@ import pytest
 from garbage import accepted
 
 from laptop.errors import BadInput
-from laptop.model_checks import check_configs
+from laptop.models.model_checks import check_configs
 
 TINY = Path(__file__).parent.parent / "toolchain" / "tiny" / "model"
 FILES = {str(p.relative_to(TINY)): json.loads(p.read_bytes()) for p in TINY.rglob("*.json")}

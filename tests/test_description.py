@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 
-from laptop import description, models, shapes
+from laptop import models
 from laptop.errors import Unsupported
+from laptop.models import description, shapes
 
 UNET = {"sample_size": (12, 8), "in_channels": 4, "block_out_channels": (8, 8)}
 VAE = {"latent_channels": 4, "block_out_channels": (8, 8, 8), "scaling_factor": 0.5}

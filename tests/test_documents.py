@@ -9,9 +9,10 @@ from garbage import refused_in
 from onnx import helper
 from test_report import write_run
 
-from laptop.benchmarks import compare, gate_files, latency_section, report
-from laptop.benchmarks.metering import Facts
-from laptop.benchmarks.subjects import IMAGE, workloads
+from laptop.benchmarks import compare, gate_files
+from laptop.benchmarks.devices.device import Facts
+from laptop.benchmarks.latency.workloads import IMAGE, workloads
+from laptop.benchmarks.report import latency_section, report
 from laptop.errors import BadInput
 from laptop.export import artifacts, parity
 

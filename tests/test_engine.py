@@ -19,13 +19,15 @@ from board import Board, Proxy, Server, needs_sshd
 
 from laptop import models
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export import components, engine, parity, to_tensorrt, trtexec
+from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.metrics import psnr
-from laptop.export.places import Local, Place, Ssh
 from laptop.export.settings import TensorrtConfig
-from laptop.export.trtexec import Device, Version
+from laptop.export.to_tensorrt import engine, trtexec
+from laptop.export.to_tensorrt import target as to_tensorrt
+from laptop.export.to_tensorrt.trtexec import Device, Version
+from laptop.hosts.places import Local, Place, Ssh
 from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]
@@ -352,7 +354,7 @@ def test_where_an_engine_can_be_built_parity_is_that_of_the_engine(
 def test_the_command_builds_every_graph_and_fetches_the_engines(
     exported: Path, board: Board, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "laptop.export.engine", str(exported)]
+    command = [sys.executable, "-m", "laptop.export.to_tensorrt.engine", str(exported)]
 
     def call(*more: str) -> Any:
         return subprocess.run(

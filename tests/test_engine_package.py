@@ -12,12 +12,14 @@ import standin_tensorrt
 import torch
 
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export import components, engine, engine_package, to_tensorrt
+from laptop.export import components
 from laptop.export.job import Job
 from laptop.export.metrics import psnr
 from laptop.export.settings import ExportConfig, TensorrtConfig
 from laptop.export.targets import VERIFIED
-from laptop.export.trtexec import Device
+from laptop.export.to_tensorrt import engine, engine_package
+from laptop.export.to_tensorrt import target as to_tensorrt
+from laptop.export.to_tensorrt.trtexec import Device
 
 Install = Callable[[str], ModuleType]
 

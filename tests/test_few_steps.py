@@ -24,12 +24,13 @@ from safetensors.torch import load_file
 from conftest import small_sd15
 from laptop import models
 from laptop.benchmarks import quality
-from laptop.benchmarks.image_sampling import ImageSampling, image_sampling
+from laptop.benchmarks.latency.image_sampling import ImageSampling, image_sampling
 from laptop.distill.encoding import DataConfig
 from laptop.errors import BadInput
-from laptop.export import parity, swift_resources
+from laptop.export import parity
 from laptop.export.artifacts import export_model
 from laptop.export.settings import ExportConfig
+from laptop.export.to_coreml import swift_resources
 from laptop.files import read_json, write_json
 from laptop.generate import generate
 from laptop.pruning import calibration, sampling_choice

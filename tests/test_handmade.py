@@ -3,9 +3,9 @@
 import pytest
 
 from laptop import models
-from laptop.description import context_length
-from laptop.handmade import FAMILIES, handmade
+from laptop.models.description import context_length
 from laptop.pruning.units import Anatomy, anatomy
+from laptop.studies.handmade import FAMILIES, handmade
 
 
 @pytest.fixture(scope="module")

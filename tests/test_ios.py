@@ -13,15 +13,15 @@ import pytest
 from coremltools.converters.mil import Builder as mb
 from coremltools.models.ml_program.experimental import async_wrapper, perf_utils, remote_device
 
-from laptop.benchmarks import ios, ios_app
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.devices import apples, device
-from laptop.benchmarks.ios import Apple
-from laptop.benchmarks.latency import BenchConfig, bench
-from laptop.benchmarks.latency_section import _placements
-from laptop.benchmarks.metering import Workload
+from laptop.benchmarks.devices import ios, ios_app
+from laptop.benchmarks.devices.addresses import apples, device
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.devices.device import Workload
+from laptop.benchmarks.devices.ios import Apple
+from laptop.benchmarks.latency.bench import BenchConfig, bench
+from laptop.benchmarks.report.latency_section import _placements
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export.places import Local
+from laptop.hosts.places import Local
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up")  # coremltools' own
 UDID = "00008130-000A"

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from laptop.benchmarks import computers, whole_image
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.latency import BenchConfig, measure
-from laptop.benchmarks.metering import Facts, Heat, Round, Workload, wait_until_cool
-from laptop.benchmarks.validity import check_valid, invalid_reasons, ratio, slowing, summary
-from laptop.benchmarks.worker import GRACE_S, LAST_GRACE_S, Loaded
+from laptop.benchmarks.devices import computer as computers
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.devices.device import Facts, Heat, Round, Workload, wait_until_cool
+from laptop.benchmarks.devices.worker import GRACE_S, LAST_GRACE_S, Loaded
+from laptop.benchmarks.latency import whole_image
+from laptop.benchmarks.latency.bench import BenchConfig, measure
+from laptop.benchmarks.latency.validity import check_valid, invalid_reasons, ratio, slowing, summary
 from laptop.errors import CheckFailed, LaptopError
-from laptop.export.places import Local
+from laptop.hosts.places import Local
 
 QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)
 HERE = Computer(Local())

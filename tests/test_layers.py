@@ -12,14 +12,14 @@ from onnx_files import onnx_folder
 from test_prefix import model
 
 from laptop import models
-from laptop.benchmarks import graph_layers
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.latency import BenchConfig
-from laptop.benchmarks.layer_table import measured, timed_modules
-from laptop.benchmarks.layers import bench_layers, running, shares_of
-from laptop.benchmarks.metering import Round
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.devices.device import Round
+from laptop.benchmarks.latency import graph_layers
+from laptop.benchmarks.latency.bench import BenchConfig
+from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
 from laptop.errors import BadInput
-from laptop.export.places import Local
+from laptop.hosts.places import Local
 from laptop.pruning.units import anatomy
 
 HERE = Computer(Local())

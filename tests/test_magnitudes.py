@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from laptop.errors import BadInput, CheckFailed
-from laptop.export import components, onnx_graph, onnx_weights, to_coreml, to_onnx
+from laptop.export import components
 from laptop.export.components import Graph
 from laptop.export.magnitudes import (
     SCORES,
@@ -31,7 +31,10 @@ from laptop.export.magnitudes import (
 )
 from laptop.export.metrics import psnr
 from laptop.export.parity import VerifyConfig, check, verify
-from laptop.export.split_einsum import SplitEinsum
+from laptop.export.to_coreml import target as to_coreml
+from laptop.export.to_coreml.split_einsum import SplitEinsum
+from laptop.export.to_onnx import onnx_graph, onnx_weights
+from laptop.export.to_onnx import target as to_onnx
 from laptop.files import write_json
 from tests.conftest import small_sd15
 
@@ -279,7 +282,7 @@ def test_verify_names_the_module_though_the_runtime_computes_in_float32(
 def test_an_artifact_that_cannot_run_here_is_bounded_too(
     overflowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laptop.export.to_executorch.checked", lambda _: None)
+    monkeypatch.setattr("laptop.export.to_executorch.target.checked", lambda _: None)
     (tmp_path / "a" / "executorch").mkdir(parents=True)
     (tmp_path / "a" / "executorch" / "unet.pte").write_bytes(b"of any content")
     row = {"target": "executorch", "precision": "coreml-fp16", "file": "executorch/unet.pte"}

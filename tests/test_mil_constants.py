@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from packages import GIVEN, RNG, random, save
 
-from laptop.export.mil_interpreter import runner
-from laptop.export.mil_operators import OPERATORS
-from laptop.export.mil_program import read
-from laptop.export.to_coreml import library
+from laptop.export.to_coreml.mil_interpreter import runner
+from laptop.export.to_coreml.mil_operators import OPERATORS
+from laptop.export.to_coreml.mil_program import read
+from laptop.export.to_coreml.target import library
 
 library()
 from coremltools.converters.mil import Builder as mb  # noqa: E402

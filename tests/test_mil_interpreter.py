@@ -14,10 +14,10 @@ import pytest
 from packages import GIVEN, random, save
 
 from laptop.errors import BadInput, Unsupported
-from laptop.export.mil_interpreter import runner
-from laptop.export.mil_operators import OPERATORS
-from laptop.export.mil_program import read, read_spec, spec_path
-from laptop.export.to_coreml import library
+from laptop.export.to_coreml.mil_interpreter import runner
+from laptop.export.to_coreml.mil_operators import OPERATORS
+from laptop.export.to_coreml.mil_program import read, read_spec, spec_path
+from laptop.export.to_coreml.target import library
 
 library()
 from coremltools.converters.mil import Builder as mb  # noqa: E402

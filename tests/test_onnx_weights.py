@@ -13,10 +13,12 @@ from onnx_files import lowest_psnr, weights
 
 from laptop import models
 from laptop.errors import BadInput
-from laptop.export import components, onnx_graph, onnx_weights, runtimes, to_onnx
+from laptop.export import components, runtimes
 from laptop.export.job import Job
 from laptop.export.metrics import psnr
 from laptop.export.settings import ExportConfig, OnnxConfig
+from laptop.export.to_onnx import onnx_graph, onnx_weights
+from laptop.export.to_onnx import target as to_onnx
 
 FLOORS = {"fp32": 60, "fp16": 40, "int8": 30, "int8-qdq": 30}
 

@@ -12,11 +12,13 @@ from packages import exact_output, output_of, weights_of
 
 from laptop import models
 from laptop.errors import Unsupported
-from laptop.export import components, metrics, palettes, parity, to_coreml
+from laptop.export import components, metrics, parity
 from laptop.export.job import Job
-from laptop.export.mil_program import read, read_spec
 from laptop.export.settings import CoremlConfig
-from laptop.export.split_einsum import use_split_einsum_
+from laptop.export.to_coreml import palettes
+from laptop.export.to_coreml import target as to_coreml
+from laptop.export.to_coreml.mil_program import read, read_spec
+from laptop.export.to_coreml.split_einsum import use_split_einsum_
 
 
 def wrong_palette(package: Path) -> None:

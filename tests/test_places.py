@@ -10,8 +10,8 @@ import pytest
 from board import Board, Proxy, Server, needs_sshd
 
 from laptop.errors import BadInput, LaptopError
-from laptop.export import places
-from laptop.export.places import Local, Place, Ssh
+from laptop.hosts import places
+from laptop.hosts.places import Local, Place, Ssh
 
 Ways = Callable[..., tuple[Ssh, Proxy]]
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from laptop import latency_budget, models
-from laptop.benchmarks import prediction
-from laptop.benchmarks.latency import BenchConfig
+from laptop import models
+from laptop.benchmarks.latency.bench import BenchConfig
 from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.files import read_json
 from laptop.pruning.units import anatomy
+from laptop.studies import latency_budget
+from laptop.studies import latency_prediction as prediction
 
 FEW = BenchConfig(threads=1, rounds=2, iterations=2, seconds=0.0, warmup_s=0.0)
 

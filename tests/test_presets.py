@@ -19,13 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
-from laptop import models, options
-from laptop.architectures import UNETS
-from laptop.benchmarks.report import write_report
-from laptop.cli import main
+from laptop import models
+from laptop.benchmarks.report.report import write_report
+from laptop.cli import main, options
 from laptop.compress import model_card
 from laptop.distill.features import Features, pairs
 from laptop.errors import BadInput
+from laptop.models.architectures import UNETS
 from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan import read_plan
 from laptop.pruning.presets import make_preset_plan, preset_plan

@@ -222,15 +222,19 @@ def test_the_embedded_weights_are_at_most_24_megabytes() -> None:
 READERS = {  # what reads text or pictures in a way of its own, and the files that may
     r"\.splitlines\(": set[str](),  # it also cuts at letters, such as U+2028
     r"\.read_text\(": {  # of the system's files, which are plain; some run on boards, alone
-        *("benchmarks/sensors.py", "benchmarks/worker.py", "toolchain/machine.py"),
-        *("benchmarks/devices.py", "benchmarks/computers.py"),
+        *("benchmarks/devices/sensors.py", "benchmarks/devices/worker.py", "toolchain/machine.py"),
+        *("benchmarks/devices/addresses.py", "benchmarks/devices/computer.py"),
     },
     r"errors=\"": {  # of what programs print, which is shown and not kept; and of ssh's settings
-        *("export/places.py", "benchmarks/computers.py", "benchmarks/devices.py"),
+        *(
+            "toolchain/hosts/places.py",
+            "benchmarks/devices/computer.py",
+            "benchmarks/devices/addresses.py",
+        ),
     },
     r"\bgopen\(": {"distill/addresses.py"},  # it runs programs
     r"\bImage\.open\(": {  # our own, in figures and where `generate` looks for its mark
-        *("distill/viewer.py", "benchmarks/figures.py", "toolchain/generate.py"),
+        *("distill/viewer.py", "benchmarks/report/figures.py", "toolchain/generate.py"),
     },
     r"(?<!_)tarfile\.open\(": {"distill/tars.py"},
 }

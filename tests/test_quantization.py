@@ -9,11 +9,12 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_files import weights
 
-from laptop.export import quantization, to_onnx
 from laptop.export.example_sampling import example_sampling
 from laptop.export.job import Job
 from laptop.export.settings import ExportConfig, OnnxConfig
 from laptop.export.targets import requests
+from laptop.export.to_onnx import quantization
+from laptop.export.to_onnx import target as to_onnx
 
 RNG = np.random.default_rng(0)
 FLOAT = onnx.TensorProto.FLOAT
@@ -66,7 +67,7 @@ def test_embeddings_and_outermost_layers_stay_in_float(onnx_job: Job) -> None:
 def test_large_weights_in_eight_bits_lie_beside_the_graph(
     onnx_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laptop.export.onnx_weights.INLINE_BYTES", 0)
+    monkeypatch.setattr("laptop.export.to_onnx.onnx_weights.INLINE_BYTES", 0)
     to_onnx.export(replace(onnx_job, precision="int8-qdq"))
     names = {p.name for p in onnx_job.path.parent.iterdir()}
     assert names == {"model.onnx", "model.onnx_data", "config.json"}

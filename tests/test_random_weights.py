@@ -7,10 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from laptop import architectures, models, random_weights
+from laptop import models
 from laptop.cli import main
 from laptop.errors import UnknownModel
-from laptop.precision import stored_dtype
+from laptop.models import architectures, random_weights
+from laptop.models.precision import stored_dtype
 
 SMALL = {
     "sample_size": 8,

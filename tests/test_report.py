@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from laptop.benchmarks import figures, latency_section, page
-from laptop.benchmarks.findings import network_order
-from laptop.benchmarks.report import write_report
-from laptop.benchmarks.text import number, scaled
+from laptop.benchmarks.report import figures, latency_section, page
+from laptop.benchmarks.report.report import write_report
+from laptop.benchmarks.report.run_files import network_order
+from laptop.benchmarks.report.text import number, scaled
 from laptop.errors import BadInput
 from laptop.tiny.scenes import draw, held_out_prompts, parse
 

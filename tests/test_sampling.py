@@ -7,8 +7,9 @@ import diffusers
 import pytest
 import torch
 
-from laptop import architectures, models, random_weights
+from laptop import models
 from laptop.errors import BadInput, Unsupported
+from laptop.models import architectures, random_weights
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from laptop.benchmarks import sensors
+from laptop.benchmarks.devices import sensors
 
 
 def write(root: Path, name: str, text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from board import STANDIN
 from onnx import TensorProto, helper
 
-from laptop.export import trtexec
+from laptop.export.to_tensorrt import trtexec
 
 
 @pytest.fixture

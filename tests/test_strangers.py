@@ -12,11 +12,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from laptop import files, foreign_code, model_checks, run
-from laptop.benchmarks import page, text
+from laptop import files, run
+from laptop.benchmarks.report import page, text
 from laptop.distill.checkpoint_metadata import PlainUnpickler, Planner
 from laptop.errors import BadInput, LaptopError, OutputExists, Unsupported
-from laptop.export import artifacts, onnx_checks, to_onnx
+from laptop.export import artifacts
+from laptop.export.to_onnx import onnx_checks
+from laptop.export.to_onnx import target as to_onnx
+from laptop.models import foreign_code, model_checks
 
 OUTSIDE = ("../x", "/x", "a/../../x", "..", "C:/x", "a\\..\\x", "", "x\0y", None, ["x"])
 

@@ -8,16 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from laptop import study as studies
-from laptop.arms import CRITERIA, GROUPS, LOSSES, MAIN_RATIO, METHOD, RATIOS, Arm, Run, arms, runs
-from laptop.benchmarks.figures import interval_chart
+from laptop.benchmarks.report.figures import interval_chart
 from laptop.distill.losses import WEIGHTINGS
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput, OutputExists
-from laptop.evidence import BY_CRITERION, Measured, as_json, as_markdown, charts, interval
-from laptop.handmade import FAMILIES
-from laptop.students import StudyConfig, as_hex
-from laptop.study import RUN_SCHEMA, study, work
+from laptop.studies import retraining as studies
+from laptop.studies.arms import (
+    CRITERIA,
+    GROUPS,
+    LOSSES,
+    MAIN_RATIO,
+    METHOD,
+    RATIOS,
+    Arm,
+    Run,
+    arms,
+    runs,
+)
+from laptop.studies.evidence import BY_CRITERION, Measured, as_json, as_markdown, charts, interval
+from laptop.studies.handmade import FAMILIES
+from laptop.studies.retraining import RUN_SCHEMA, study, work
+from laptop.studies.students import StudyConfig, as_hex
 
 PROMPTS = 200
 TINY = StudyConfig(

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx_files import onnx_folder
 
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.latency import BenchConfig, bench
-from laptop.benchmarks.subjects import Found, graph_precision, shapes_of
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.latency.bench import BenchConfig, bench
+from laptop.benchmarks.latency.workloads import Found, graph_precision, shapes_of
 from laptop.errors import BadInput, UnknownModel
-from laptop.export.places import Local
+from laptop.hosts.places import Local
 
 QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)
 HERE = Computer(Local())

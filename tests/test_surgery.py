@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from laptop import models
-from laptop.precision import stored_dtype
+from laptop.models.precision import stored_dtype
 from laptop.pruning import surgery
 from laptop.pruning.surgery import prune, prune_unet, write_model
 from laptop.pruning.units import GRANULARITIES, anatomy, forward_rows, removed

@@ -15,13 +15,15 @@ from packages import exact_output, output_of, weights_of
 
 from laptop import models
 from laptop.errors import BadInput, LaptopError
-from laptop.export import metrics, mil_interpreter, parity, to_coreml
+from laptop.export import metrics, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job
-from laptop.export.mil_program import read, read_spec, spec_path
 from laptop.export.settings import CoremlConfig
-from laptop.export.to_coreml import feeds_angles, library
+from laptop.export.to_coreml import mil_interpreter
+from laptop.export.to_coreml import target as to_coreml
+from laptop.export.to_coreml.mil_program import read, read_spec, spec_path
+from laptop.export.to_coreml.target import feeds_angles, library
 from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]

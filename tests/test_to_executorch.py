@@ -13,18 +13,19 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from laptop.benchmarks.computers import Computer
-from laptop.benchmarks.latency import BenchConfig, bench
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.latency.bench import BenchConfig, bench
 from laptop.errors import BadInput
-from laptop.export import parity, to_executorch
+from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.components import Graph
 from laptop.export.components import run as run_graph
-from laptop.export.lowering import fewer_repeats
 from laptop.export.metrics import psnr
-from laptop.export.places import Local
 from laptop.export.settings import CoremlConfig
+from laptop.export.to_executorch import target as to_executorch
+from laptop.export.to_executorch.lowering import fewer_repeats
 from laptop.files import write_json
+from laptop.hosts.places import Local
 
 PROMPTS = ["a large red circle on white"]
 

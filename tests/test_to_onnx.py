@@ -13,10 +13,11 @@ from test_inputs import small_sd15
 
 from laptop import models
 from laptop.errors import BadInput, MissingExtra, NoSpace
-from laptop.export import artifacts, components, runtimes, to_onnx
+from laptop.export import artifacts, components, runtimes
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.metrics import psnr
 from laptop.export.settings import OnnxConfig
+from laptop.export.to_onnx import target as to_onnx
 from laptop.generate import generate
 from laptop.pruning.sampling_config import SamplingConfig
 

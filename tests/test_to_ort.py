@@ -7,8 +7,8 @@ import pytest
 from onnx_files import lowest_psnr
 
 from laptop.errors import BadInput
-from laptop.export import to_ort
 from laptop.export.job import Job
+from laptop.export.to_onnx import ort as to_ort
 
 
 @pytest.mark.parametrize(("precision", "floor"), [("fp32", 60), ("int8", 30), ("int8-qdq", 30)])

@@ -14,13 +14,16 @@ from test_inputs import small_sd15
 
 from laptop import files, models
 from laptop.errors import BadInput, CheckFailed, Unsupported
-from laptop.export import folding, operators, parity, to_tensorrt, trtexec
+from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
 from laptop.export.runtimes import onnx_runner
 from laptop.export.settings import TensorrtConfig
-from laptop.export.trtexec import Tensor, Version
+from laptop.export.to_onnx import folding
+from laptop.export.to_tensorrt import operators, trtexec
+from laptop.export.to_tensorrt import target as to_tensorrt
+from laptop.export.to_tensorrt.trtexec import Tensor, Version
 from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]

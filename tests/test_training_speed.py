@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laptop.benchmarks import training
-from laptop.benchmarks.loops import WAYS, Pair
-from laptop.benchmarks.training import Case, alone, half_of, make_pair
 from laptop.pruning.surgery import prune_unet
+from laptop.studies import step_cost as training
+from laptop.studies.step_cost import Case, alone, half_of, make_pair
+from laptop.studies.step_variants import WAYS, Pair
 
 CASE = Case("sd15", width=0.05, latents=8, batch=1, precision="no")
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from laptop import failures, models, trial
-from laptop.architectures import UNETS
+from laptop import failures, models
 from laptop.errors import BadInput
+from laptop.models import trial
+from laptop.models.architectures import UNETS
 from laptop.pruning.sampling_choice import choose_sampling
 
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export import trtexec
-from laptop.export.trtexec import BuildPlan, EngineKey, Tensor, Version
+from laptop.export.to_tensorrt import trtexec
+from laptop.export.to_tensorrt.trtexec import BuildPlan, EngineKey, Tensor, Version
 
 V8, V10, V11 = Version(8, 6, 2), Version(10, 3, 0), Version(11, 1, 0)
 STATIC = BuildPlan(

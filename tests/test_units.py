@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from laptop.architectures import UNETS
 from laptop.errors import BadInput, Unsupported
+from laptop.models.architectures import UNETS
 from laptop.pruning.units import anatomy, check_names, removed
 
 SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]

@@ -16,12 +16,12 @@ from typing import Any, TypedDict
 import numpy as np
 
 from laptop import models
-from laptop.benchmarks.devices import device
-from laptop.benchmarks.ios import Apple
-from laptop.benchmarks.latency import bench
+from laptop.benchmarks.devices.addresses import device
+from laptop.benchmarks.devices.ios import Apple
+from laptop.benchmarks.latency.bench import bench
+from laptop.benchmarks.latency.workloads import RUNS, is_timed
 from laptop.benchmarks.quality import evaluate
-from laptop.benchmarks.report import write_report
-from laptop.benchmarks.subjects import RUNS, is_timed
+from laptop.benchmarks.report.report import write_report
 from laptop.console import say
 from laptop.cost import removable, samplings
 from laptop.distill.cache import is_cache

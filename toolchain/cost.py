@@ -3,7 +3,7 @@
 from typing import Any
 
 from laptop import models
-from laptop.description import context_length
+from laptop.models.description import context_length
 from laptop.pruning import budgets as limits
 from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.sampling_choice import choose_sampling

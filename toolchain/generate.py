@@ -33,7 +33,8 @@ def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
 
 def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling]:
     """What ONNX artifacts state; their list is in the folder or in the one above."""
-    from laptop.export import artifacts, to_onnx  # needs the extra [onnx]
+    from laptop.export import artifacts
+    from laptop.export.to_onnx import target as to_onnx  # needs the extra [onnx]
 
     for root in (folder, folder.parent):
         if (root / artifacts.LIST).is_file():

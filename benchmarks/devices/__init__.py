@@ -1,0 +1,1 @@
+"""Where latency is measured: computers, Android devices, iPhones."""

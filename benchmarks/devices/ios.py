@@ -1,0 +1,133 @@
+"""Latency on an iPhone or iPad, from the Mac that it is connected to: `ios://UDID`.
+
+coremltools builds an app of Apple's, signs it with the user's team, starts it on the device, and
+asks it to load packages and to predict (`ios_app.py`); the app tells how long each took. See
+https://apple.github.io/coremltools/docs-guides/source/mlmodel-benchmarking.html (experimental).
+
+No Mac was at hand: tests run coremltools' own classes against a stand-in of `devicectl` and of
+the app.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from laptop.benchmarks.devices.device import Facts, Heat, Workload
+from laptop.benchmarks.devices.ios_app import App, PackageMeter, failures, inputs_of, remote_device
+from laptop.errors import BadInput, LaptopError, MissingExtra, Unsupported
+from laptop.export.to_coreml.target import library
+
+UNITS = {  # of a runtime, by the name after its colon: coremltools' ComputeUnit
+    "": "ALL",
+    "cpu": "CPU_ONLY",
+    "gpu": "CPU_AND_GPU",
+    "ane": "CPU_AND_NE",
+}
+PROGRAMS = {"xcrun": "Xcode", "devicectl": "devicectl on PATH", "xcodebuild": "xcodebuild"}
+APP = App()  # one at a time: it is on the device's screen
+
+
+@dataclass(frozen=True)
+class Apple:
+    """A `Device`."""
+
+    refused: ClassVar[tuple[str, ...]] = ()
+    udid: str
+    team: str = ""  # Apple's development team that signs the app, such as A1B2C3D4E5
+
+    @property
+    def address(self) -> str:
+        return f"ios://{self.udid}"
+
+    def probe(self) -> Facts:
+        found = self._found()
+        version = f"Core ML of iOS {found.os_version}"
+        return Facts(
+            found.name,
+            f"iOS {found.os_version} ({found.os_build_number})",
+            {f"coreml:{unit}".rstrip(":"): version for unit in UNITS},
+            state=f"{found.state.value}; developer mode {found.developer_mode_state or 'unknown'}",
+            how_to="--to coreml exports what runs there",
+        )
+
+    def heat(self) -> Heat:
+        return Heat()  # devicectl does not tell
+
+    def need_team(self) -> None:
+        """Raise `BadInput` without a team."""
+        if not self.team:
+            raise BadInput(
+                f"{self.address}: the app that measures there must be signed. Set "
+                '[bench] team = "A1B2C3D4E5", your Apple development team, in a recipe.'
+            )
+
+    def has(self, workload: Workload) -> bool:
+        return False  # packages lie in the app, compiled
+
+    @contextmanager
+    def meter(
+        self, workload: Workload, warmup_iterations: int, warmup_s: float
+    ) -> Iterator[PackageMeter]:
+        self.need_team()
+        ct = library()
+        units = ct.ComputeUnit[UNITS[workload.runtime.partition(":")[2]]]
+        model = ct.models.MLModel(workload.source, compute_units=units, skip_model_load=True)
+        inputs = inputs_of(model.get_spec().description, workload)
+        with APP.running(self.address, self._found(), self.team):
+            meter = PackageMeter(APP, model, inputs, workload)
+            try:
+                meter.warm_up(warmup_iterations, warmup_s)
+                yield meter
+            finally:
+                meter.stop()
+
+    def _found(self) -> Any:
+        """The device as devicectl knows it, connected; `LaptopError` where it is not."""
+        found = {device.udid: device for device in listed()}
+        if (device := found.get(self.udid)) and not is_connected(device):
+            remote = remote_device()
+            with suppress(*failures()):  # devicectl may open its tunnel when it is asked something
+                command = f"xcrun devicectl device info details --device {device.identifier}"
+                remote._DeviceCtl._run_command(command)
+            found = {device.udid: device for device in listed()}
+        if self.udid not in found or not is_connected(found[self.udid]):
+            there = ", ".join(f"ios://{d.udid} ({d.name}, {d.state.value})" for d in found.values())
+            raise LaptopError(
+                f"{self.address} is not connected; there is {there or 'no device'}. Connect it by "
+                "cable, unlock it, trust this Mac, and turn on developer mode in its settings."
+            )
+        return found[self.udid]
+
+
+def listed() -> list[Any]:
+    """iPhones and iPads that devicectl knows; `Unsupported` or `MissingExtra` without what asks."""
+    if missing := missing_programs():
+        raise Unsupported(
+            "an iPhone is measured from a Mac with Xcode, to which it is connected, by "
+            f"coremltools' remote device; missing here: {', '.join(missing)}."
+        )
+    try:
+        remote = remote_device()
+    except ImportError as e:
+        raise MissingExtra(
+            "an iPhone is measured by coremltools: pip install 'laptop-diff[coreml]'"
+        ) from e
+    try:
+        found = remote.Device.get_devices()
+    except failures() as e:
+        raise LaptopError(f"`xcrun devicectl list devices` failed: {e}") from e
+    return [d for d in found if d.type in (remote.DeviceType.IPHONE, remote.DeviceType.IPAD)]
+
+
+def is_connected(device: Any) -> bool:
+    """Whether devicectl has a way to it."""
+    return bool(device.state == remote_device().DeviceState.CONNECTED)
+
+
+def missing_programs() -> list[str]:
+    """What measuring on an iPhone needs of this computer, and is not here."""
+    missing = [what for program, what in PROGRAMS.items() if shutil.which(program) is None]
+    return [*([] if sys.platform == "darwin" else ["a Mac (this is not one)"]), *missing]

@@ -1,0 +1,1 @@
+"""Latency: what is timed, in which order, when a number counts."""

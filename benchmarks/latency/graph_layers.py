@@ -1,0 +1,86 @@
+"""Latency of each removable layer in ONNX Runtime, on any computer that can be reached.
+
+The U-Net is exported, whole and without any removable layer; inferences of both take turns, and
+profiled ones of the whole, which give the time of every operator. Operators have the names of the
+modules that they were traced from, so each layer's share is that of its operators; one that ONNX
+Runtime has made itself, such as a change of layout, goes with the operator before it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from laptop import models
+from laptop.benchmarks.devices.computer import Computer
+from laptop.benchmarks.devices.device import Round, Workload
+from laptop.benchmarks.latency.bench import BenchConfig, share
+from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.unet_graph import make_graph
+from laptop.benchmarks.latency.workloads import IMPORTS
+from laptop.console import track
+from laptop.pruning.units import Unit
+from laptop.run import resume_folder
+
+MODULE = re.compile(r"/unet/(\S+)")
+
+
+def measure(
+    workload: Workload, units: Sequence[Unit], config: BenchConfig, device: Computer, folder: Path
+) -> dict[str, Any]:
+    """The measured part of the table; `folder` is for the graphs, which are made once."""
+    graphs = resume_folder(folder) / "graphs"
+    names = [unit.name for unit in units]
+    whole, bare = (graphs / name / "model.onnx" for name in ("whole", "bare"))
+    for path, remove in ((whole, []), (bare, names)):
+        make_graph(workload.source, workload.shapes, path, remove)
+    unet = models.empty_unet(workload.source)
+    signs = {unit.name: timed_modules(unet, unit.name, unit.needs) for unit in units}
+    least = share(config.iterations, config.rounds)
+    seconds = config.seconds / config.rounds
+    plain: list[Round] = []
+    without: list[Round] = []
+    profiles: list[dict[str, float]] = []
+    with (
+        device.meter(
+            timed_graph(workload, whole), config.warmup_iterations, config.warmup_s
+        ) as meter,
+        device.meter(
+            timed_graph(workload, bare), config.warmup_iterations, config.warmup_s
+        ) as other,
+    ):
+        for _ in track(range(config.rounds), "bench layers", config.rounds):
+            plain.append(meter.run_round(least, seconds))
+            without.append(other.run_round(1, seconds / 3))
+            profiles.append(shares_of(signs, meter.profile(least)))
+    shares = {name: median(profile[name] for profile in profiles) for name in names}
+    return measured(plain, without, shares, config)
+
+
+def timed_graph(workload: Workload, graph: Path) -> Workload:
+    """The same U-Net as a graph in ONNX Runtime."""
+    settings = {"imports": IMPORTS["onnxruntime"]}
+    return replace(workload, target="onnx", source=str(graph), settings=settings)
+
+
+def shares_of(
+    signs: Mapping[str, Mapping[str, int]], operators: Iterable[tuple[str, float]]
+) -> dict[str, float]:
+    """Each layer's share of the time of all operators (name, ms), never below zero."""
+    modules: dict[str, float] = {}
+    place, total = "", 0.0
+    for name, ms in operators:
+        if found := MODULE.search(name):
+            place = found[1].rpartition("/")[0].replace("/", ".")
+        modules[place] = modules.get(place, 0.0) + ms
+        total += ms
+    return {
+        unit: max(0.0, sum(sign * _within(modules, name) for name, sign in of_unit.items())) / total
+        for unit, of_unit in signs.items()
+    }
+
+
+def _within(modules: Mapping[str, float], name: str) -> float:
+    return sum(ms for path, ms in modules.items() if f"{path}.".startswith(f"{name}."))

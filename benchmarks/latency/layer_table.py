@@ -1,0 +1,66 @@
+"""A table of layers' latencies: what a layer's is, and how it is made from what was measured.
+
+What all removable layers take together is the difference between the U-Net with and without them.
+Each one's part of that goes by its share of a forward in which every layer was timed in its place.
+Shares alone would miss what a clock or a profile does not see, such as the time between operators.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from laptop.benchmarks.devices.device import Round
+from laptop.benchmarks.latency.bench import BenchConfig
+from laptop.benchmarks.latency.validity import invalid_reasons, summary, unsteady
+from laptop.errors import LaptopError
+from laptop.pruning.units import SUBLAYERS
+
+
+def measured(
+    whole: Sequence[Round], bare: Sequence[Round], shares: Mapping[str, float], config: BenchConfig
+) -> dict[str, Any]:
+    """What a table holds: of rounds of the U-Net, of it without its layers, and of their shares.
+
+    Raises `LaptopError` when the U-Net took no less without them.
+    """
+    samples = [sample for turn in whole for sample in turn.samples_ms]
+    found, reasons = summary(samples), invalid_reasons(whole, config.cv_bound)
+    reasons += [f"without layers: {reason}" for reason in unsteady(bare, config.cv_bound)]
+    left = median(
+        median(without.samples_ms) / median(turn.samples_ms)
+        for turn, without in zip(whole, bare, strict=True)
+    )
+    if left >= 1:
+        raise LaptopError(
+            f"the U-Net without its layers took {left:.2f} × the time of the whole one: other work "
+            "ran beside it. Measure again on a quiet machine."
+        )
+    each = found["p50"] * (1 - left) / sum(shares.values())
+    return {
+        "n": len(samples),
+        "unet_ms": found,
+        "without_layers": left,
+        "units": [{"name": u, "latency_ms": round(each * x, 6)} for u, x in shares.items()],
+        "valid": not reasons,
+        "invalid_reasons": reasons,
+        "samples_ms": [round(s, 4) for s in samples],
+    }
+
+
+def timed_modules(unet: nn.Module, name: str, needs: Sequence[str] = ()) -> dict[str, int]:
+    """Modules whose time goes (1) with a layer, and those inside of it whose time does not (-1).
+
+    A resnet's shortcut stays, the norm before a sublayer goes with it, and what `needs` names has
+    a time of its own.
+    """
+    signs = {name: 1}
+    if getattr(unet.get_submodule(name), "conv_shortcut", None) is not None:
+        signs[f"{name}.conv_shortcut"] = -1
+    block, _, part = name.rpartition(".")
+    if part in SUBLAYERS:
+        signs[f"{block}.{SUBLAYERS[part]}"] = 1
+    for inner in needs:
+        signs |= {module: -sign for module, sign in timed_modules(unet, inner).items()}
+    return signs

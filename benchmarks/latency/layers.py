@@ -1,0 +1,244 @@
+"""Latency of each removable layer inside the U-Net's forward: what a latency budget counts with.
+
+Three kinds of forwards take turns: plain ones, ones without any removable layer, and ones with a
+clock at every layer, which gives the layers' shares of the difference (`layer_table.py`). A layer
+timed alone would find other caches than it does between its neighbours. In PyTorch here;
+`graph_layers.py` does the same in ONNX Runtime, on any computer.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from laptop import models
+from laptop.benchmarks.devices import eager, sensors
+from laptop.benchmarks.devices.computer import Computer, facts_here
+from laptop.benchmarks.devices.device import Facts, Round, Workload, wait_until_cool
+from laptop.benchmarks.devices.worker import repeat
+from laptop.benchmarks.latency import graph_layers
+from laptop.benchmarks.latency.bench import (
+    BenchConfig,
+    conditions,
+    device_identity,
+    known_facts,
+    share,
+)
+from laptop.benchmarks.latency.image_sampling import with_sampling
+from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.workloads import workloads
+from laptop.console import track
+from laptop.errors import BadInput, Unsupported
+from laptop.files import write_json
+from laptop.models.description import describe
+from laptop.models.shapes import Size
+from laptop.pruning.latency_table import SCHEMA
+from laptop.pruning.sampling_choice import picture_size
+from laptop.pruning.sampling_config import SamplingConfig
+from laptop.pruning.units import Anatomy, Unit, anatomy, removed
+from laptop.run import Overwrite, run_stage
+
+Clocks = dict[str, list[float]]  # ms of each call, by module
+
+
+def bench_layers(
+    model: str,
+    out: Path,
+    config: BenchConfig,
+    device: Computer,
+    granularity: str = "fine",
+    resolution: int | None = None,
+    *,
+    sampling: SamplingConfig | None = None,
+    overwrite: Overwrite = False,
+) -> Path:
+    """Time the layers of `model` on a device; write the table to `out` (.json).
+
+    In PyTorch on this machine unless the config names ONNX Runtime; on others in that. `resolution`
+    in pixels; None for the model's own.
+    """
+    config, size = with_sampling({"model": model}, config, sampling)
+    before = None if overwrite else known_facts(out, device, SCHEMA, "probe")
+    facts = before or device.probe()
+    runtime = _checked_runtime(config, device, facts)
+    size = (resolution, resolution) if resolution else size
+    workload = _workload(model, config, size, facts)
+    known = _known(model, granularity)
+    asked = {"granularity": granularity, "size": size, "runtime": runtime}
+    inputs, which = models.identity("model", model)
+
+    def work(folder: Path) -> None:
+        facts = device.probe()
+        not_ready = wait_until_cool(device, config.cool_down_s)
+        if runtime == "pytorch":
+            found = measure(workload, known.units, config)
+        else:
+            told = replace(workload, runtime=runtime)
+            found = graph_layers.measure(told, known.units, config, device, folder)
+        if not_ready:
+            reasons = [*found["invalid_reasons"], f"began: {not_ready}"]
+            found |= {"valid": False, "invalid_reasons": reasons}
+        table = {
+            "schema": SCHEMA,
+            "model": model,
+            "granularity": granularity,
+            "params": known.params,
+            "runtime": runtime,
+            "precision": "fp32",
+            "device": facts.name,
+            "address": device.address,
+            "probe": {"address": device.address, **asdict(facts)},
+            "conditions": conditions(replace(workload, runtime=runtime), config, facts),
+        }
+        write_json(folder / out.name, table | found)
+
+    settings = {k: v for k, v in asdict(config).items() if k not in ("devices", "components")}
+    settings |= asked | which | device_identity(device, facts)
+    settings |= {"version": facts.runtimes[runtime]}
+    return run_stage("layers", out, settings, inputs, work, overwrite=overwrite)
+
+
+def estimate(
+    model: str, config: BenchConfig, device: Computer, granularity: str = "fine"
+) -> dict[str, Any]:
+    """What `bench_layers` would time, and how long at least."""
+    runtime = _checked_runtime(config, device, device.probe())
+    found = {"device": device.address, "runtime": runtime}
+    # rounds with all layers, and a third as long without; in PyTorch also with clocks
+    rounds_s = config.seconds * (1 + 1 / 3 + (runtime == "pytorch"))
+    least_s = config.warmup_s + rounds_s
+    layers = len(_known(model, granularity).units)
+    return {**found, "layers": layers, "least_seconds": round(least_s, 1)}
+
+
+def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str:
+    """The runtime in which layers are timed; `BadInput` for one in which they are not."""
+    if len(config.runtimes) > 1:
+        raise BadInput(f"a table of layers is of one runtime, not of {config.runtimes}.")
+    runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
+    if runtime not in facts.runtimes or not (
+        runtime == "pytorch" or runtime.startswith("onnxruntime")
+    ):
+        raise BadInput(
+            f"layers are timed in pytorch or onnxruntime, not in {runtime} on {device.address}; "
+            f"there are {', '.join(facts.runtimes)}."
+        )
+    return runtime
+
+
+def _known(model: str, granularity: str) -> Anatomy:
+    """The U-Net's layers; `Unsupported` where none can be removed."""
+    known = anatomy(models.empty_unet(model), granularity=granularity)
+    if not known.units:
+        raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
+    return known
+
+
+def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) -> Workload:
+    """The U-Net in PyTorch, with the shapes of its inputs."""
+    (workload, *_) = workloads(
+        {"model": model},
+        ("unet",),
+        facts_here(),
+        guidance=config.guidance is not False,
+        threads=config.threads or facts.cores,
+        seed=config.seed,
+    )
+    if workload.runtime != "pytorch":
+        raise BadInput(
+            f"{model} holds artifacts, whose layers cannot be timed one by one. Pass the model "
+            "that they were made from."
+        )
+    if size is None:
+        return workload
+    described = describe(model)
+    height, width = (side // described.latents.pixels for side in picture_size(described, *size))
+    batch, channels, _, _ = workload.shapes["sample"]
+    return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, height, width)})
+
+
+def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> dict[str, Any]:
+    """The measured part of the table, by the protocol of `latency`, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(workload.threads)
+        unet, run = eager.unet(workload.source, workload.shapes, workload.seed)
+        signs = {u.name: timed_modules(unet, u.name, u.needs) for u in units}
+        clocks: Clocks = {module: [] for of_unit in signs.values() for module in of_unit}
+        names = [u.name for u in units]
+        plain, bare, clocked = _rounds(unet, run, names, clocks, config)
+    finally:
+        torch.set_num_threads(threads)
+    return measured(plain, bare, shares_of(signs, clocks, clocked), config)
+
+
+def _rounds(
+    unet: nn.Module,
+    run: Callable[[], object],
+    names: Sequence[str],
+    clocks: Clocks,
+    config: BenchConfig,
+) -> tuple[list[Round], list[Round], list[float]]:
+    """Rounds of plain forwards and of ones without any layer; ms of those that filled `clocks`."""
+    plain: list[Round] = []
+    bare: list[Round] = []
+    clocked: list[float] = []
+    least, seconds = share(config.iterations, config.rounds), config.seconds / config.rounds
+    repeat(run, config.warmup_iterations, config.warmup_s)
+    for _ in track(range(config.rounds), "bench layers", config.rounds):
+        watch = sensors.Watch()
+        plain.append(Round(tuple(repeat(run, least, seconds)), **watch.read()))
+        with removed(unet, names):
+            run()
+            bare.append(Round(tuple(repeat(run, 1, seconds / 3))))
+        with running(unet, clocks):
+            clocked += repeat(run, least, seconds)
+    return plain, bare, clocked
+
+
+@contextlib.contextmanager
+def running(unet: nn.Module, clocks: Clocks) -> Iterator[None]:
+    """Append to `clocks` how long each call of the modules that it names takes."""
+    started: dict[str, int] = {}
+    hooks = []
+
+    def start(name: str) -> None:
+        started[name] = time.perf_counter_ns()
+
+    def stop(name: str) -> None:
+        clocks[name].append((time.perf_counter_ns() - started[name]) / 1e6)
+
+    for name in clocks:
+        module = unet.get_submodule(name)
+        hooks += [
+            module.register_forward_pre_hook(lambda *_, name=name: start(name)),
+            module.register_forward_hook(lambda *_, name=name: stop(name)),
+        ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shares_of(
+    signs: Mapping[str, Mapping[str, int]], clocks: Clocks, samples: Sequence[float]
+) -> dict[str, float]:
+    """Each layer's share of a forward: its median time over the medians of all layers and the rest.
+
+    `samples` are the times of the forwards in which the clocks ran. Shares, because medians of
+    parts do not add up to that of the whole: these never have more than 1 together.
+    """
+    times = {
+        name: np.sum([sign * np.array(clocks[module]) for module, sign in of_layer.items()], axis=0)
+        for name, of_layer in signs.items()
+    }
+    rest = np.array(samples) - sum(times.values())
+    total = np.median(rest) + sum(np.median(ms) for ms in times.values())
+    return {name: max(0.0, float(np.median(ms) / total)) for name, ms in times.items()}

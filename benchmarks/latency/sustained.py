@@ -1,0 +1,63 @@
+"""Sustained load: phones halve their speed in half an hour, and rankings swap.
+
+One component runs without a pause for some minutes; the median of each minute is kept with the
+heat at its end. The last over the first is what heat costs.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laptop.benchmarks.devices.device import Meter, Round
+from laptop.benchmarks.report.figures import THEMES, new_figure, save_figure
+from laptop.console import track
+
+PARTS = 10  # at least; a minute each where there is time for that
+
+
+def run(meter: Meter, seconds: float, label: str) -> list[Round]:
+    """Rounds of a minute each, or of a tenth of a shorter time; no pause between them."""
+    parts = max(PARTS, round(seconds / 60))
+    start = time.monotonic()
+    rounds = []
+    for i in track(range(parts), f"sustained {label}", parts):
+        left = seconds * (i + 1) / parts - (time.monotonic() - start)
+        rounds.append(meter.run_round(1, max(left, 0)))
+    return rounds
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Medians by part, and the last over the first."""
+    medians = [float(np.median(turn.samples_ms)) for turn in rounds]
+    return {
+        "p50_ms": medians,
+        "seconds": [sum(turn.samples_ms) / 1000 for turn in rounds],
+        "temperature_c": [turn.temperature_c for turn in rounds],
+        "throttled": [turn.throttled for turn in rounds],
+        "last_over_first": medians[-1] / medians[0],
+    }
+
+
+def plot(results: Sequence[Mapping[str, Any]], stem: Path) -> None:
+    """Latency by time, one line a row, and dotted its temperature; as `stem`.svg."""
+    figure, (axes,) = new_figure(THEMES[0], 3.2, 1)
+    hot = axes.twinx()
+    for row, color in zip(results, cycle(THEMES[0].curves)):
+        found = row["sustained"]
+        minutes = np.cumsum(found["seconds"]) / 60
+        name = f"{row['label']}: {row['component']}, {row['target']}"
+        axes.plot(minutes, found["p50_ms"], marker="o", label=name, color=color)
+        if None not in found["temperature_c"]:
+            hot.plot(minutes, found["temperature_c"], ":", color=color)
+    axes.set(xlabel="minutes", ylabel="median, ms")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    if hot.lines:
+        hot.set_ylabel("°C, dotted")
+    else:
+        hot.set_axis_off()
+    save_figure(figure, stem.with_suffix(".svg"))

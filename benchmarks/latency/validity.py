@@ -1,0 +1,107 @@
+"""When a measurement can be trusted: percentiles, the reasons against a row, and ratios.
+
+A row that does not meet the protocol says so in `valid`, and why in `invalid_reasons`. The ratio of
+two models is taken round by round, for what they share of a machine's drift cancels there.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from laptop.benchmarks.devices.device import Round
+from laptop.errors import CheckFailed
+
+NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
+NEEDED_S = 10.0
+NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that holds what it says
+SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
+OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbers
+BOOTSTRAPS = 2000
+
+
+def summary(samples_ms: Sequence[float]) -> dict[str, float]:
+    """Percentiles, mean, standard deviation (n - 1) and coefficient of variation."""
+    p50, p90, p95, p99 = np.percentile(samples_ms, [50, 90, 95, 99]).tolist()
+    mean = float(np.mean(samples_ms))
+    stdev = float(np.std(samples_ms, ddof=1)) if len(samples_ms) > 1 else 0.0
+    spread = {"mean": mean, "stdev": stdev, "cv": stdev / mean}
+    return {"p50": p50, "p90": p90, "p95": p95, "p99": p99, **spread}
+
+
+def invalid_reasons(
+    rounds: Sequence[Round], cv_bound: float, *, may_slow: bool = False
+) -> list[str]:
+    """Why a row cannot be trusted; empty when it can.
+
+    With `may_slow`, for a sustained load, heat and what it does to the times are the finding.
+    """
+    samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
+    reasons = []
+    if len(rounds) < NEEDED_ROUNDS:
+        reasons.append(f"{len(rounds)} rounds; {NEEDED_ROUNDS} are needed")
+    if len(samples_ms) < NEEDED_SAMPLES:
+        reasons.append(f"{len(samples_ms)} samples; {NEEDED_SAMPLES} are needed")
+    if (total_s := sum(samples_ms) / 1000) < NEEDED_S:
+        reasons.append(f"{total_s:.1f} s measured; {NEEDED_S:.0f} s are needed")
+    return reasons + (busy(rounds) if may_slow else unsteady(rounds, cv_bound))
+
+
+def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
+    """What says that the device, or its load, changed while it was measured."""
+    samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
+    reasons = []
+    if (cv := summary(samples_ms)["cv"]) > cv_bound:
+        reasons.append(f"cv {cv:.2f} is above {cv_bound:.2f}: the machine was busy or hot")
+    if (times := slowing(rounds)) > SLOWER:
+        reasons.append(f"throttled: the last rounds took {times:.2f} × the first ones' time")
+    if said := [turn.throttled for turn in rounds if turn.throttled]:
+        reasons.append(f"throttled in {len(said)} of {len(rounds)} rounds: {said[0]}")
+    return reasons + busy(rounds)
+
+
+def busy(rounds: Sequence[Round]) -> list[str]:
+    """What says that other work ran beside it."""
+    taken = [turn.others for turn in rounds if turn.others is not None]
+    if taken and (others := float(np.median(taken))) > OTHERS:
+        return [f"device busy: {others:.0%} of its processors' time went to other work"]
+    return []
+
+
+def slowing(rounds: Sequence[Round]) -> float:
+    """The median of the last third of the rounds over that of the first; 1 for few rounds."""
+    medians = [float(np.median(turn.samples_ms)) for turn in rounds]
+    third = len(medians) // 3
+    return float(np.median(medians[-third:]) / np.median(medians[:third])) if third >= 2 else 1.0
+
+
+def check_valid(report: Mapping[str, Any]) -> None:
+    """Raise `CheckFailed` where a row of a report, or a table of layers, cannot be trusted."""
+    rows = report.get("results", [report])
+    if bad := [r for r in rows if not r["valid"]]:
+        lines = "; ".join(f"{_which(r)}: {', '.join(r['invalid_reasons'])}" for r in bad)
+        raise CheckFailed(
+            f"{len(bad)} of {len(rows)} measurements are not valid ({lines}). They are written "
+            "down as such. Measure again on a quiet, cool device, or pass --allow-invalid."
+        )
+
+
+def _which(row: Mapping[str, Any]) -> str:
+    if "label" not in row:
+        return "layers"
+    return " ".join(str(row[k]) for k in ("label", "component", "target", "runtime"))
+
+
+def ratio(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int
+) -> dict[str, float]:
+    """Latency of b over that of a: median over rounds, and its 95 % interval by bootstrap.
+
+    A round's ratio is that of its two medians, which lie next to each other in time. Of less than
+    `NEEDED_ROUNDS` rounds the interval is too narrow, and the rows are not valid.
+    """
+    by_round = np.array([np.median(y) / np.median(x) for x, y in zip(a, b, strict=True)])
+    rng = np.random.default_rng(seed)
+    draws = rng.choice(by_round, (BOOTSTRAPS, len(by_round)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5]).tolist()
+    return {"median": float(np.median(by_round)), "low": low, "high": high}

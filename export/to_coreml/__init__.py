@@ -1,0 +1,1 @@
+"""The target `coreml`, and an interpreter of its programs where no Mac is."""

@@ -1,0 +1,196 @@
+"""ExecuTorch program of each component for Android, iOS and this machine: `<component>.pte`.
+
+XNNPACK computes what it knows (convolutions, linear layers, matrix products, sums), ExecuTorch's
+portable operators the rest. With `int8`, linear layers have weights in 8 bits with a scale a row,
+and quantize what they are given as it comes. `coreml-fp16` and `coreml-fp32` hand everything to
+Core ML instead, for Apple's devices only. Shapes are those of the sampling. A
+program's inputs have no names, so it carries them: the method `names` returns
+"sample,timestep,…;out_sample".
+"""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laptop.errors import BadInput
+from laptop.export.components import SENSITIVE, Graph
+from laptop.export.components import load as load_graph
+from laptop.export.job import Job
+from laptop.export.runtimes import Array, Runner
+from laptop.export.settings import CoremlConfig
+from laptop.export.targets import VERIFIED
+from laptop.export.to_executorch.lowering import fewer_repeats
+from laptop.files import reason
+
+NAMES = "names"  # the method that tells inputs and outputs
+NOISY = ("torchao", "torch.utils._pytree", "root", "coremltools")  # loggers
+
+
+def export(job: Job) -> None:
+    """Write the component of `job` as a program."""
+    with _quiet():
+        traced = load_graph(job.model, job.component)
+        examples = tuple(job.examples()[0][name] for name in traced.inputs)
+        program = lower(traced, examples, job.precision, job.config.coreml)
+        with job.path.open("wb") as file:
+            program.write_to_file(file)
+
+
+def load(path: Path) -> Runner:
+    """A program on the CPU; `BadInput` for one that is cut off or needs another system."""
+    with _quiet():
+        from executorch.runtime import Runtime, Verification
+
+        runtime = Runtime.get()
+        try:
+            program = runtime.load_program(path, verification=Verification.InternalConsistency)
+            method = program.load_method("forward")
+            (text,) = program.load_method(NAMES).execute([])
+        except (RuntimeError, AttributeError) as e:
+            here = ", ".join(runtime.backend_registry.registered_backend_names)
+            raise BadInput(
+                f"{path} cannot be loaded ({reason(e)}). It may be cut off (export it "
+                f"again with --overwrite) or made for a backend that is not among {here}."
+            ) from None
+    inputs, outputs = (part.split(",") for part in text.split(";"))
+    metas = [method.metadata.input_tensor_meta(i) for i in range(len(inputs))]
+    shapes = {name: tuple(meta.sizes()) for name, meta in zip(inputs, metas, strict=True)}
+
+    def call(given: Mapping[str, Array]) -> dict[str, Array]:
+        found = {name: np.shape(value) for name, value in given.items()}
+        if found != shapes:
+            raise BadInput(
+                f"{path} takes {shapes}, but was given {found}. Shapes are fixed when a program is "
+                "made; pass the model that it was exported from."
+            )
+        # (np.ascontiguousarray would give a scalar rank 1, which the program refuses)
+        tensors = [torch.from_numpy(np.array(given[name], order="C")) for name in inputs]
+        with torch.no_grad():
+            return {
+                name: np.array(value)
+                for name, value in zip(outputs, method.execute(tensors), strict=True)
+            }
+
+    return call
+
+
+def wide_scores(_path: Path) -> Callable[[str], bool]:
+    """No module: everything that Core ML gets has one precision."""
+    return lambda _module: False
+
+
+def checked(precision: str) -> str | None:
+    """The wheel runs XNNPACK programs on every system that it exists for, Core ML's on macOS."""
+    return None if _is_coreml(precision) and sys.platform != "darwin" else VERIFIED
+
+
+def _is_coreml(precision: str) -> bool:
+    return precision.startswith("coreml-")
+
+
+def lower(
+    traced: Graph, examples: tuple[torch.Tensor, ...], precision: str, coreml: CoremlConfig
+) -> Any:
+    """The ExecuTorch program of a graph, with fixed shapes."""
+    from executorch.exir import to_edge_transform_and_lower
+
+    with torch.no_grad():
+        exported = torch.export.export(traced.module, examples)
+        if precision == "int8":
+            exported = torch.export.export(_quantized(exported.module(), examples), examples)
+    with fewer_repeats():
+        return to_edge_transform_and_lower(
+            exported,
+            partitioner=[_partitioner(precision, coreml)],
+            constant_methods={NAMES: f"{','.join(traced.inputs)};{','.join(traced.outputs)}"},
+        ).to_executorch()
+
+
+def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:
+    """Linear layers with weights in 8 bits, and activations that are quantized as they come."""
+    from executorch.backends.transforms.duplicate_dynamic_quant_chain import (
+        DuplicateDynamicQuantChainPass,
+    )
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(_may_be_coarse)
+    prepared = prepare_pt2e(module, quantizer)
+    prepared(*examples)
+    converted = convert_pt2e(prepared)
+    # Layers that share an input would share what quantizes it, and be one partition that needs its
+    # own results.
+    DuplicateDynamicQuantChainPass()(converted)
+    return converted
+
+
+def _may_be_coarse(node: torch.fx.Node) -> bool:
+    """Of linear layers only: of convolutions XNNPACK refuses the shapes, when the program runs."""
+    if node.target is not torch.ops.aten.linear.default:
+        return False
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return not any(part in path for path in paths for part in SENSITIVE)
+
+
+def _partitioner(precision: str, config: CoremlConfig) -> Any:
+    """What hands the graph, or parts of it, to another library."""
+    if not _is_coreml(precision):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        return XnnpackPartitioner()
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    is_half = precision == "coreml-fp16"
+    specs = CoreMLBackend.generate_compile_specs(
+        compute_precision=getattr(coremltools.precision, "FLOAT16" if is_half else "FLOAT32"),
+        compute_unit=coremltools.ComputeUnit[config.compute_units.upper()],
+        minimum_deployment_target=coremltools.target[config.minimum_deployment_target],
+    )
+    return CoreMLPartitioner(compile_specs=specs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of torchao and ExecuTorch on libraries and systems that are not these."""
+    levels = {name: logging.getLogger(name).level for name in NOISY}
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        _native_stderr_closed(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """What ExecuTorch's C++ writes to file 2 (of a processor's files that are not there)."""
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

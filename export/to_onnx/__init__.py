@@ -1,0 +1,1 @@
+"""The targets `onnx` and `ort`."""

@@ -1,8 +1,8 @@
 """The latency table: what removing each layer saves of a forward, measured on one machine.
 
 Parameters and multiply-accumulates are poor guides to speed; `laptop bench MODEL --layers` measures
-it (`laptop.benchmarks.latency.layers`), and the planner takes the times as one more cost. They are whole
-nanoseconds, so that the solver adds integers as it does for every other cost.
+it (`laptop.benchmarks.latency.layers`), and the planner takes the times as one more cost. They are
+whole nanoseconds, so that the solver adds integers as it does for every other cost.
 """
 
 import math

@@ -171,7 +171,8 @@ def test_nothing_runs_on_the_board_when_this_side_is_killed(
     script = tmp_path / "main.py"
     script.write_text(
         "import sys, time\nfrom pathlib import Path\nfrom test_computers import unet_of\n"
-        "from laptop.benchmarks.devices.computer import Computer\nfrom laptop.hosts.places import Ssh\n"
+        "from laptop.benchmarks.devices.computer import Computer\n"
+        "from laptop.hosts.places import Ssh\n"
         f"way = Ssh('board', config=Path({str(server.config())!r}))\n"
         f"folder = Path({str(graphs['base'])!r})\n"
         "meter = Computer(way, sys.executable).meter(unet_of(folder), 1, 0)\n"

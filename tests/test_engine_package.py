@@ -19,6 +19,7 @@ from laptop.export.settings import ExportConfig, TensorrtConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.to_tensorrt import engine, engine_package
 from laptop.export.to_tensorrt import target as to_tensorrt
+from laptop.export.to_tensorrt.plan import read_plan
 from laptop.export.to_tensorrt.trtexec import Device
 
 Install = Callable[[str], ModuleType]
@@ -71,7 +72,7 @@ def test_an_engine_computes_what_pytorch_computes(
 
 
 def test_an_engine_is_built_once_for_each_version_and_gpu(install: Install, graph: Path) -> None:
-    plan, _ = to_tensorrt.read_plan(graph)
+    plan, _ = read_plan(graph)
     first = install("10.3.0")
     made = engine_package.build(graph, plan)
     assert engine_package.build(graph, plan) == made
@@ -88,7 +89,7 @@ def test_an_engine_is_built_once_for_each_version_and_gpu(install: Install, grap
 
 
 def test_what_timing_measured_is_kept(install: Install, graph: Path, tmp_path: Path) -> None:
-    plan, _ = to_tensorrt.read_plan(graph)
+    plan, _ = read_plan(graph)
     package = install("10.3.0")
     engine_package.build(graph, plan)
     engine_package.build(graph, replace(plan, optimization_level=5))
@@ -100,7 +101,7 @@ def test_what_timing_measured_is_kept(install: Install, graph: Path, tmp_path: P
 def test_what_cannot_be_built_or_fed_is_an_error(
     install: Install, onnx_job: Job, graph: Path
 ) -> None:
-    plan, _ = to_tensorrt.read_plan(graph)
+    plan, _ = read_plan(graph)
     install("8.6.1")
     with pytest.raises(Unsupported, match=r"TensorRT 8\.6\.1 by its Python package is too old"):
         engine_package.build(graph, plan)

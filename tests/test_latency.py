@@ -18,7 +18,8 @@ from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Facts, Heat, Round, Workload, wait_until_cool
 from laptop.benchmarks.devices.worker import GRACE_S, LAST_GRACE_S, Loaded
 from laptop.benchmarks.latency import whole_image
-from laptop.benchmarks.latency.bench import BenchConfig, measure
+from laptop.benchmarks.latency.bench import measure
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.validity import check_valid, invalid_reasons, ratio, slowing, summary
 from laptop.errors import CheckFailed, LaptopError
 from laptop.hosts.places import Local

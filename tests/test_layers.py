@@ -15,9 +15,9 @@ from laptop import models
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round
 from laptop.benchmarks.latency import graph_layers
-from laptop.benchmarks.latency.bench import BenchConfig
 from laptop.benchmarks.latency.layer_table import measured, timed_modules
 from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.hosts.places import Local
 from laptop.pruning.units import anatomy

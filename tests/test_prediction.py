@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from laptop import models
-from laptop.benchmarks.latency.bench import BenchConfig
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.files import read_json

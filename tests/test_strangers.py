@@ -34,9 +34,6 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-# ------------------------------------------------------------------------------------ links
-
-
 def test_links_that_stay_in_a_folder_are_files_of_it(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x").write_text("x")

@@ -10,7 +10,8 @@ import pytest
 from onnx_files import onnx_folder
 
 from laptop.benchmarks.devices.computer import Computer
-from laptop.benchmarks.latency.bench import BenchConfig, bench
+from laptop.benchmarks.latency.bench import bench
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.workloads import Found, graph_precision, shapes_of
 from laptop.errors import BadInput, UnknownModel
 from laptop.hosts.places import Local

@@ -14,7 +14,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from laptop.benchmarks.devices.computer import Computer
-from laptop.benchmarks.latency.bench import BenchConfig, bench
+from laptop.benchmarks.latency.bench import bench
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, export_model

@@ -23,6 +23,7 @@ from laptop.export.settings import TensorrtConfig
 from laptop.export.to_onnx import folding
 from laptop.export.to_tensorrt import operators, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
+from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import Tensor, Version
 from laptop.pruning.sampling_config import Sampling
 
@@ -52,7 +53,7 @@ def one_node(operator: str, dtype: int, shape: tuple[int, ...] = (2,), **more: A
 
 
 def test_the_graph_is_fp16_throughout_but_for_what_feeds_angles(exported: Path) -> None:
-    plan = to_tensorrt.read_plan(exported / "tensorrt/unet/model.onnx")[0]
+    plan = read_plan(exported / "tensorrt/unet/model.onnx")[0]
     assert plan.precision == "fp16"
     assert plan.inputs == {
         "sample": Tensor("FLOAT16", (2, 4, 8, 8)),
@@ -81,7 +82,7 @@ def test_the_vae_has_its_own_precision(exported: Path) -> None:
         "vae_encoder": "fp32",
         "vae_decoder": "fp32",
     }
-    plan = to_tensorrt.read_plan(exported / "tensorrt/vae_decoder/model.onnx")[0]
+    plan = read_plan(exported / "tensorrt/vae_decoder/model.onnx")[0]
     assert trtexec.build_flags(Version(11, 0, 0), plan) == ["--noTF32"]
 
 
@@ -125,7 +126,7 @@ def test_a_profile_makes_batch_and_picture_size_dynamic(tmp_path: Path) -> None:
     )
     out = export_model(str(folder), tmp_path / "out", config, PROMPTS)
     check_exported(out)
-    plan = to_tensorrt.read_plan(out / "tensorrt/unet/model.onnx")[0]
+    plan = read_plan(out / "tensorrt/unet/model.onnx")[0]
     assert plan.profile == {
         "sample": ((2, 4, 8, 8), (2, 4, 8, 8), (4, 4, 16, 16)),
         "encoder_hidden_states": ((2, 16, 32), (2, 16, 32), (4, 16, 32)),
@@ -140,7 +141,7 @@ def test_a_profile_makes_batch_and_picture_size_dynamic(tmp_path: Path) -> None:
         "encoder_hidden_states": generator.normal(size=(4, 16, 32)),
     }
     assert run(given)["out_sample"].shape == (4, 4, 16, 16)
-    decoder = to_tensorrt.read_plan(out / "tensorrt/vae_decoder/model.onnx")[0]
+    decoder = read_plan(out / "tensorrt/vae_decoder/model.onnx")[0]
     assert decoder.profile["latent_sample"][2] == (2, 4, 16, 16)
 
 
@@ -217,13 +218,13 @@ def test_a_graph_for_another_generation_is_refused_before_a_build(
     exported: Path, tmp_path: Path
 ) -> None:
     artifact = exported / "tensorrt/unet/model.onnx"
-    to_tensorrt.check_graph(artifact, Version(8, 6, 2))
+    check_graph(artifact, Version(8, 6, 2))
     content = json.loads((artifact.parent / "engine.json").read_text())
     content["operators"]["8"] = ["ConstantOfShape of INT64 (node n)"]
     (tmp_path / "engine.json").write_text(json.dumps(content))
-    to_tensorrt.check_graph(tmp_path / "model.onnx", Version(10, 3, 0))
+    check_graph(tmp_path / "model.onnx", Version(10, 3, 0))
     with pytest.raises(Unsupported, match=r"TensorRT 8\.6\.2 does not take ConstantOfShape"):
-        to_tensorrt.check_graph(tmp_path / "model.onnx", Version(8, 6, 2))
+        check_graph(tmp_path / "model.onnx", Version(8, 6, 2))
 
 
 def test_folding_changes_no_value_and_leaves_what_depends_on_inputs() -> None:
@@ -260,7 +261,7 @@ def test_folding_changes_no_value_and_leaves_what_depends_on_inputs() -> None:
 def test_a_wrong_plan_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"schema": "laptop.engine-plan/9"}')
     with pytest.raises(BadInput, match=r"laptop\.engine-plan/9"):
-        to_tensorrt.read_plan(tmp_path / "model.onnx")
+        read_plan(tmp_path / "model.onnx")
 
 
 def test_tensorrt_8_is_named_where_the_graph_keeps_attention_in_float32(
@@ -274,6 +275,6 @@ def test_tensorrt_8_is_named_where_the_graph_keeps_attention_in_float32(
     save_examples([{"sample": torch.zeros(1, 3, 64, 64)}], tmp_path / "vae_encoder.safetensors")
     inputs, path = tmp_path / "unet.safetensors", tmp_path / "model.onnx"
     to_tensorrt.export(Job("tensorrt", "unet", "fp16", str(model), inputs, path, CONFIG))
-    to_tensorrt.check_graph(path, Version(10, 0, 0))
+    check_graph(path, Version(10, 0, 0))
     with pytest.raises(Unsupported, match=r"8.6.0 does not take attention scores in float32"):
-        to_tensorrt.check_graph(path, Version(8, 6, 0))
+        check_graph(path, Version(8, 6, 0))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from laptop.benchmarks.latency.bench import BenchConfig
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.quality import EvalConfig
 from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig

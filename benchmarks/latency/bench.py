@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from laptop.benchmarks.devices.device import (
     Meter,
     Ready,
     Round,
-    Runtime,
     Workload,
     size_bytes,
     wait_until_cool,
@@ -30,9 +29,8 @@ from laptop.benchmarks.devices.device import (
 from laptop.benchmarks.documents import Group
 from laptop.benchmarks.latency import sustained, whole_image
 from laptop.benchmarks.latency.image_sampling import STEPS, with_sampling
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.validity import (
-    NEEDED_S,
-    NEEDED_SAMPLES,
     invalid_reasons,
     ratio,
     summary,
@@ -40,8 +38,6 @@ from laptop.benchmarks.latency.validity import (
 from laptop.benchmarks.latency.workloads import IMAGE, Places, workloads
 from laptop.console import say, track
 from laptop.errors import BadInput, LaptopError
-from laptop.export.settings import COMPONENTS
-from laptop.fields import Length, Name, OneOf, Plain, Range, Seconds, Seed, Steps, check_fields
 from laptop.files import read_json, sha256, write_json
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import SamplingConfig
@@ -49,36 +45,6 @@ from laptop.records import UNFINISHED, built, read_record
 from laptop.run import Overwrite, resume_folder, run_stage
 
 SCHEMA = "laptop.bench/1"
-MOST_THREADS = 1024
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """How latency is measured."""
-
-    components: Annotated[tuple[Annotated[str, OneOf(*COMPONENTS)], ...], Length(100)] = IMAGE
-    # such as "onnxruntime:cuda"; (): all there are, on processors
-    runtimes: Annotated[tuple[Annotated[str, Runtime()], ...], Length(100)] = ()
-    guidance: bool | None = None  # the U-Net runs on two rows a picture; None: as [sampling] says
-    steps: Steps | None = None  # U-Net calls of a whole image; None: as [sampling] says, or 20
-    threads: Annotated[int, Range(1, MOST_THREADS)] | None = None  # None: one a core
-    rounds: Annotated[int, Range(1, 100_000)] = 10  # turns of each model
-    # at least, a component, over all rounds
-    iterations: Annotated[int, Range(0, 10_000_000)] = NEEDED_SAMPLES
-    seconds: Seconds = NEEDED_S  # at least, a component, over all rounds
-    warmup_iterations: Annotated[int, Range(0, 1_000_000)] = 3  # at least
-    warmup_s: Seconds = 2.0  # at least
-    cv_bound: Annotated[float, Range(0, 100)] = 0.10  # largest stdev / mean of a valid row
-    sustained_s: Seconds = 0  # more than 0: one model after the other, so long, by the minute
-    cool_down_s: Seconds = 300  # at most, to wait for a device that is hot
-    python: Name = "python3"  # on a board: one that can import the runtime
-    # Apple's, that signs what measures on an iPhone
-    team: Annotated[str, Plain(empty=True)] = ""
-    devices: Annotated[tuple[Name, ...], Length(100)] = ("local",)  # of `laptop compress`
-    seed: Seed = 0  # of the inputs and of the bootstrap
-
-    def __post_init__(self) -> None:
-        check_fields(self, "bench")
 
 
 @dataclass(frozen=True)

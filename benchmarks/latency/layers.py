@@ -23,15 +23,10 @@ from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Facts, Round, Workload, wait_until_cool
 from laptop.benchmarks.devices.worker import repeat
 from laptop.benchmarks.latency import graph_layers
-from laptop.benchmarks.latency.bench import (
-    BenchConfig,
-    conditions,
-    device_identity,
-    known_facts,
-    share,
-)
+from laptop.benchmarks.latency.bench import conditions, device_identity, known_facts, share
 from laptop.benchmarks.latency.image_sampling import with_sampling
 from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.workloads import workloads
 from laptop.console import track
 from laptop.errors import BadInput, Unsupported

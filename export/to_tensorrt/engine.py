@@ -32,8 +32,8 @@ from laptop.errors import BadInput, LaptopError
 from laptop.export import artifacts, runtimes
 from laptop.export.runtimes import Array, Runner
 from laptop.export.to_onnx import onnx_weights
-from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt import trtexec
+from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version
 from laptop.files import lines, read_text
 from laptop.hosts import places
@@ -131,8 +131,8 @@ def build(where: Place, artifact: Path, board: Board | None = None) -> Engine:
     memory is short, each before anything is sent; `LaptopError` for what trtexec reports.
     """
     board = board or probe(where)
-    plan, _ = to_tensorrt.read_plan(artifact)
-    to_tensorrt.check_graph(artifact, board.version)
+    plan, _ = read_plan(artifact)
+    check_graph(artifact, board.version)
     size, sha256 = graph_digest(artifact)
     flags = trtexec.build_flags(board.version, plan)
     key = EngineKey(sha256, str(board.version), *board.device, tuple(flags))

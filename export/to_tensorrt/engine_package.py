@@ -18,7 +18,7 @@ from laptop import files
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export.runtimes import Array, Runner
 from laptop.export.to_tensorrt import engine, trtexec
-from laptop.export.to_tensorrt import target as to_tensorrt
+from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version
 
 OLDEST = 10  # the first generation whose strongly typed networks take our graphs as they are
@@ -45,7 +45,7 @@ def runner(artifact: Path) -> Runner:
     """
     import tensorrt as trt
 
-    plan, _ = to_tensorrt.read_plan(artifact)
+    plan, _ = read_plan(artifact)
     made = build(artifact, plan)
     built = trt.Runtime(_logger()).deserialize_cuda_engine(made.read_bytes())
     if built is None:
@@ -87,7 +87,7 @@ def build(artifact: Path, plan: BuildPlan) -> Path:
             f"TensorRT {version} by its Python package is too old: {OLDEST} or later is needed, or "
             "trtexec on the PATH."
         )
-    to_tensorrt.check_graph(artifact, version)
+    check_graph(artifact, version)
     _, sha256 = engine.graph_digest(artifact)
     flags = ("package", f"level={plan.optimization_level}", f"workspace={plan.workspace_mib}")
     key = EngineKey(sha256, str(version), *device(), (*flags, *map(str, plan.profile.items())))

@@ -6,8 +6,8 @@
                        "flags": {"8.6": […], "10.0": […], "11.0": […]}}
 
 An engine holds for one GPU model and one TensorRT version, so none is made here:
-`laptop.export.to_tensorrt.engine` builds it on this machine or, over ssh, on a board. Without either, parity
-computes the ONNX graph, and its report says that no engine was built.
+`engine` builds it on this machine or, over ssh, on a board. Without either, parity computes the
+ONNX graph, and its report says that no engine was built.
 
 Types are in the graph because TensorRT 11 takes them from nowhere else. Timestep and time ids stay
 fp32: they pass 1000, and at timestep 999 the angles' fp16 neighbours lie half a radian apart.
@@ -24,18 +24,15 @@ import torch
 from laptop import files
 from laptop.errors import BadInput, Unsupported
 from laptop.export import runtimes
-from laptop.export.documents import TensorrtPlan
 from laptop.export.job import Job
 from laptop.export.runtimes import Runner
 from laptop.export.settings import TensorrtConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.to_onnx import target as to_onnx
 from laptop.export.to_tensorrt import operators, trtexec
+from laptop.export.to_tensorrt.plan import PLAN, SCHEMA
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Shape, Version
-from laptop.records import read_record
 
-SCHEMA = "laptop.engine-plan/1"
-PLAN = "engine.json"
 NO_ENGINE = "ONNX graph computed by ONNX Runtime; no engine was built"
 WEAK = 8  # the generation that chooses types itself
 OPSET = 17  # the newest that TensorRT 8.6 takes
@@ -85,39 +82,6 @@ def checked(_precision: str) -> str | None:
     from laptop.export.to_tensorrt import engine, engine_package
 
     return VERIFIED if engine.is_here() or engine_package.is_here() else NO_ENGINE
-
-
-def read_plan(artifact: Path) -> tuple[BuildPlan, dict[str, list[str]]]:
-    """The plan beside an exported graph, and what each generation does not take of the graph."""
-    path = artifact.with_name(PLAN)
-    content = read_record(path, TensorrtPlan, SCHEMA, "Export again with --overwrite.")
-    plan = content["plan"]
-    inputs, outputs = (
-        {k: trtexec.Tensor(v["dtype"], tuple(v["shape"])) for k, v in tensors.items()}
-        for tensors in (plan["inputs"], plan["outputs"])
-    )
-    profile = {
-        k: (tuple(least), tuple(best), tuple(most))
-        for k, (least, best, most) in plan["profile"].items()
-    }
-    level, workspace = plan.get("optimization_level"), plan.get("workspace_mib")
-    build = BuildPlan(plan["precision"], inputs, outputs, profile, level, workspace)
-    return build, content["operators"]
-
-
-def check_graph(artifact: Path, version: Version) -> None:
-    """Raise `Unsupported` where this version takes no such graph, naming the operators."""
-    of_versions, generation = read_plan(artifact)[1], str(operators.generation(version.major))
-    if generation not in of_versions:
-        raise BadInput(
-            f"{artifact.with_name(PLAN)} says nothing of TensorRT {generation}. Export again."
-        )
-    found = of_versions[generation]
-    if found:
-        raise Unsupported(
-            f"{artifact}: TensorRT {version} does not take {'; '.join(found)}. Export with static "
-            "shapes (no `batch` and `resolution` in [export.tensorrt]), or use TensorRT 10."
-        )
 
 
 Ranges = dict[str, tuple[Shape, Shape, Shape]]

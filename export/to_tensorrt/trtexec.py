@@ -1,7 +1,7 @@
 """trtexec, TensorRT's own command that builds and runs engines: its flags and what it prints.
 
 Pure functions: which flags each version takes, what its output means, when an engine may be used
-again. Who runs the command is `laptop.export.to_tensorrt.engine`. The facts are from NVIDIA's sources
+again. Who runs the command is `engine`. The facts are from NVIDIA's sources
 
     samples/common/sampleOptions.cpp, sampleEngines.cpp, sampleReporting.cpp, samples/trtexec
         (github.com/NVIDIA/TensorRT at 8.4, 8.6 and 10.x)

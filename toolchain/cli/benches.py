@@ -8,8 +8,9 @@ from laptop.benchmarks.devices.addresses import device, known, states
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.latency import bench as latency
 from laptop.benchmarks.latency import layers
-from laptop.benchmarks.latency.bench import SCHEMA, BenchConfig, bench
+from laptop.benchmarks.latency.bench import SCHEMA, bench
 from laptop.benchmarks.latency.layers import bench_layers
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.sustained import plot
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_json

@@ -24,8 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from laptop.console import say
 from laptop.models.architectures import PIPELINES, UNETS, unet_class_name
+from laptop.models.word_tokenizer import word_tokenizer
 from laptop.run import run_stage
-from laptop.tiny.architecture import tokenizer
 
 SEED = 0
 MAX_TOKENS = 77
@@ -80,7 +80,7 @@ def _pipeline(name: str) -> Any:
     scheduler = _scheduler(name)
     if not is_conditional:
         return cls(unet=unet, scheduler=scheduler)
-    tokens = tokenizer(words=(), length=MAX_TOKENS)
+    tokens = word_tokenizer(words=(), length=MAX_TOKENS)
     parts: dict[str, Any] = {
         "unet": unet,
         "scheduler": scheduler,

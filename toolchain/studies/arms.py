@@ -1,4 +1,4 @@
-"""What `laptop.studies.retraining` retrains: which layers go, how the student is taught, how often (seeds).
+"""What the study `retraining` does: which layers go, how students are taught, how often (seeds).
 
     criterion     each way of choosing layers, all taught alike (`relative`)
     distillation  the layers that output loss chooses, taught in each way

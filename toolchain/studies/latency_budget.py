@@ -1,4 +1,6 @@
-"""A budget of time beside one of parameters: `python -m laptop.studies.latency_budget SCORES TABLE -o OUT`.
+"""A budget of time beside one of parameters.
+
+    python -m laptop.studies.latency_budget SCORES TABLE -o OUT
 
 At each pruning ratio the plan by parameters is made, and the plan whose limit is the time that the
 table predicts for the first. Both are timed beside the whole U-Net, interleaved, in the table's
@@ -12,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from laptop.benchmarks.latency.bench import BenchConfig
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.console import say
 from laptop.errors import BadInput
 from laptop.fields import Share

@@ -1,4 +1,6 @@
-"""Whether a latency table predicts: `python -m laptop.studies.latency_prediction MODEL TABLE -o OUT`.
+"""Whether a latency table predicts the latency of plans.
+
+    python -m laptop.studies.latency_prediction MODEL TABLE -o OUT
 
 Random plans, of ratios spread evenly over what can be removed: each pruned U-Net is timed beside
 the whole one, interleaved, in the table's runtime on this machine. What the table predicts is its
@@ -21,8 +23,9 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from laptop import models
 from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Workload
-from laptop.benchmarks.latency.bench import BenchConfig, measure
+from laptop.benchmarks.latency.bench import measure
 from laptop.benchmarks.latency.graph_layers import timed_graph
+from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.unet_graph import make_graph
 from laptop.benchmarks.latency.workloads import workloads
 from laptop.benchmarks.report.figures import THEMES, new_figure, save_figure

@@ -1,4 +1,6 @@
-"""What prefix reuse saves, measured: `python -m laptop.studies.prefix_reuse --model sdxl --latents 16`.
+"""What prefix reuse saves, measured.
+
+    python -m laptop.studies.prefix_reuse --model sdxl --latents 16
 
 A known U-Net architecture with seeded random weights and inputs. Each round scores every unit by
 plain removal and by one walk, in turns, and compares the losses. Prints one JSON document.

@@ -1,4 +1,6 @@
-"""Evidence for pruning and distillation: `python -m laptop.studies.retraining -o runs/study-distill`.
+"""Evidence for pruning and distillation: students retrained and judged.
+
+    python -m laptop.studies.retraining -o runs/study-distill
 
 Prunes `tiny-sdxl` in many ways, retrains every student for the same number of steps (`arms` says
 which), and judges it by unseen prompts. A finished run is a file in OUT/runs and an unfinished one

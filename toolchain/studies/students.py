@@ -1,4 +1,4 @@
-"""One run of `laptop.studies.retraining`: prune, retrain, judge; and what all runs share, which is made once."""
+"""One run of the study `retraining`: prune, retrain, judge; and what all runs share."""
 
 import shutil
 import time

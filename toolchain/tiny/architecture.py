@@ -6,12 +6,6 @@ in SDXL: two text encoders whose penultimate states are joined, the second with 
 with v-prediction (arXiv 2305.08891), because plain backgrounds are what SD's schedule cannot draw.
 """
 
-import itertools
-import json
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers import StableDiffusionXLPipeline as Pipeline
@@ -21,8 +15,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from laptop.models.word_tokenizer import word_tokenizer
 from laptop.tiny.scenes import BACKGROUNDS, COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES
 
 MAX_TOKENS = 16  # the longest caption has 12 words, and the two marks
@@ -30,32 +24,9 @@ TEXT_WIDTH = 64
 WORDS = sorted({*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *" ".join(RELATIONS).split(), "a", "on"})
 
 
-def tokenizer(words: Sequence[str] = WORDS, length: int = MAX_TOKENS) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with just the merges that make one token of each of `words`."""
-    letters = list(bytes_to_unicode().values())
-    tokens = letters + [f"{c}</w>" for c in letters]
-    merges: dict[tuple[str, str], None] = {}
-    for word in words:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:  # the oldest merge that applies, as BPE does, or else a new one
-            pairs = list(itertools.pairwise(parts))
-            pair = next((m for m in merges if m in pairs), pairs[0])
-            merges[pair] = None
-            parts[(i := pairs.index(pair)) : i + 2] = ["".join(pair)]
-    vocabulary = [*tokens, *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "vocab.json").write_text(
-            json.dumps({t: i for i, t in enumerate(dict.fromkeys(vocabulary))}), encoding="utf-8"
-        )
-        lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer(
-            str(folder / "vocab.json"),
-            str(folder / "merges.txt"),
-            pad_token="<|endoftext|>",
-            model_max_length=length,
-        )
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with one token of each word of a caption."""
+    return word_tokenizer(WORDS, MAX_TOKENS)
 
 
 def _text_config(tokens: CLIPTokenizer, **changes: object) -> CLIPTextConfig:

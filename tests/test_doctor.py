@@ -118,7 +118,7 @@ def test_a_model_in_the_hub_cache_is_found_only_with_its_weights(tmp_path: Path)
 def local_sdxl(hf_home: Path) -> str | None:
     """What `models_report` says of sdxl where the Hub cache is `hf_home`/hub."""
     code = (
-        "import json; from laptop import doctor;"
+        "import json; from laptop.cli import doctor;"
         "rows = {m['name']: m['local'] for m in doctor.models_report()['models']};"
         "print(json.dumps(rows['sdxl']))"
     )
@@ -134,9 +134,7 @@ def local_sdxl(hf_home: Path) -> str | None:
 
 
 def test_listing_the_models_imports_no_torch() -> None:
-    code = (
-        "import sys; from laptop import doctor; doctor.print_models();print('torch' in sys.modules)"
-    )
+    code = "import sys; from laptop.cli import doctor; doctor.print_models();print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 

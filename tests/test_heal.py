@@ -233,11 +233,9 @@ def test_what_does_not_belong_together_is_refused(tiny_folder: Path, tmp_path: P
     unet = models.load_unet(str(tiny_folder))
     rows = recorded(unet)
     plan = write_plan(tmp_path / "plan.json", unet, IN_PLACE)
-    preset = write_plan(tmp_path / "preset.json", unet, [], preset="x", config={}, rename={})
     affine = PruneConfig(heal="affine")
     for number, (path, changed, message) in enumerate(
         [
-            (preset, rows, "cannot be had for the plan of the preset 'x'"),
             (plan, Rows(rows.inputs, rows.output + 1, 4), "another model: the output"),
             (plan, Rows({**rows.inputs, "sample": torch.zeros(8, 9, 8, 8)}, rows.output, 4),
              "another model: channels"),

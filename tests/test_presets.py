@@ -29,7 +29,7 @@ from laptop.models.architectures import UNETS
 from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan import read_plan
 from laptop.pruning.presets import make_preset_plan, preset_plan
-from laptop.pruning.surgery import apply_plan, prune, transplant
+from laptop.pruning.surgery import PruneConfig, apply_plan, prune, transplant
 from laptop.pruning.units import forward_rows
 from laptop.tiny import architecture
 
@@ -263,6 +263,8 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(folders,
     plan.write_text(json.dumps(whole))
     with pytest.raises(BadInput, match="made for another model"):
         read_plan(plan, on_meta(SMALL_XL))
+    with pytest.raises(BadInput, match="cannot be had for the plan of the preset 'bk-base'"):
+        prune(str(folders["sd15"]), plan, tmp_path / "out", PruneConfig(heal="affine"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 CARRIED = (
     "laptop/py.typed",
-    "laptop/laptop_unet_v1.py",
+    "laptop/models/laptop_unet_v1.py",
     "laptop/prompts.txt",
     "laptop/recipes/tiny-sdxl.toml",
     "laptop/tiny/model/model_index.json",

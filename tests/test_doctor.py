@@ -134,7 +134,10 @@ def local_sdxl(hf_home: Path) -> str | None:
 
 
 def test_listing_the_models_imports_no_torch() -> None:
-    code = "import sys; from laptop.cli import doctor; doctor.print_models();print('torch' in sys.modules)"
+    code = (
+        "import sys; from laptop.cli import doctor; doctor.print_models();"
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 

@@ -4,6 +4,8 @@ floor, models, hosts <- pruning <- distill <- export <- benchmarks <- the rest o
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -93,3 +95,13 @@ def test_no_room_is_crowded() -> None:
     folders = [path.parent for path in modules().values()]
     crowded = {str(f): n for f in {*folders} if (n := folders.count(f)) > LARGEST_ROOM}
     assert crowded == {}
+
+
+def test_the_map_of_the_modules_is_that_of_the_docstrings() -> None:
+    subprocess.run([sys.executable, str(ROOT / ".ci" / "layout.py"), "--check"], check=True)
+
+
+def test_the_glossary_has_each_word_once() -> None:
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    words = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert 25 < len(words) == len(set(words))

@@ -63,6 +63,18 @@ def halved(folder: Path) -> None:
     merges.write_bytes(merges.read_bytes()[: merges.stat().st_size // 2])
 
 
+def without_a_letter(folder: Path) -> None:
+    path = folder / "tokenizer" / "vocab.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "q"}))
+
+
+def without_a_piece(folder: Path) -> None:
+    path = folder / "tokenizer" / "vocab.json"
+    ids = json.loads(path.read_text())
+    piece = next(k for k in ids if len(k) == 2)
+    path.write_text(json.dumps({k: v for k, v in ids.items() if k != piece}))
+
+
 def emptied(folder: Path) -> None:
     (folder / "tokenizer" / "vocab.json").write_text("{}")
 
@@ -89,6 +101,8 @@ def piped(folder: Path) -> None:
     [
         (piped, "x.safetensors is a pipe"),
         (halved, r"merges.txt does not make \d+ of the \d+ pieces"),
+        (without_a_letter, "has 511 letters; needed are 512"),
+        (without_a_piece, "lacks 1 pieces that merges.txt makes"),
         (emptied, "holds no tokenizer that works"),
         (twice, "holds its weights more than once"),
         (listed_twice, "holds its weights more than once"),

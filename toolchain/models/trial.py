@@ -22,6 +22,7 @@ PROMPTS = ("", "a", "a large red circle on white " * 100)
 MOST_TOKENS = 100_000  # of a prompt; transformers gives 10^30 where a tokenizer states none
 MOST_REPLACED = 8  # characters in place of each match; CLIP's has one
 MOST_MERGES = 49152 - 256 - 2  # that CLIP's tokenizer reads of its file
+LETTERS = 2 * 256  # a byte each, within a word and at its end
 END = "</w>"  # of a piece that ends a word
 
 
@@ -142,15 +143,21 @@ def _check_replacements(value: object, where: Path) -> None:
 
 
 def _check_merges(folder: Path) -> None:
-    """Raise `BadInput` where merges.txt does not make the pieces of words that vocab.json has."""
+    """Raise `BadInput` unless merges.txt makes just the pieces of words that vocab.json has."""
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
         return
     made = {"".join(pair.split()) for pair in lines(read_text(merges))[1 : MOST_MERGES + 1]}
-    longer = {piece for piece in read_json(vocabulary) if len(piece.removesuffix(END)) > 1}
+    known = read_json(vocabulary).keys()
+    longer = {piece for piece in known if len(piece.removesuffix(END)) > 1}
     pieces = {piece for piece in longer if not (piece.startswith("<") and piece.endswith(">"))}
     if lacking := pieces - made:
         raise BadInput(
             f"{merges} does not make {len(lacking)} of the {len(pieces)} pieces of words in "
             "vocab.json; it may be cut off. Fetch it again."
+        )
+    if known and (len(known - longer) < LETTERS or made - known):
+        raise BadInput(
+            f"{vocabulary} lacks {len(made - known)} pieces that merges.txt makes, and has "
+            f"{len(known - longer)} letters; needed are {LETTERS}. Fetch it again."
         )

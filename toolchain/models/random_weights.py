@@ -58,7 +58,9 @@ def cached_folder(name: str) -> Path:
 @functools.cache  # a command asks for it many times
 def _made(name: str, out: Path) -> Path:
     settings = {"unet": UNETS[name], "text": TEXT.get(name, []), "seed": SEED}
-    return run_stage("random-weights", out, settings, {}, lambda folder: _write(name, folder))
+    return run_stage(
+        "random-weights", out, settings, {}, lambda folder: _write(name, folder), overwrite="stale"
+    )
 
 
 def _write(name: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,7 +11,7 @@ from xml.etree import ElementTree as ET
 from laptop.benchmarks.compare import Change, change_percent
 from laptop.benchmarks.report.text import code, table, words
 from laptop.errors import BadInput, OutputExists
-from laptop.files import read_text
+from laptop.files import read_text, write_text
 
 UNITS = {  # of numbers that should be small, by their path
     **{f"latency_ms.{name}": "ms" for name in ("p50", "p90", "p95", "p99", "mean", "first")},
@@ -74,19 +75,28 @@ def benchmark(changes: Sequence[Change]) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
-def check_places(files: Mapping[str, Path], *inputs: Path) -> None:
+def check_outputs(files: Mapping[str, Path], *inputs: Path) -> None:
     """Raise before anything is written over what is compared, or over a file that is not ours."""
     if len({path.resolve() for path in files.values()}) < len(files):
         raise BadInput(f"--{' and --'.join(files)} name one file twice. Give each its own.")
     for form, path in files.items():
+        if _is_stream(path):
+            continue
         if not path.parent.is_dir():
             raise BadInput(f"--{form} {path}: No such file or directory. Make its folder first.")
         whole = path.resolve()
-        if any(whole == given.resolve() or given.resolve() in whole.parents for given in inputs):
+        if any(whole == each.resolve() or each.resolve() in whole.parents for each in inputs):
             raise BadInput(f"--{form} {path} is what is compared, or lies in it. Choose another.")
-        there = read_text(path) if path.is_file() else ""
-        if there and not there.startswith(BEGINS[form]):
-            raise OutputExists(f"{path} holds something else than --{form} writes. Choose another.")
+        content = read_text(path) if path.is_file() else ""
+        if content and not re.match(OWN[form], content):
+            raise OutputExists(
+                f"{path} holds something other than --{form} writes. Choose another file."
+            )
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path names no file: "-" for stdout, or one of the system's, such as /dev/stdout."""
+    return str(path) == "-" or path.is_relative_to("/dev") or path.is_relative_to("/proc")
 
 
 def _shown(value: float | None) -> str:
@@ -104,11 +114,19 @@ FORMS: dict[str, Callable[[Sequence[Change]], str]] = {
     "markdown": markdown,
     "benchmark": benchmark,
 }
-BEGINS = {"junit": ("<?xml",), "markdown": ("**", "No breach."), "benchmark": ("[",)}
+OWN = {  # how a file of each form begins
+    "junit": r"(?s)<\?xml.{,200}laptop compare",
+    "markdown": r"\*\*\d+ of \d+ numbers breach|No breach\.",
+    "benchmark": r'(?s)\[\s*(\{\s*"name":.*"unit":|\])',
+}
 
 
 def write(form: str, path: Path, changes: Sequence[Change]) -> None:
-    """Write a file of a form in `FORMS`. A link to a file is replaced, not followed."""
-    if path.is_symlink() and path.is_file():
-        path.unlink()
-    path.write_text(FORMS[form](changes), encoding="utf-8")
+    """Write a form in `FORMS`; "-" is stdout. A link to a file is replaced, not followed."""
+    text = FORMS[form](changes)
+    if str(path) == "-":
+        sys.stdout.write(text)
+    elif _is_stream(path):
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_text(path, text)

@@ -8,7 +8,6 @@ runs can be compared one by one.
 import hashlib
 import math
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,26 +130,44 @@ def draw_all(
     steps = _draw_missing(sources, drawn, sampling, config.seed, prompts, numbers)
     for _ in track(steps, "eval", total):
         pass
-    pictures = {}
+    pictures, size = {}, (sampling.height, sampling.width)
     for label in sources:
-        batches = [_kept(_chunk(drawn, label, chunk), len(chunk)) for chunk in numbers]
-        images, bad = zip(*(batch for batch in batches if batch), strict=True)
+        batches = [_batch(_chunk(drawn, label, chunk), len(chunk), size) for chunk in numbers]
+        images, bad = zip(*batches, strict=True)
         pictures[label] = (np.concatenate(images), np.concatenate(bad))
     return pictures
 
 
-def _kept(path: Path, count: int) -> tuple[Images, NDArray[np.bool_]] | None:
-    """The pictures of a batch and which are bad, from an earlier call; None: not there, whole."""
+def _batch(
+    path: Path, count: int, size: tuple[int | None, int | None]
+) -> tuple[Images, NDArray[np.bool_]]:
+    batch = _kept(path, count, size)
+    if batch is None:
+        raise BadInput(f"{path} was changed while it was read. Run the same command again.")
+    return batch
+
+
+def _kept(
+    path: Path, count: int, size: tuple[int | None, int | None]
+) -> tuple[Images, NDArray[np.bool_]] | None:
+    """The pictures of a batch and which of them are bad, drawn by an earlier call.
+
+    Returns None unless the file is there and whole: `count` pictures of `size`, height and width,
+    of which None is any.
+    """
     if not path.exists():
         return None
+    height, width = size
     try:
         with open_file(path) as file, np.load(file) as arrays:
             images, bad = arrays["images"], arrays["bad"]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
+        shape = (count, height or images.shape[1], width or images.shape[2], 3)
+        is_whole = (images.shape, bad.shape) == (shape, (count,))
+        return (images, bad) if is_whole and (images.dtype, bad.dtype) == (np.uint8, bool) else None
+    except BadInput:
+        raise
+    except Exception:  # noqa: BLE001 - whatever foreign bytes make numpy raise
         return None
-    kinds = (images.dtype, images.shape[:1], images.shape[3:], bad.dtype, bad.shape)
-    is_whole = kinds == (np.uint8, (count,), (3,), np.bool_, (count,))
-    return (images, bad) if is_whole else None
 
 
 def _chunk(folder: Path, label: str, numbers: Sequence[int]) -> Path:
@@ -171,7 +188,7 @@ def _draw_missing(
         (folder / label).mkdir(parents=True, exist_ok=True)
         for chunk in numbers:
             path = _chunk(folder, label, chunk)
-            if _kept(path, len(chunk)) is None:
+            if _kept(path, len(chunk), (sampling.height, sampling.width)) is None:
                 pipe = pipe or _load(source, sampling)
                 images, bad = draw(pipe, prompts, chunk, sampling, seed)
                 beside = path.with_suffix(".tmp.npz")

@@ -23,7 +23,7 @@ def check_batch(config: DistillConfig) -> None:
 
 
 def check_smaller(teacher: str, student: str) -> None:
-    """Raise `BadInput` for a student that is no smaller copy of its teacher; say it of as many."""
+    """Raise `BadInput` for a student that is its teacher or larger; say where both are as large."""
     if models.locate(student) == models.locate(teacher):
         raise BadInput(f"{student} is student and teacher. Pass the pruned model as the student.")
     more = _params(student) - _params(teacher)

@@ -122,7 +122,7 @@ def _refusal(budget: Budget, before: int, held: int) -> str:
 
 def _blame(known: Anatomy, config: PlanConfig, stays: Set[str]) -> str:
     """Which settings keep layers that could go otherwise."""
-    held = [
+    flags = [
         flag
         for flag, is_set in (
             (f"--keep {' '.join(config.keep)}", bool(config.keep)),
@@ -130,9 +130,9 @@ def _blame(known: Anatomy, config: PlanConfig, stays: Set[str]) -> str:
         )
         if is_set
     ]
-    if not (held and stays):
+    if not (flags and stays):
         return ""
-    return f" {' and '.join(held)} keeps {len(stays)} of {len(known.units)} layers."
+    return f" {' and '.join(flags)} keeps {len(stays)} of {len(known.units)} layers."
 
 
 def _stays(known: Anatomy, config: PlanConfig) -> set[str]:

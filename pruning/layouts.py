@@ -37,7 +37,7 @@ RESNETS, PAIRS = ("resnets",), ("resnets", "attentions")
 
 @dataclass(frozen=True)
 class Preset:
-    """A hand-made architecture; the student's path of a module is its teacher's where not told."""
+    """A hand-made architecture; modules that `rename` leaves out keep their teacher's paths."""
 
     teacher: str  # a name in UNETS; any U-Net of its layout is fit
     config: Mapping[str, Any]  # what the student's stock config changes

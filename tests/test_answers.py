@@ -1,6 +1,7 @@
 """Answers of boards and files of unfinished work may hold anything: what comes out is a message."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,30 @@ def test_what_lies_beside_an_engine_may_be_anything(said: str) -> None:
 def test_pictures_of_unfinished_work_are_drawn_again_unless_they_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "000000.npz"
     images, bad = np.zeros((2, 4, 6, 3), np.uint8), np.zeros(2, bool)
-    assert quality._kept(path, 2) is None
+    assert quality._kept(path, 2, (4, 6)) is None
     for wrong in (
         {"images": images},
         {"images": images.astype(float), "bad": bad},
         {"images": images[:1], "bad": bad[:1]},
         {"images": images[0], "bad": bad},
+        {"images": images[:, :2], "bad": bad},
         {"images": images, "bad": np.zeros((2, 2), bool)},
         {"images": np.array([None]), "bad": bad},
     ):
         np.savez(path, **wrong)
-        assert quality._kept(path, 2) is None
+        assert quality._kept(path, 2, (4, 6)) is None
     np.savez(path, images=images, bad=bad)
-    assert quality._kept(path, 2) is not None
+    assert quality._kept(path, 2, (4, 6)) is not None
     whole = path.read_bytes()
-    for damaged in (b"", whole[:-100], whole[:100], b"x" * 500):
+    single = tmp_path / "single.npy"
+    np.save(single, images)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("images.npy", "x")
+        archive.writestr("bad.npy", "x")
+    others = [(tmp_path / name).read_bytes() for name in ("single.npy", "other.zip")]
+    for damaged in (b"", whole[:-100], whole[:100], b"x" * 500, *others):
         path.write_bytes(damaged)
-        assert quality._kept(path, 2) is None
+        assert quality._kept(path, 2, (4, 6)) is None
 
 
 def test_files_of_stages_are_used_or_refused(tiny_pipe: Any, tmp_path: Path) -> None:

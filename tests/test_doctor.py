@@ -80,7 +80,7 @@ def test_a_version_that_does_not_fit_is_not_ok(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_report_is_json_and_names_the_devices() -> None:
     report = json.loads(json.dumps(doctor.report()))
-    assert report["schema"] == "laptop.cli.doctor/1"
+    assert report["schema"] == "laptop.doctor/1"
     assert report["devices"][0]["name"] == "cpu"
     assert report["devices"][0]["memory_bytes"] > 1e8
     assert report["disk"]["free_bytes"] > 0

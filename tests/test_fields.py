@@ -126,6 +126,7 @@ def test_a_refusal_says_what_is_wrong_and_what_is_right(value, hint, message) ->
         ("[distill]\nlearning_rate = 1979-05-27\n", r"learning_rate is .*; it must be a number"),
         ("#" * (2 << 20), r"r\.toml is larger than 1 MB"),
         ("model = '/etc'", r"r\.toml: model is '/etc', and the command is for 'tiny-sdxl'"),
+        ("[smoke]\nmodel = 'sdxl'", r"r\.toml: model is 'sdxl', and the command is for"),
         ("smoke = 3", r"r\.toml: smoke is a table, not 3"),
         ("[smoke.score]\nnone = 1", "'none' is unknown"),
         ("[bench]\nruntimes = ['zzz']", "runtimes is 'zzz'; known are pytorch"),

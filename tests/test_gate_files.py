@@ -84,7 +84,7 @@ def test_nothing_is_written_over_what_is_compared_or_over_a_users_file(tmp_path:
     for flags, said in (
         (["--junit", base], "is what is compared"),
         (["--benchmark", tmp_path / "x", "--markdown", tmp_path / "x"], "name one file twice"),
-        (["--markdown", tmp_path / "notes.md"], "holds something else than --markdown writes"),
+        (["--markdown", tmp_path / "notes.md"], "holds something other than --markdown writes"),
     ):
         done = CliRunner().invoke(main, ["compare", *map(str, (base, new, *flags))])
         assert done.exit_code == 1

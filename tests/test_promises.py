@@ -81,6 +81,19 @@ def test_every_option_that_the_readme_uses_exists() -> None:
             assert set(re.findall(r"(?<!\S)(--[a-z-]+)", line)) <= known | {"--help"}, line
 
 
+def test_files_keep_their_schemas() -> None:
+    """Readers of other programs, and results of earlier versions, know a file by this name."""
+    kinds = {
+        *("additivity", "artifacts", "back-offs", "bench", "cache", "checkpoint", "devices"),
+        *("doctor", "engine-plan", "eval", "latency-budget", "latency-table", "manifest", "menu"),
+        *("parity", "plan", "prediction", "rivals", "run", "sampling", "scores", "study"),
+        *("study-run", "study-settings"),
+    }
+    sources = (path for folder in ("toolchain", *STAGES) for path in (ROOT / folder).rglob("*.py"))
+    schema = re.compile(r'"laptop\.([a-z.-]+)/1"')
+    assert {k for path in sources for k in schema.findall(path.read_text("utf-8"))} == kinds
+
+
 def test_no_module_is_longer_than_400_lines() -> None:
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in files(".py")}
     assert {str(p): n for p, n in lengths.items() if n > 400} == {}

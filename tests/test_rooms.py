@@ -6,7 +6,6 @@ floor, models, hosts <- pruning <- distill <- export <- benchmarks <- the rest o
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,26 +24,26 @@ LARGEST_ROOM = 25  # modules
 def modules() -> dict[str, Path]:
     """The modules of this package by name."""
     folders = {"toolchain": "laptop"} | {stage: f"laptop.{stage}" for stage in STAGES}
-    found = {}
+    paths = {}
     for folder, package in folders.items():
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
-    return found
+            paths[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return paths
 
 
 @cache
 def imports(module: str) -> frozenset[str]:
     """The modules of this package that one of them imports."""
-    found = set()
+    targets = set()
     for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in modules() else str(node.module) for name in names}
-    return frozenset(name for name in found & modules().keys() if name != module)
+            targets |= {name if name in modules() else str(node.module) for name in names}
+    return frozenset(name for name in targets & modules().keys() if name != module)
 
 
 def room(module: str) -> str:
@@ -52,8 +51,10 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def in_room(name: str) -> Iterator[str]:
-    return (module for module in modules() if room(module) == name)
+def in_room(name: str) -> list[str]:
+    members = [module for module in modules() if room(module) == name]
+    assert members, f"there is no {name}"
+    return members
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -39,7 +39,11 @@ def test_published_architectures_run(name: str) -> None:
     ("file", "values", "said"),
     [
         (UNET, {"downsample_padding": 5}, "unet/config.json describes a network that does not run"),
-        (UNET, {"down_block_types": ["AttnSkipDownBlock2D", "DownBlock2D"]}, "unet/config.json"),
+        (
+            UNET,
+            {"down_block_types": ["AttnSkipDownBlock2D", "DownBlock2D"]},
+            "weights of unet/ do not fit|network that",
+        ),
         (TEXT, {"eos_token_id": None}, "text_encoder/config.json describes a network that does"),
         (TEXT, {"eos_token_id": [1, 2]}, "text_encoder/config.json describes a network that"),
         (TEXT, {"return_dict": False}, "text_encoder/config.json describes a network that does"),
@@ -101,9 +105,9 @@ def piped(folder: Path) -> None:
     [
         (piped, "x.safetensors is a pipe"),
         (halved, r"merges.txt does not make \d+ of the \d+ pieces"),
-        (without_a_letter, "has 511 letters; needed are 512"),
-        (without_a_piece, "lacks 1 pieces that merges.txt makes"),
-        (emptied, "holds no tokenizer that works"),
+        (without_a_letter, "has 511 letters, needed are 512"),
+        (without_a_piece, "and lacks 1 pieces that merges.txt makes"),
+        (emptied, "tokenizer holds 2 tokens"),
         (twice, "holds its weights more than once"),
         (listed_twice, "holds its weights more than once"),
     ],
@@ -134,9 +138,9 @@ def test_a_schedule_that_ends_in_no_number_is_refused(folder: Path, values: dict
     [
         (
             OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
-            "File name too long. Choose",
+            "File name too long. Check",
         ),
-        (OSError(errno.ENOTDIR, "Not a directory", "a/b"), "'a/b': Not a directory. Choose"),
+        (OSError(errno.ENOTDIR, "Not a directory", "a/b"), "'a/b': Not a directory. Check"),
         (MemoryError(), "memory ran out"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
         (OSError("no file"), None),
@@ -165,9 +169,9 @@ def fast_tokenizer(folder: Path, **changes: object) -> None:
 def test_a_fast_tokenizer_is_tried_too(folder: Path) -> None:
     fast_tokenizer(folder)
     assert models.locate(str(folder)) == str(folder)
-    growing = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 3000}
+    growing = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 8}
     for changes, said in (
-        ({"normalizer": {"type": "Sequence", "normalizers": [growing] * 3}}, "replaces with"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [growing] * 10}}, "replaces"),
         ({"model": None}, "holds no tokenizer that works"),
         ({"added_tokens": [{"id": 10**6, "content": "<new>", "special": True, "single_word": False,
           "lstrip": False, "rstrip": False, "normalized": False}]}, "tokenizer holds"),

@@ -13,11 +13,12 @@ OF_FILES = (  # what a path that a user chose may lead to
 def of_the_machine(error: Exception) -> str | None:
     """What a lack of memory or a file that cannot be used says to a user; None for other errors."""
     if isinstance(error, OSError) and error.errno in OF_FILES and error.filename:
-        return f"{shown(str(error.filename))}: {error.strerror}. Choose another place."
+        path = shown(str(error.filename))
+        return f"{path}: {error.strerror}. Check the path and its permissions, or choose another."
     is_lack = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if is_lack or "not enough memory" in str(error) or "can't allocate memory" in str(error):
         return (
             f"memory ran out ({reason(error)}). Take a smaller batch or size, or close other "
-            "programs; what is finished is kept, and the same command goes on from there."
+            "programs. Then run the same command again: stages that are finished are kept."
         )
     return None

@@ -82,14 +82,14 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
             table = _load(path)
             quick = table.pop("smoke", {})
             recipe = changed(recipe, table, str(path))
-            if recipe.model != model:
-                raise BadInput(
-                    f"{path}: model is {shown(recipe.model)}, and the command is for "
-                    f"{shown(model)}. Leave it out there, or set the same."
-                )
             if not isinstance(quick, Mapping):
                 raise BadInput(f"{path}: smoke is a table, not {shown(quick)}.")
             short = changed(recipe, quick, f"{path} [smoke]")  # is checked in any case
+            if other := {recipe.model, short.model} - {model}:
+                raise BadInput(
+                    f"{path}: model is {shown(min(other))}, and the command is for "
+                    f"{shown(model)}. Leave it out there, or set the same."
+                )
             if smoke and quick:
                 recipe, is_short = short, True
     if smoke and not is_short:
@@ -97,7 +97,7 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
             f"--smoke: neither the recipe of {model} nor yours has a [smoke] table. Leave the flag "
             "out, or write one into your recipe: the same tables with short settings."
         )
-    return replace(recipe, model=model)
+    return recipe
 
 
 def _load(path: Path) -> dict[str, Any]:

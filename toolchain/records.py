@@ -78,8 +78,8 @@ def built(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
     Keys that the dataclass lacks are left out.
     """
     whole: Any = kind
-    found = cast(Mapping[str, Any], checked(value, kind, where, remedy))
-    return kind(**{name: found[name] for name in _hints(whole) if name in found})
+    fields = cast(Mapping[str, Any], checked(value, kind, where, remedy))
+    return kind(**{name: fields[name] for name in _hints(whole) if name in fields})
 
 
 def read_lines(path: Path, kind: type[T]) -> list[T]:
@@ -151,6 +151,8 @@ def _fault_of_list(value: object, kinds: tuple[Any, ...]) -> _Fault | None:
     """What is wrong in a list[X], tuple[X, ...] or tuple[X, Y], which JSON has as lists."""
     if not isinstance(value, list | tuple):
         return _Fault("", shown(value), "it must be a list")
+    if kinds[0] is Any:
+        return None
     if len(kinds) == 1 or kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):

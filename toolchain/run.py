@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from laptop import contents, scratch
 from laptop.console import say
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
-from laptop.files import KEY, MANIFEST, sha256, shown, write_json
+from laptop.files import KEY, MANIFEST, read_json, sha256, shown, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.records import read_record
 
 Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
+SCHEMA = "laptop.manifest/1"
 RESUME = ".resume"  # in a partial folder: what is needed to go on, with KEY, and
 LOCK = "lock"  # in there: held by the process that works on it
 FULL_DISK_BYTES = 1 << 20
@@ -56,7 +57,7 @@ def run_stage(
     be made.
     """
     scratch.remove_orphans()
-    _check_place(out, name, inputs)
+    _check_output(out, name, inputs)
     place, out = out, out.resolve() if out.is_symlink() else out
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
     settings = json.loads(json.dumps(settings, default=str))
@@ -83,17 +84,25 @@ def run_stage(
     return place
 
 
-def _check_place(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
+def _check_output(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
     """Raise `BadInput` for a place in what the result is made from, and for a mount point."""
     if out.is_symlink() and not out.exists():
         raise BadInput(f"{out} is a link that leads nowhere. Remove it, or choose another -o.")
     for path in inputs.values():
         if path.resolve() in out.resolve().parents:  # then it would change what it is made from
             raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
-        if path.parent.resolve() in out.resolve().parents and (path.parent / MANIFEST).exists():
+        if path.parent.resolve() in out.resolve().parents and _is_result(path.parent):
             raise BadInput(f"{out} lies in {path.parent}, a finished result. Choose another -o.")
     if out.is_mount():  # nothing can be renamed to it
         raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a stage made the folder; others may have a manifest.json of their own."""
+    try:
+        return bool(read_json(folder / MANIFEST, SCHEMA))
+    except BadInput:
+        return False
 
 
 def _old(out: Path) -> Path:
@@ -146,7 +155,7 @@ def _make(
     with _full_disk_told(partial):
         facts = work(partial) or {}
         manifest = {
-            "schema": "laptop.manifest/1",
+            "schema": SCHEMA,
             **identity,
             "seed": settings.get("seed"),
             "seconds": round(time.perf_counter() - start, 3),

@@ -167,8 +167,8 @@ def _last_json(text: str) -> dict[str, Any]:
 
 
 def _as(kind: type[T], answer: Mapping[str, Any], where: str) -> T:
-    """An answer as a record; `LaptopError` where it does not hold what the record has."""
-    return built(answer, kind, f"{where} answered {shown(dict(answer))}, in which", NO_ANSWER)
+    """An answer as a record; `BadInput` where it does not hold what the record has."""
+    return built(answer, kind, f"the answer of {where}", NO_ANSWER)
 
 
 def facts_here() -> Facts:
@@ -208,21 +208,21 @@ def files_of(workload: Workload) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Started:
-    """Of a worker that has loaded: its process's number."""
+    """What a worker says when it has loaded: the number of its process."""
 
     pid: Annotated[int, Range(1, 2**31)]
 
 
 @dataclass(frozen=True)
 class _Peak:
-    """Of a round: the largest resident size so far."""
+    """What a worker says of its memory: the largest resident size so far, in bytes."""
 
     peak_memory_bytes: Annotated[int, Range(0)] | None = None
 
 
 @dataclass(frozen=True)
 class _Profile:
-    """Of a profile: names and median ms of operators; None: the runtime does not tell."""
+    """What a worker says of operators: names and median ms, where the runtime tells them."""
 
     operators: list[tuple[str, AtLeast0]] | None
 

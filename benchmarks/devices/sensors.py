@@ -37,7 +37,7 @@ WHOLE = ("VDD_IN", "POM_5V_IN", "VIN")  # rails that hold the whole board
 
 
 def facts() -> dict[str, Any]:
-    """What `metering.Facts` holds."""
+    """The values of `device.Facts` for this computer."""
     return {
         "name": name(),
         "os": f"{platform.system()} {platform.machine()}",

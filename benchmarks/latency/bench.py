@@ -161,8 +161,8 @@ def known_facts(
     if device.address == "local" or not out.is_file():
         return None
     try:
-        found = read_json(out, schema)[key]
-        return built(found, Facts, str(out)) if found["address"] == device.address else None
+        facts = read_json(out, schema)[key]
+        return built(facts, Facts, str(out)) if facts["address"] == device.address else None
     except (BadInput, KeyError, TypeError):  # of another version
         return None
 
@@ -209,18 +209,18 @@ def measure(
     measured, and goes what this one does; what is not valid there is measured again.
     """
     groups = _groups(found, apart=config.sustained_s > 0)
-    made: list[Mapping[str, Any]] = []
+    done: list[Mapping[str, Any]] = []
     for number, group in enumerate(groups):
         path = kept / f"group-{number}.json" if kept else None
         before = read_record(path, Group, None, UNFINISHED) if path and path.exists() else None
         if before and all(row["valid"] for row in before["results"]):
             say(f"bench: {group[0].component} {group[0].target} was measured by an earlier call")
-            made.append(before)
+            done.append(before)
             continue
-        made.append(_measured(group, config, device, facts, not_ready))
+        done.append(_measured(group, config, device, facts, not_ready))
         if path:
-            write_json(path, made[-1])
-    results, ratios = ([row for one in made for row in one[key]] for key in ("results", "ratios"))
+            write_json(path, done[-1])
+    results, ratios = ([row for one in done for row in one[key]] for key in ("results", "ratios"))
     is_whole = set(IMAGE) <= set(config.components)
     images = whole_image.rows(results, config.steps or STEPS) if is_whole else []
     return {"results": results, "images": images, "ratios": ratios}

@@ -322,8 +322,8 @@ def read_tokens(one: Found) -> int | None:
         root = root.parent.parent
     for name in ("tokenizer", "tokenizer_2"):  # SDXL's refiner has the second one only
         config = root / name / "tokenizer_config.json"
-        told = read_record(config, TokenizerConfig) if config.is_file() else TokenizerConfig()
-        if length := told.get("model_max_length"):
+        settings = read_record(config, TokenizerConfig) if config.is_file() else TokenizerConfig()
+        if length := settings.get("model_max_length"):
             return length
     for name in ("text_encoder", "text_encoder_2"):
         if (config := root / name / "config.json").is_file():

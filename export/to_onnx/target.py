@@ -32,7 +32,7 @@ from laptop.export.runtimes import Runner
 from laptop.export.targets import CALIBRATED, VERIFIED
 from laptop.export.to_onnx import folding, onnx_checks, onnx_graph, onnx_weights, quantization
 from laptop.export.to_onnx.onnx_weights import MODEL
-from laptop.files import copy_folder, files_in, read_json, reason, shown
+from laptop.files import copy_folder, files_in, read_json, reason, shown, write_json
 from laptop.models.component_classes import check_entry
 from laptop.models.component_classes import components as classes_of
 from laptop.models.component_fit import TOKENIZERS
@@ -52,8 +52,10 @@ def export(job: Job) -> None:
     precision, inputs and outputs too, but the timestep and SDXL's sizes.
     """
     make(job)
-    source = models.folder(job.model) / folder_of(job.component) / "config.json"
-    shutil.copy(source, job.path.parent)
+    config = read_json(models.folder(job.model) / folder_of(job.component) / "config.json")
+    if "_class_name" in config:  # of diffusers; old files leave out what optimum reads, or guesses
+        config = models.with_defaults(config)
+    write_json(job.path.parent / "config.json", config)
 
 
 def make(job: Job) -> None:
@@ -163,8 +165,8 @@ def checked(_precision: str) -> str | None:
     return VERIFIED
 
 
-READ = {  # keys that optimum reads without asking whether they are there
-    "unet": {"in_channels", "sample_size", "time_cond_proj_dim"},
+READ = {  # keys that optimum needs, or guesses
+    "unet": {"in_channels", "sample_size"},
     "vae_decoder": {"block_out_channels", "scaling_factor"},
     "text_encoder": {"num_hidden_layers"},
     "text_encoder_2": {"num_hidden_layers", "projection_dim"},

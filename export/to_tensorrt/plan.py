@@ -37,9 +37,9 @@ def check_graph(artifact: Path, version: Version) -> None:
         raise BadInput(
             f"{artifact.with_name(PLAN)} says nothing of TensorRT {generation}. Export again."
         )
-    found = of_versions[generation]
-    if found:
+    refused = of_versions[generation]
+    if refused:
         raise Unsupported(
-            f"{artifact}: TensorRT {version} does not take {'; '.join(found)}. Export with static "
-            "shapes (no `batch` and `resolution` in [export.tensorrt]), or use TensorRT 10."
+            f"{artifact}: TensorRT {version} does not take {'; '.join(refused)}. Export with "
+            "static shapes (no `batch` and `resolution` in [export.tensorrt]), or use TensorRT 10."
         )

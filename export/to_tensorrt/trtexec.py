@@ -246,7 +246,7 @@ class _Timed(_Computed):
 
 
 class _Renamed(_Computed):
-    """As old versions name them."""
+    """The times of an inference by the names that old versions give them."""
 
     inMs: Ms
     outMs: Ms

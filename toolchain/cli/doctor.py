@@ -44,7 +44,7 @@ RUNNERS_GIVE = {
 def report() -> dict[str, Any]:
     """All that `laptop doctor` says, as JSON can hold it."""
     return {
-        "schema": "laptop.cli.doctor/1",
+        "schema": "laptop.doctor/1",
         **_system(),
         "packages": core_packages(),
         "extras": extras(),

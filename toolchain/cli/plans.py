@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from laptop.benchmarks.report.figures import THEMES, additivity_chart, menu_chart
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_json
 from laptop.pruning import plan as planning
@@ -33,6 +32,8 @@ def from_scores(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool)
 
 def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Made:
     """The best plan of every ratio, with its picture beside it."""
+    from laptop.benchmarks.report.figures import menu_chart  # matplotlib takes a second
+
     _need_charts(out, planning.MENU_SCHEMA)
     made = read_json(planning.make_menu(scores, out, config, overwrite=overwrite))
     menu_chart(made["points"], out.with_suffix(""))
@@ -45,6 +46,8 @@ def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Mad
 
 def additivity(scores: Path, count: int, out: Path, seed: int, *, overwrite: bool) -> Made:
     """Whether the losses of random sets of layers are the sums of their own, with a picture."""
+    from laptop.benchmarks.report.figures import additivity_chart
+
     _need_charts(out, ADDITIVITY_SCHEMA)
     made = read_json(make_additivity(scores, out, count, seed=seed, overwrite=overwrite))
     additivity_chart(made, out.with_suffix(""))
@@ -58,7 +61,9 @@ def additivity(scores: Path, count: int, out: Path, seed: int, *, overwrite: boo
 
 
 def _need_charts(out: Path, schema: str) -> None:
-    """Raise `OutputExists` for a file in a chart's place that no result of ours belongs to."""
+    """Raise `OutputExists` where a chart would replace a file that `laptop plan` did not write."""
+    from laptop.benchmarks.report.figures import THEMES
+
     for theme in THEMES:
         chart = out.with_name(f"{out.stem}{theme.suffix}.svg")
         if os.path.lexists(chart) and not _is(out, schema):

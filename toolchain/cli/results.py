@@ -47,7 +47,7 @@ def generate(
     click.echo(document if as_json else f"{out}: {width} x {height} pixels")
 
 
-OUT = click.Path(path_type=Path, dir_okay=False)
+OUT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command(
@@ -75,7 +75,7 @@ def compare(
 
     wanted = {"junit": junit, "markdown": markdown, "benchmark": benchmark}
     files = {form: path for form, path in wanted.items() if path is not None}
-    gate_files.check_places(files, base, new)
+    gate_files.check_outputs(files, base, new)
     changes, breaches = run(base, new, fail_on)
     for form, path in files.items():
         gate_files.write(form, path, changes)

@@ -22,6 +22,7 @@ WEIGHTS = re.compile(  # shards are numbered before the variant or after it
     r"(?P<part>\w+)/(diffusion_pytorch_)?model(-\d+-of-\d+)?(\.(?P<variant>\w+?))?(-\d+-of-\d+)?"
     r"\.(safetensors|bin)"
 )
+INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 POINTER = b"version https://git-lfs"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -128,11 +129,14 @@ def _check_shards(folder: Path, files: Sequence[Path]) -> None:
     names = {file.name for file in files}
     indices = _shard_indices(folder)
     whole = [file for file in files if not SHARD.search(file.name)]
-    if len(whole) > 1 or (whole and (len(files) > 1 or indices)):
-        several = [path.name for path in (*indices, *files)]
+    variants = {m["variant"] for f in whole if (m := WEIGHTS.fullmatch(f"{folder.name}/{f.name}"))}
+    matches = {path: INDEX.fullmatch(path.name) for path in indices}
+    rivals = [path for path, m in matches.items() if m and m["variant"] in variants]
+    if len(whole) > 1 or (whole and (len(files) > 1 or rivals)):
+        several = [path.name for path in (*rivals, *files)]
         raise BadInput(
-            f"{folder} holds its weights more than once: {_first(several)}; which of them count is "
-            "not told. Remove all but one file, or all but the shards and their index."
+            f"{folder} holds its weights more than once: {_first(several)}; it is not clear which "
+            "of them count. Remove all but one file, or all but the shards and their index."
         )
     for path in indices:
         weight_map = read_json(path).get("weight_map")

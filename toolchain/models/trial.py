@@ -5,7 +5,8 @@ whose tokens the text encoder lacks. Networks are tried on PyTorch's meta device
 shapes and no values.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 LATENTS = 8  # a side
 PROMPTS = ("", "a", "a large red circle on white " * 100)
 MOST_TOKENS = 100_000  # of a prompt; transformers gives 10^30 where a tokenizer states none
-MOST_REPLACED = 8  # characters in place of each match; CLIP's has one
+MOST_REPLACED = 64  # times that normalizers may lengthen a letter; CLIP's do not
 MOST_MERGES = 49152 - 256 - 2  # that CLIP's tokenizer reads of its file
 LETTERS = 2 * 256  # a byte each, within a word and at its end
 END = "</w>"  # of a piece that ends a word
@@ -52,9 +53,12 @@ def _outputs(part: str, network: Any) -> "dict[str, tuple[Tensor, tuple[int, ...
         picture = _empty(1, config["in_channels"], side, side)
         latents = _empty(1, config["latent_channels"], LATENTS, LATENTS)
         encoded = network.encode(picture)
-        found = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        decoded = (network.decode(latents).sample, tuple(picture.shape))
-        return {"what it encodes": (found, tuple(latents.shape)), "what it decodes": decoded}
+        coded = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        decoded = network.decode(latents).sample
+        return {
+            "what it encodes": (coded, tuple(latents.shape)),
+            "what it decodes": (decoded, tuple(picture.shape)),
+        }
     if part.startswith("text_encoder"):
         import torch
 
@@ -83,24 +87,41 @@ _tried: set[tuple[object, ...]] = set()  # states of tokenizers; a command asks 
 
 def check_tokenizer(folder: Path, class_name: str, encoder: Path) -> None:
     """Raise `BadInput` unless a tokenizer goes with the text encoder in the folder `encoder`."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is missing, which model_index.json names. Save the whole model.")
     paths = sorted(path for path in (*folder.iterdir(), encoder / "config.json") if path.is_file())
-    state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    times = ((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    state = (class_name, *times)
     if state not in _tried:
-        known = read_json(encoder / "config.json").get("vocab_size", CLIP["vocab_size"])
-        try_tokenizer(folder, class_name, known)
+        size = read_json(encoder / "config.json").get("vocab_size", CLIP["vocab_size"])
+        try_tokenizer(folder, class_name, size)
         _tried.add(state)
 
 
-def try_tokenizer(folder: Path, class_name: str, known: int) -> None:
-    """Raise `BadInput` unless a tokenizer cuts texts into tokens below `known`, as many each time.
+def try_tokenizer(folder: Path, class_name: str, vocab_size: int) -> None:
+    """Raise `BadInput` unless a tokenizer pads each text to its length, in tokens that are known.
 
-    `known` is the vocab_size of its text encoder.
+    `vocab_size` is the text encoder's.
     """
+    fast = folder / "tokenizer.json"
+    if not (class_name.endswith("Fast") and fast.is_file()):
+        _check_merges(folder)
+    ids, size = _tokens(folder, class_name, fast)
+    is_known = ids.dtype.kind == "i" and ids.min() >= 0 and ids.max() < vocab_size
+    if ids.shape[0] != len(PROMPTS) or size > vocab_size or not is_known:
+        raise BadInput(
+            f"{folder} holds {size} tokens; the text encoder's vocab_size is {vocab_size}. Fetch "
+            "it again, correct the tokens of tokenizer_config.json, or save the text encoder after "
+            "`resize_token_embeddings(len(tokenizer))`."
+        )
+
+
+def _tokens(folder: Path, class_name: str, fast: Path) -> tuple[Any, int]:
+    """The tokens of `PROMPTS`, a row each, and how many there are in all."""
     import transformers
 
-    _check_merges(folder)
     try:
-        if (fast := folder / "tokenizer.json").is_file():
+        if fast.is_file():
             _check_replacements(read_json(fast), fast)
         tokenizer = getattr(transformers, class_name).from_pretrained(folder)
         length = tokenizer.model_max_length
@@ -109,55 +130,63 @@ def try_tokenizer(folder: Path, class_name: str, known: int) -> None:
                 f"{folder}/tokenizer_config.json has no model_max_length. Set it to what the text "
                 "encoder's max_position_embeddings is, such as 77."
             )
-        how = {"padding": "max_length", "truncation": True, "max_length": length}
-        ids = tokenizer(list(PROMPTS), **how, return_tensors="np").input_ids
-        size, is_right = len(tokenizer), ids.min() >= 0 and ids.max() < known
-    except BadInput:
+        padding = {"padding": "max_length", "truncation": True, "max_length": length}
+        ids = tokenizer(list(PROMPTS), **padding, return_tensors="np").input_ids
+        if ids.shape[-1] != length:
+            raise ValueError(f"a prompt becomes {ids.shape[-1]} tokens, not {length}")
+        return ids, len(tokenizer)
+    except (BadInput, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as e:  # noqa: BLE001 - whatever foreign files make transformers raise
+    except BaseException as e:  # noqa: BLE001 - foreign files make tokenizers panic, too
         raise BadInput(
-            f"{folder} holds no tokenizer that works: {reason(e)}. Fetch it again."
+            f"{folder} holds no tokenizer that works: {reason(Exception(*e.args))}. Fetch it again."
         ) from None
-    if ids.shape != (len(PROMPTS), length) or size > known or not is_right:
+
+
+def _check_replacements(tokenizer: object, where: Path) -> None:
+    """Raise `BadInput` for normalizers by which a text grows beyond memory, match by match."""
+    lengths = list(_replacements(tokenizer))
+    if math.prod(lengths) > MOST_REPLACED:
         raise BadInput(
-            f"{folder} holds {size} tokens, and makes a prompt a row of {ids.shape[-1]}; the text "
-            f"encoder's vocab_size is {known}. Save the text encoder after "
-            "`resize_token_embeddings(len(tokenizer))`, or correct the tokens of "
-            "tokenizer_config.json."
+            f"{where} replaces letters with {max(lengths)} characters, {len(lengths)} times; a "
+            "text may grow beyond memory. Fetch it again."
         )
 
 
-def _check_replacements(value: object, where: Path) -> None:
-    """Raise `BadInput` for a normalizer that makes a text longer at each of its matches."""
+def _replacements(value: object) -> Iterator[int]:
+    """How many characters each Replace in a tokenizer.json puts in place of a match, at least 1."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if isinstance(value, dict) and value.get("type") == "Replace":
-        content = value.get("content")
-        if not isinstance(content, str) or len(content) > MOST_REPLACED:
-            raise BadInput(
-                f"{where} replaces with {shown(content)}; at most {MOST_REPLACED} characters are "
-                "taken, as a text may grow beyond memory. Fetch it again."
-            )
+        yield max(1, len(str(value.get("content"))))
     for part in parts:
-        if isinstance(part, dict | list):
-            _check_replacements(part, where)
+        yield from _replacements(part)
 
 
 def _check_merges(folder: Path) -> None:
-    """Raise `BadInput` unless merges.txt makes just the pieces of words that vocab.json has."""
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocabulary.is_file() and merges.is_file()):
+    """Raise `BadInput` unless merges.txt makes just the pieces of words that vocab.json has.
+
+    A vocabulary without most letters is a toy, made by hand, and is not judged.
+    """
+    files = vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not all(file.is_file() for file in files):
         return
-    made = {"".join(pair.split()) for pair in lines(read_text(merges))[1 : MOST_MERGES + 1]}
-    known = read_json(vocabulary).keys()
-    longer = {piece for piece in known if len(piece.removesuffix(END)) > 1}
-    pieces = {piece for piece in longer if not (piece.startswith("<") and piece.endswith(">"))}
-    if lacking := pieces - made:
+    tokens = read_json(vocabulary).keys()
+    pieces = {token for token in tokens if len(token.removesuffix(END)) > 1}
+    letters = len(tokens - pieces)
+    if letters < LETTERS // 2:
+        return
+    merged = {"".join(pair.split()) for pair in lines(read_text(merges))[1 : MOST_MERGES + 1]}
+    marks = {piece for piece in pieces if piece.startswith("<") and piece.endswith(">")}
+    if unmade := pieces - marks - merged:
         raise BadInput(
-            f"{merges} does not make {len(lacking)} of the {len(pieces)} pieces of words in "
-            "vocab.json; it may be cut off. Fetch it again."
+            f"{merges} does not make {len(unmade)} of the {len(pieces - marks)} pieces of words in "
+            f"vocab.json, such as {shown(min(unmade))}; it may be cut off. Fetch it again, or add "
+            "tokens by the tokenizer's add_tokens."
         )
-    if known and (len(known - longer) < LETTERS or made - known):
+    if letters < LETTERS or merged - tokens:
+        unknown = merged - tokens or {"letters"}
         raise BadInput(
-            f"{vocabulary} lacks {len(made - known)} pieces that merges.txt makes, and has "
-            f"{len(known - longer)} letters; needed are {LETTERS}. Fetch it again."
+            f"{vocabulary} has {letters} letters, needed are {LETTERS}, and lacks "
+            f"{len(merged - tokens)} pieces that merges.txt makes, such as {shown(min(unknown))}. "
+            "Fetch it again."
         )

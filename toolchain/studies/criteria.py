@@ -140,7 +140,7 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
     sets = random_sets(scores["output-loss"], SETS)
     joint = [study.loss(names) for _, names in track(sets, "sets", len(sets))]
     return {
-        "schema": "laptop.studies.criteria/1",
+        "schema": "laptop.rivals/1",
         "model": MODEL,
         "prompts": prompts,
         "teacher_accuracy": study.accuracy([]),

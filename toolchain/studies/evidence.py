@@ -30,7 +30,7 @@ from laptop.studies.arms import (
 )
 from laptop.studies.handmade import FAMILIES
 
-SCHEMA = "laptop.studies.retraining/1"
+SCHEMA = "laptop.study/1"
 DRAWS = 4000
 BOUNDS = (2.5, 97.5)  # percent
 NAMES = {RANDOM: "random, another plan a seed"} | {f: f"by hand: {f}" for f in FAMILIES}

@@ -54,8 +54,8 @@ from laptop.studies.students import (
     train_and_judge,
 )
 
-SCHEMA = "laptop.studies.retraining-settings/1"
-RUN_SCHEMA = "laptop.studies.retraining-run/1"
+SCHEMA = "laptop.study-settings/1"
+RUN_SCHEMA = "laptop.study-run/1"
 FREE = (
     "seeds",
     "main_seeds",

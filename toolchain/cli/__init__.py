@@ -193,7 +193,7 @@ def plan(
     limits = [f"--{k.replace('_', '-')}" for k, v in budgets.items() if v is not None]
     limits += ["--menu"] * menu + ["--additivity"] * (additivity is not None)
     options.need_scores_or_preset(scores, model, preset, limits)
-    from laptop.cli import plans
+    from laptop import plans
     from laptop.pruning.plan import read_scores
 
     if scores is None:
@@ -285,7 +285,7 @@ def bench(
     recipe = common.recipe(
         subject, score={"granularity": granularity}, bench=measuring, sampling=sampling
     )
-    from laptop.cli import benches
+    from laptop import benches
 
     again, kind = common.overwrite, recipe.score.granularity
     subjects = {"base": against, "new": subject} if against else {"model": subject}

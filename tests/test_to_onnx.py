@@ -222,3 +222,17 @@ def test_a_picture_is_of_the_size_that_was_exported(pruned_folder: Path, tmp_pat
     export_model(str(pruned_folder), tmp_path / "a", config, ["red"], sampling=sampling)
     size = generate(str(tmp_path / "a"), "red", tmp_path / "o.png", steps=1, guidance=None, seed=0)
     assert size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokenizer_2": None}, {"vae": [None]}, {"unet": 3}, {"_class_name": "FluxPipeline"}]
+)
+def test_an_index_that_names_something_else_is_refused(
+    exported: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    damaged = Path(shutil.copytree(exported / "onnx", tmp_path / "onnx"))
+    path = damaged / "model_index.json"
+    index = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in index.items() if v is not None}))
+    with pytest.raises(BadInput):
+        to_onnx.load_pipeline(damaged)

@@ -32,8 +32,8 @@ from laptop.export.runtimes import Runner
 from laptop.export.targets import CALIBRATED, VERIFIED
 from laptop.export.to_onnx import folding, onnx_checks, onnx_graph, onnx_weights, quantization
 from laptop.export.to_onnx.onnx_weights import MODEL
-from laptop.files import copy_folder, files_in, read_json, reason, shown, write_json
-from laptop.models.component_classes import check_entry
+from laptop.files import copy_folder, files_in, read_json, reason, write_json
+from laptop.models.component_classes import check_index
 from laptop.models.component_classes import components as classes_of
 from laptop.models.component_fit import TOKENIZERS
 from laptop.models.foreign_code import check_component
@@ -42,7 +42,6 @@ from laptop.models.trial import check_tokenizer
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
-LOADED = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "feature_extractor")  # by optimum
 
 
 def export(job: Job) -> None:
@@ -210,14 +209,11 @@ def load_pipeline(artifacts: Path) -> Any:
 def _check_pipeline(folder: Path) -> None:
     """Raise for what optimum would import or read though it is none of what laptop exports."""
     index = read_json(folder / "model_index.json")
-    pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or pipeline not in models.WHOLE_CHAIN:
+    check_index(index, str(folder))
+    if (pipeline := index["_class_name"]) not in models.WHOLE_CHAIN:
         raise Unsupported(
-            f"{folder} is a {shown(pipeline)}; supported are {', '.join(models.WHOLE_CHAIN)}."
+            f"{folder} is a {pipeline}; supported are {', '.join(models.WHOLE_CHAIN)}."
         )
-    for name in LOADED:
-        if name in index:
-            check_entry(name, index[name], pipeline, str(folder))
     check_component(folder)
 
     def config(name: str) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from laptop.distill.checkpoint_metadata import Planner, Reader
 from laptop.errors import BadInput
 from laptop.fields import Range
-from laptop.files import files_in, open_file, write_json
+from laptop.files import open_file, write_json
 from laptop.processes import is_main, wait_for_all
 from laptop.records import MayBeInfinite, read_record
 
@@ -82,7 +82,7 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
 
     Raises `BadInput` for one that was damaged.
     """
-    for file in files_in(path):
+    for file in path.iterdir():
         open_file(file).close()  # or it is refused, such as a fifo, at which torch would wait
     try:
         reader = Reader(path)

@@ -205,6 +205,9 @@ def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, tiny_cache, tmp_pat
         (path / file).unlink() if damaged is None else (path / file).write_bytes(damaged)
         with pytest.raises(BadInput, match=r"step-000000001 is damaged .*--overwrite"):
             session.restore(path)
+    os.mkfifo(path / file)  # at which a reader would wait
+    with pytest.raises(BadInput, match="is a pipe"):
+        session.restore(path)
 
 
 def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, tiny_cache) -> None:

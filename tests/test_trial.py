@@ -88,6 +88,14 @@ def twice(folder: Path) -> None:
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
 
 
+def unlisted(folder: Path) -> None:
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    weights.rename(weights.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
+    weights.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {}})
+    )
+
+
 def listed_twice(folder: Path) -> None:
     (weights,) = (folder / "unet").glob("*.safetensors")
     index = {"metadata": {}, "weight_map": {"conv_in.bias": weights.name}}
@@ -109,6 +117,7 @@ def piped(folder: Path) -> None:
         (without_a_piece, "and lacks 1 pieces that merges.txt makes"),
         (emptied, "tokenizer holds 2 tokens"),
         (twice, "holds its weights more than once"),
+        (unlisted, "holds shards that no index lists"),
         (listed_twice, "holds its weights more than once"),
     ],
 )

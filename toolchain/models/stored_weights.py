@@ -138,14 +138,21 @@ def _check_shards(folder: Path, files: Sequence[Path]) -> None:
             f"{folder} holds its weights more than once: {_first(several)}; it is not clear which "
             "of them count. Remove all but one file, or all but the shards and their index."
         )
+    listed: set[str] = set()
     for path in indices:
         weight_map = read_json(path).get("weight_map")
         shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+        listed |= shards
         if shards & names and (missing := sorted(shards - names)):
             raise BadInput(
                 f"{path} lists {len(shards)} files, of which {len(missing)} are missing: "
                 f"{_first(missing)}. Fetch or save the whole model."
             )
+    if unlisted := sorted(names - {file.name for file in whole} - listed):
+        raise BadInput(
+            f"{folder} holds shards that no index lists: {_first(unlisted)}. Fetch or save the "
+            "whole model."
+        )
 
 
 def check_kinds(tensors: Tensors, where: str) -> None:

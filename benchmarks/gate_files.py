@@ -86,7 +86,9 @@ def check_outputs(files: Mapping[str, Path], *inputs: Path) -> None:
             raise BadInput(f"--{form} {path}: No such file or directory. Make its folder first.")
         whole = path.resolve()
         if any(whole == each.resolve() or each.resolve() in whole.parents for each in inputs):
-            raise BadInput(f"--{form} {path} is what is compared, or lies in it. Choose another.")
+            raise BadInput(
+                f"--{form} {path} is one of the compared results, or in one. Choose another."
+            )
         content = read_text(path) if path.is_file() else ""
         if content and not re.match(OWN[form], content):
             raise OutputExists(

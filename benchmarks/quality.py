@@ -8,6 +8,7 @@ runs can be compared one by one.
 import hashlib
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,25 +127,13 @@ def draw_all(
     starts = range(0, len(prompts), config.batch)
     numbers = [range(i, min(i + config.batch, len(prompts))) for i in starts]
     total = len(numbers) * len(sources)
-    drawn = resume_folder(folder) / "drawn"
-    steps = _draw_missing(sources, drawn, sampling, config.seed, prompts, numbers)
-    for _ in track(steps, "eval", total):
-        pass
-    pictures, size = {}, (sampling.height, sampling.width)
-    for label in sources:
-        batches = [_batch(_chunk(drawn, label, chunk), len(chunk), size) for chunk in numbers]
-        images, bad = zip(*batches, strict=True)
-        pictures[label] = (np.concatenate(images), np.concatenate(bad))
-    return pictures
-
-
-def _batch(
-    path: Path, count: int, size: tuple[int | None, int | None]
-) -> tuple[Images, NDArray[np.bool_]]:
-    batch = _kept(path, count, size)
-    if batch is None:
-        raise BadInput(f"{path} was changed while it was read. Run the same command again.")
-    return batch
+    folder = resume_folder(folder) / "drawn"
+    batches = _batches(sources, folder, sampling, config.seed, prompts, numbers)
+    images, bad = defaultdict(list), defaultdict(list)
+    for label, pictures, is_bad in track(batches, "eval", total):
+        images[label].append(pictures)
+        bad[label].append(is_bad)
+    return {k: (np.concatenate(images[k]), np.concatenate(bad[k])) for k in sources}
 
 
 def _kept(
@@ -174,27 +163,28 @@ def _chunk(folder: Path, label: str, numbers: Sequence[int]) -> Path:
     return folder / label / f"{numbers[0]:06d}.npz"
 
 
-def _draw_missing(
+def _batches(
     sources: Mapping[str, str],
     folder: Path,
     sampling: Sampling,
     seed: int,
     prompts: Sequence[str],
     numbers: Sequence[Sequence[int]],
-) -> Iterator[Path]:
-    """Draw the batches that are not on disk yet; yields the file of every batch, old or new."""
+) -> Iterator[tuple[str, Images, NDArray[np.bool_]]]:
+    """Label, pictures and which are bad of each batch; those not in `folder` yet are drawn."""
     for label, source in sources.items():
         pipe = None  # loaded only when a picture is missing, and one model at a time
         (folder / label).mkdir(parents=True, exist_ok=True)
         for chunk in numbers:
             path = _chunk(folder, label, chunk)
-            if _kept(path, len(chunk), (sampling.height, sampling.width)) is None:
+            batch = _kept(path, len(chunk), (sampling.height, sampling.width))
+            if batch is None:
                 pipe = pipe or _load(source, sampling)
-                images, bad = draw(pipe, prompts, chunk, sampling, seed)
+                batch = images, bad = draw(pipe, prompts, chunk, sampling, seed)
                 beside = path.with_suffix(".tmp.npz")
                 np.savez(beside, images=images, bad=bad)
                 beside.replace(path)
-            yield path
+            yield label, *batch
 
 
 def _load(source: str, sampling: Sampling) -> Any:
@@ -228,7 +218,9 @@ def to_uint8(pixels: NDArray[np.floating[Any]]) -> tuple[Images, NDArray[np.bool
     """Pictures (N, H, W, 3) from values in 0..1, and which of them are black or hold a NaN."""
     images = np.rint(255 * np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1))
     finite = np.isfinite(pixels).all(axis=(1, 2, 3))
-    return images.astype(np.uint8), ~finite | (images.max(axis=(1, 2, 3)) <= BLACK_LEVEL)
+    bad = ~finite | (images.max(axis=(1, 2, 3)) <= BLACK_LEVEL)
+    # C order, as a file gives them back: sums over pictures depend on it in their last digits
+    return images.astype(np.uint8, order="C"), bad
 
 
 def psnr_db(a: Images, b: Images) -> float:

@@ -163,12 +163,12 @@ class Verification:
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A row of the report for each artifact, then one for each target's pictures."""
         self.half = {row["component"] for row in rows if row["precision"] in HALF}
-        found = [self._component(row) for row in console.track(rows, "verify", len(rows))]
+        results = [self._component(row) for row in console.track(rows, "verify", len(rows))]
         if self.config.pictures:
             folders = dict.fromkeys(_folder(row) for row in rows)
             made = [self._pictures([r for r in rows if _folder(r) == name]) for name in folders]
-            found += [row for row in made if row is not None]
-        return found
+            results += [row for row in made if row is not None]
+        return results
 
     def _component(self, row: Row) -> dict[str, Any]:
         name = row["component"]

@@ -127,9 +127,9 @@ def check_layout(unet: Any, name: str) -> None:
             f"--preset {name} needs a whole U-Net; {len(unet.config['removed'])} layers of this "
             "one are removed already. Pass the model that it was pruned from."
         )
-    found, needed = layout(unet.config), _layout_of(PRESETS[name].teacher)
-    if wrong := [key for key in LAYOUT if found[key] != needed[key]]:
-        fit = [n for n, preset in PRESETS.items() if _layout_of(preset.teacher) == found]
+    own, needed = layout(unet.config), _layout_of(PRESETS[name].teacher)
+    if wrong := [key for key in LAYOUT if own[key] != needed[key]]:
+        fit = [n for n, preset in PRESETS.items() if _layout_of(preset.teacher) == own]
         advice = (
             f"For this model there are {', '.join(fit)}."
             if fit
@@ -137,18 +137,18 @@ def check_layout(unet: Any, name: str) -> None:
         )
         raise BadInput(
             f"--preset {name} needs the blocks of {PRESETS[name].teacher}: {wrong[0]} is "
-            f"{found[wrong[0]]}; needed is {needed[wrong[0]]}. {advice}"
+            f"{own[wrong[0]]}; needed is {needed[wrong[0]]}. {advice}"
         )
 
 
 def layout(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a U-Net's config that says which blocks and layers there are."""
     levels = len(config["down_block_types"])
-    found = {key: config[key] for key in LAYOUT}
+    blocks = {key: config[key] for key in LAYOUT}
     for key in ("layers_per_block", "transformer_layers_per_block"):
-        if isinstance(found[key], int):
-            found[key] = [found[key]] * levels
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+        if isinstance(blocks[key], int):
+            blocks[key] = [blocks[key]] * levels
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in blocks.items()}
 
 
 @cache

@@ -82,7 +82,7 @@ def test_nothing_is_written_over_what_is_compared_or_over_a_users_file(tmp_path:
     (tmp_path / "notes.md").write_text("# mine\n")
     base, new = tmp_path / "base.json", tmp_path / "new.json"
     for flags, said in (
-        (["--junit", base], "is what is compared"),
+        (["--junit", base], "is one of the compared results"),
         (["--benchmark", tmp_path / "x", "--markdown", tmp_path / "x"], "name one file twice"),
         (["--markdown", tmp_path / "notes.md"], "holds something other than --markdown writes"),
     ):

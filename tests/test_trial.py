@@ -113,8 +113,8 @@ def piped(folder: Path) -> None:
     [
         (piped, "x.safetensors is a pipe"),
         (halved, r"merges.txt does not make \d+ of the \d+ pieces"),
-        (without_a_letter, "has 511 letters, needed are 512"),
-        (without_a_piece, "and lacks 1 pieces that merges.txt makes"),
+        (without_a_letter, "has 511 letters, needed are 512: each byte"),
+        (without_a_piece, "lacks 1 pieces that merges.txt makes"),
         (emptied, "tokenizer holds 2 tokens"),
         (twice, "holds its weights more than once"),
         (unlisted, "holds shards that no index lists"),
@@ -160,9 +160,9 @@ def test_a_schedule_that_ends_in_no_number_is_refused(folder: Path, values: dict
 def test_what_is_the_machines_is_told_and_what_is_a_bug_is_not(
     error: Exception, said: str | None
 ) -> None:
-    message = failures.of_the_machine(error)
-    assert (message is None) == (said is None)
-    assert said is None or (message is not None and said in message)
+    text = failures.message(error)
+    assert (text is None) == (said is None)
+    assert said is None or (text is not None and said in text)
 
 
 def fast_tokenizer(folder: Path, **changes: object) -> None:

@@ -10,8 +10,8 @@ OF_FILES = (  # what a path that a user chose may lead to
 )  # fmt: skip
 
 
-def of_the_machine(error: Exception) -> str | None:
-    """What a lack of memory or a file that cannot be used says to a user; None for other errors."""
+def message(error: Exception) -> str | None:
+    """The message for a lack of memory or a path that cannot be used; None for other errors."""
     if isinstance(error, OSError) and error.errno in OF_FILES and error.filename:
         path = shown(str(error.filename))
         return f"{path}: {error.strerror}. Check the path and its permissions, or choose another."

@@ -126,7 +126,7 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a special file")
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an error says, in one line of at most `QUOTED` characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     line = " ".join(text.split())
@@ -192,6 +192,14 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
 def write_json(path: Path, value: object) -> None:
     """Write beside and rename, so that the file is whole or absent."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def has_schema(path: Path, schema: str) -> bool:
+    """Whether `path` is a JSON file of this `schema`; False for anything else, or none."""
+    try:
+        return bool(read_json(path, schema))
+    except BadInput:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

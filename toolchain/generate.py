@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -79,7 +80,7 @@ def generate(
             f"{model} draws values that are not numbers. Its weights or its noise schedule are "
             "damaged; if it is stored in half precision, its VAE may need float32."
         )
-    image = Image.fromarray((pixels * 255).round().astype(np.uint8))
+    (image,) = VaeImageProcessor.numpy_to_pil(pixels)
     mark = PngInfo()
     mark.add_text(*MARK)
     out.unlink(missing_ok=True)  # a link is replaced, not followed

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from laptop.errors import BadInput, OutputExists
-from laptop.files import read_json
+from laptop.errors import OutputExists
+from laptop.files import has_schema, read_json
 from laptop.pruning import plan as planning
 from laptop.pruning.additivity import SCHEMA as ADDITIVITY_SCHEMA
 from laptop.pruning.additivity import make_additivity
@@ -66,15 +66,8 @@ def _need_charts(out: Path, schema: str) -> None:
 
     for theme in THEMES:
         chart = out.with_name(f"{out.stem}{theme.suffix}.svg")
-        if os.path.lexists(chart) and not _is(out, schema):
+        if os.path.lexists(chart) and not has_schema(out, schema):
             raise OutputExists(f"{chart} exists, where the chart would lie. Choose another -o.")
-
-
-def _is(out: Path, schema: str) -> bool:
-    try:
-        return bool(read_json(out, schema))
-    except BadInput:  # none, or nothing of ours
-        return False
 
 
 def from_preset(model: str, preset: str, out: Path, *, overwrite: bool) -> Made:

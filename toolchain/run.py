@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from laptop import contents, scratch
 from laptop.console import say
 from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
-from laptop.files import KEY, MANIFEST, read_json, sha256, shown, write_json
+from laptop.files import KEY, MANIFEST, has_schema, sha256, shown, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.records import read_record
 
@@ -91,18 +91,12 @@ def _check_output(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
     for path in inputs.values():
         if path.resolve() in out.resolve().parents:  # then it would change what it is made from
             raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
-        if path.parent.resolve() in out.resolve().parents and _is_result(path.parent):
+        if path.parent.resolve() in out.resolve().parents and has_schema(
+            path.parent / MANIFEST, SCHEMA
+        ):
             raise BadInput(f"{out} lies in {path.parent}, a finished result. Choose another -o.")
     if out.is_mount():  # nothing can be renamed to it
         raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
-
-
-def _is_result(folder: Path) -> bool:
-    """Whether a stage made the folder; others may have a manifest.json of their own."""
-    try:
-        return bool(read_json(folder / MANIFEST, SCHEMA))
-    except BadInput:
-        return False
 
 
 def _old(out: Path) -> Path:

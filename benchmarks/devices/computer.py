@@ -187,8 +187,8 @@ def _torch() -> dict[str, str]:
     }
 
 
-def _facts(found: Mapping[str, Any]) -> Facts:
-    facts = _as(Facts, found, "the device")
+def _facts(answer: Mapping[str, Any]) -> Facts:
+    facts = _as(Facts, answer, "the device")
     if "tensorrt" not in facts.runtimes:
         return facts
     version = str(trtexec.read_version(facts.runtimes["tensorrt"]))
@@ -244,18 +244,18 @@ class Process:
             raise
 
     def run_round(self, iterations: int, seconds: float) -> Round:
-        found = self._insist({"iterations": iterations, "seconds": seconds}, "running")
-        self.peak_memory_bytes = _as(_Peak, found, self.computer.address).peak_memory_bytes
-        timed = _as(Round, found, self.computer.address)
+        answer = self._insist({"iterations": iterations, "seconds": seconds}, "running")
+        self.peak_memory_bytes = _as(_Peak, answer, self.computer.address).peak_memory_bytes
+        timed = _as(Round, answer, self.computer.address)
         return replace(timed, samples_ms=tuple(timed.samples_ms))
 
     def profile(self, iterations: int) -> list[tuple[str, float]]:
         """Names and median ms of the graph's operators, in the order in which they run."""
         answer = self._insist({"profile": iterations}, "profiling")
-        found = _as(_Profile, answer, self.computer.address).operators
-        if found is None:
+        operators = _as(_Profile, answer, self.computer.address).operators
+        if operators is None:
             raise BadInput(f"{self.workload.runtime} does not tell the time of its operators.")
-        return [(name, ms) for name, ms in found]
+        return [(name, ms) for name, ms in operators]
 
     def stop(self) -> int | None:
         self._end()

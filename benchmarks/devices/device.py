@@ -1,7 +1,7 @@
 """What times a component, wherever it runs: the interface that every device offers.
 
 A `Device` is probed, tells how hot it is, and makes a `Meter` of each thing to be timed; the
-protocol (`latency.py`) says which meter runs when, and knows no more of devices than this.
+protocol (`latency/bench.py`) says which meter runs when, and knows no more of devices than this.
 """
 
 import time
@@ -18,20 +18,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 PACKAGE = ".mlpackage"  # Core ML's, a folder
 AtLeast0 = Annotated[float, Range(0, 1e18)]
 Celsius = Annotated[float, Range(-300, 10_000)]
-
-
-RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
-
-
-class Runtime:
-    """A runtime, or one with a place where it runs, such as "onnxruntime:cuda"."""
-
-    def refusal(self, value: str) -> str | None:
-        """How the text must be instead; None where it is right."""
-        name, colon, place = value.partition(":")
-        if name in RUNTIMES and (place.isidentifier() or not colon):
-            return None
-        return f"known are {', '.join(RUNTIMES)}, alone or with a place as in onnxruntime:cuda"
 
 
 @dataclass(frozen=True)

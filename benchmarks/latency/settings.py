@@ -3,13 +3,26 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from laptop.benchmarks.devices.device import Runtime
 from laptop.benchmarks.latency.validity import NEEDED_S, NEEDED_SAMPLES
 from laptop.benchmarks.latency.workloads import IMAGE
 from laptop.export.settings import COMPONENTS
 from laptop.fields import Length, Name, OneOf, Plain, Range, Seconds, Seed, Steps, check_fields
 
 MOST_THREADS = 1024
+
+
+RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
+
+
+class Runtime:
+    """A runtime, or one with a place where it runs, such as "onnxruntime:cuda"."""
+
+    def refusal(self, value: str) -> str | None:
+        """How the text must be instead; None where it is right."""
+        name, colon, place = value.partition(":")
+        if name in RUNTIMES and (place.isidentifier() or not colon):
+            return None
+        return f"known are {', '.join(RUNTIMES)}, alone or with a place as in onnxruntime:cuda"
 
 
 @dataclass(frozen=True)

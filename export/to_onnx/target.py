@@ -37,8 +37,8 @@ from laptop.models.component_classes import check_index
 from laptop.models.component_classes import components as classes_of
 from laptop.models.component_fit import TOKENIZERS
 from laptop.models.foreign_code import check_component
-from laptop.models.model_checks import check_configs
-from laptop.models.trial import check_tokenizer
+from laptop.models.model_checks import check_configs, configs_in
+from laptop.models.tokenizer_trial import check_tokenizer
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
@@ -215,12 +215,7 @@ def _check_pipeline(folder: Path) -> None:
             f"{folder} is a {pipeline}; supported are {', '.join(models.WHOLE_CHAIN)}."
         )
     check_component(folder)
-
-    def config(name: str) -> dict[str, Any] | None:
-        path = folder / name.replace("vae/", "vae_decoder/")
-        return read_json(path) if path.is_file() else None
-
-    check_configs(index, config, str(folder))
+    check_configs(index, configs_in(folder, vae="vae_decoder"), str(folder))
     names = classes_of(index)
     for encoder, tokenizer in TOKENIZERS.items():
         if tokenizer in names:

@@ -72,7 +72,7 @@ def layers(function: Function) -> Function:
     for option in (
         click.option(
             "--resolution",
-            type=click.IntRange(min=1),
+            type=options.PIXELS,
             help="Pixels of a picture. [default: the model's]",
         ),
         options.granularity,

@@ -39,7 +39,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             ctx.exit(interruption.stopped())
         except Exception as e:
-            if (why := failures.of_the_machine(e)) is None:
+            if (why := failures.message(e)) is None:
                 raise
             click.echo(printable(f"laptop: {why}"), err=True)
             ctx.exit(1)

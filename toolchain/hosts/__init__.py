@@ -1,1 +1,1 @@
-"""Where commands run and files lie: this machine, one behind ssh, a phone."""
+"""Machines on which commands run: this one, a host behind ssh, a phone."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from laptop import mistakes
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import read_json, reason, shown
-from laptop.models import component_classes, component_fit, hub, stored_weights, trial
+from laptop.models import component_classes, component_fit, hub, stored_weights, tokenizer_trial
 from laptop.models.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.models.model_checks import check_configs, check_folder, check_unet
 
@@ -107,7 +107,7 @@ def _check_local(folder: Path) -> None:
             stored_weights.check_weights(folder, part, partial(_empty, folder, part, parts[part]))
     for encoder, tokenizer in component_fit.TOKENIZERS.items():
         if tokenizer in parts:
-            trial.check_tokenizer(folder / tokenizer, parts[tokenizer], folder / encoder)
+            tokenizer_trial.check_tokenizer(folder / tokenizer, parts[tokenizer], folder / encoder)
 
 
 def _empty(folder: Path, part: str, class_name: str) -> Any:

@@ -35,13 +35,19 @@ def check_folder(folder: Path) -> None:
         if not (folder / name).is_dir():
             raise BadInput(f"{folder} lacks {name}/, which its model_index.json names.")
         check_component(folder / name)
-
-    def config(name: str) -> dict[str, Any] | None:
-        return read_json(folder / name) if (folder / name).is_file() else None
-
     mistakes.check_files(folder)
     check_files(folder)
-    check_configs(index, config, str(folder))
+    check_configs(index, configs_in(folder), str(folder))
+
+
+def configs_in(folder: Path, vae: str = "vae") -> Configs:
+    """The JSON files of a model by their path; its VAE is in the folder `vae`."""
+
+    def config(name: str) -> dict[str, Any] | None:
+        path = folder / name.replace("vae/", f"{vae}/")
+        return read_json(path) if path.is_file() else None
+
+    return config
 
 
 def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> None:

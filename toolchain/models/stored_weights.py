@@ -92,6 +92,7 @@ def check_weights(folder: Path, part: str, empty: "Callable[[], nn.Module]") -> 
             f"{where} are missing: it holds no file such as {_usual_name(part)}. Fetch or save the "
             "whole model."
         )
+    _check_once(folder / part, files)
     _check_shards(folder / part, files)
     tensors: Tensors = {}
     for file in files:
@@ -124,22 +125,24 @@ def _shard_indices(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors.index*.json"))
 
 
-def _check_shards(folder: Path, files: Sequence[Path]) -> None:
-    """Raise `BadInput` where an index lists files that are missing, or files come without one."""
-    names = {file.name for file in files}
-    indices = _shard_indices(folder)
+def _check_once(folder: Path, files: Sequence[Path]) -> None:
+    """Raise `BadInput` for weights that are there twice: libraries differ in which they take."""
     whole = [file for file in files if not SHARD.search(file.name)]
     variants = {m["variant"] for f in whole if (m := WEIGHTS.fullmatch(f"{folder.name}/{f.name}"))}
-    matches = {path: INDEX.fullmatch(path.name) for path in indices}
+    matches = {path: INDEX.fullmatch(path.name) for path in _shard_indices(folder)}
     rivals = [path for path, m in matches.items() if m and m["variant"] in variants]
-    if len(whole) > 1 or (whole and (len(files) > 1 or rivals)):
-        several = [path.name for path in (*rivals, *files)]
+    if whole and len(files) + len(rivals) > 1:
         raise BadInput(
-            f"{folder} holds its weights more than once: {_first(several)}; it is not clear which "
-            "of them count. Remove all but one file, or all but the shards and their index."
+            f"{folder} holds its weights more than once: "
+            f"{_first([path.name for path in (*rivals, *files)])}; it is not clear which of them "
+            "count. Remove all but one file, or all but the shards and their index."
         )
-    listed: set[str] = set()
-    for path in indices:
+
+
+def _check_shards(folder: Path, files: Sequence[Path]) -> None:
+    """Raise `BadInput` where an index lists files that are missing, or a shard is in no index."""
+    names, listed = {file.name for file in files}, set[str]()
+    for path in _shard_indices(folder):
         weight_map = read_json(path).get("weight_map")
         shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
         listed |= shards
@@ -148,7 +151,7 @@ def _check_shards(folder: Path, files: Sequence[Path]) -> None:
                 f"{path} lists {len(shards)} files, of which {len(missing)} are missing: "
                 f"{_first(missing)}. Fetch or save the whole model."
             )
-    if unlisted := sorted(names - {file.name for file in whole} - listed):
+    if unlisted := sorted(name for name in names - listed if SHARD.search(name)):
         raise BadInput(
             f"{folder} holds shards that no index lists: {_first(unlisted)}. Fetch or save the "
             "whole model."

@@ -1,11 +1,11 @@
-# demo test lint types wheel: the same five here and in CI (.ci/run).
+# demo test lint types wheel docs: the same six here and in CI (.ci/run).
 #
 #   make demo PYTHON=python3.12     another interpreter
 #   make demo TORCH_INDEX=URL       a PyTorch index, e.g. that of its CPU builds (on Linux the
 #                                   ordinary package index gives the large CUDA build)
 #   make test TESTS=tests/test_run.py
 #
-# And `study`: what docs/results.md is made of, some hours; `make study WORKERS=4` on more cores.
+# And `study`: what docs/explanation/appendix.md is made of, some hours; `make study WORKERS=4` on more cores.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types wheel study
+.PHONY: demo test lint types wheel docs study
 .NOTPARALLEL: # all of them share one virtual environment, and two share build/
 
 demo: $(VENV)/installed
@@ -42,6 +42,10 @@ wheel: $(VENV)/installed-dev
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	$(BIN)/python .ci/check_wheel.py dist/*.whl
 
+# The site, in site/: open site/index.html.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Killed at any moment, the same command goes on.
 study: $(VENV)/installed
 	$(BIN)/python -m laptop.studies.retraining -o runs/study-distill --workers $(WORKERS)
@@ -60,4 +64,8 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install -e '.[all,dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	$(PIP) install -e '.[all,dev,docs]'
 	@touch $@

@@ -19,7 +19,7 @@ ALL = COMPONENTS
 FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
 # Layers that stay in float where the rest gets 8 bits: all others depend on the embeddings of time
 # and sizes, and the picture on the outermost ones, for less than a hundredth of the work.
-# docs/log.md has what 8 bits would cost there.
+# docs/explanation/log.md has what 8 bits would cost there.
 SENSITIVE = ("time_embedding", "add_embedding", "time_emb_proj", "conv_in", "conv_out")
 PROCESS_BYTES = 1 << 30  # of a process that has imported torch, diffusers and a target's library
 

@@ -34,7 +34,7 @@ class Target:
     components: tuple[str, ...]  # what the target covers
     file: str  # of a component, in the target's folder
     # the first one is the default; with the memory of the process that exports, in bytes a weight
-    precisions: Mapping[str, float]  # (measured: docs/log.md)
+    precisions: Mapping[str, float]  # (measured: docs/explanation/log.md)
 
 
 TARGETS = {

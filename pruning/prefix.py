@@ -3,8 +3,8 @@
 The U-Net is walked once. Where a set of layers to remove begins, the walk pauses inside that
 layer's call and the U-Net is called again: whatever has finished by then hands back its output
 without computing, the removed layers are passed by, and the rest is computed. So each set costs its
-suffix only (docs/design.md), no U-Net's forward is written anew, and the values are those of plain
-removal.
+suffix only (docs/explanation/design.md), no U-Net's forward is written anew, and the values are
+those of plain removal.
 
 The walk keeps weak references: an output that the paused forward no longer holds cannot be needed
 after the pause either, and is handed back as NaN, so that a mistake could not pass as a number.

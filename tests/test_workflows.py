@@ -181,7 +181,7 @@ def test_all_inputs_are_described_and_typed() -> None:
 def test_callers_give_inputs_that_the_reusable_workflow_has() -> None:
     known = triggers(read("compress.yml"))["workflow_call"]["inputs"]
     needed = {name for name, value in known.items() if value.get("required")}
-    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "ci.md").read_text(encoding="utf-8")
     written = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
     callers = [
         job

@@ -2,7 +2,7 @@
 
 Folders, archives, artifacts and boards come from strangers. A name in one of their files is
 resolved by `inside`, a file is opened by `open_file`, and a value that is quoted goes through
-`shown`; see docs/security.md.
+`shown`; see docs/explanation/security.md.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Latency on an Android device that adb reaches: `adb://SERIAL`.
 
-`docs/android.md` says what is needed, on the device and on this machine, and what is measured.
+`docs/guides/android.md` says what the device and this machine need, and what is measured.
 Heat is what Android's thermal service says, whose status 0 is cool; before Android 10 there is
 none, and the battery alone tells a temperature.
 """

@@ -70,7 +70,7 @@ class PhoneMeter:
             if calls[-1].is_raw and not calls[-1].samples_ms:
                 raise LaptopError(
                     f"the runner was told to run {asked} times after the first and told of none: "
-                    "it is of another version. docs/android.md says which are known."
+                    "it is of another version. docs/guides/android.md says which are known."
                 )
             count += len(calls[-1].samples_ms)
             total_ms += sum(calls[-1].samples_ms)

@@ -4,8 +4,8 @@ ONNX Runtime's `onnxruntime_perf_test` and ExecuTorch's `executor_runner` load a
 times and end. So every turn of a meter is a process of its own, and the first inference of each
 is not among the samples: it pays for caches that the others had meanwhile.
 
-`docs/android.md` says which versions these are, and where to get them. What they print was taken
-from their documentation and sources; no phone was at hand.
+`docs/guides/android.md` says which versions these are, and where to get them. What they print was
+taken from their documentation and sources; no phone was at hand.
 """
 
 import math
@@ -21,7 +21,7 @@ from laptop.errors import BadInput, LaptopError
 from laptop.export.to_onnx.onnx_checks import read_graph
 from laptop.files import lines
 
-PAGE = "docs/android.md"
+PAGE = "docs/guides/android.md"
 PROVIDERS = ("cpu", "xnnpack", "nnapi", "qnn")
 WEIGHTS = (".onnx_data", ".data")  # beside model.onnx
 NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"

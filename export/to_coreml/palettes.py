@@ -25,7 +25,7 @@ from laptop.errors import Unsupported
 BITS = {"palette8": 8, "palette6": 6, "palette4": 4}
 STEPS = (4, 6, 8, 16)  # bits a layer may have in "mixed"; 16: fp16, no palette
 SMALLEST = 2048  # weights; coremltools leaves smaller tensors alone by default
-ITERATIONS = 40  # of Lloyd; converged on all weights of docs/log.md
+ITERATIONS = 40  # of Lloyd; converged on all weights of docs/explanation/log.md
 ROUNDS = 12  # of choosing again where the joint error is more than the sum
 
 Bits = dict[str, int]  # by name of the layer

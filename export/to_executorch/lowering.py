@@ -1,8 +1,8 @@
 """Lowering to an ExecuTorch program in a fraction of the time.
 
 ExecuTorch 1.5 lowers a U-Net in minutes, because it redoes work on whole graphs at every small step
-(docs/log.md has the profile). `fewer_repeats` takes the repetition out while it is active: the same
-program comes out (tests/test_to_executorch.py). With P partitions and N nodes:
+(docs/explanation/log.md has the profile). `fewer_repeats` takes the repetition out while it is
+active: the same program comes out (tests/test_to_executorch.py). With P partitions and N nodes:
 
 - `create_submodule_from_nodes` sorts the whole graph anew after each partition, and every new graph
   has the Python code of all submodules generated again: O(P N + P²). Sorting once at the end does.

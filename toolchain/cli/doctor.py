@@ -60,7 +60,11 @@ def android_runners() -> list[dict[str, Any]]:
     from laptop.benchmarks.devices.android import runners_here
 
     return [
-        {"name": name, "gives": f"{RUNNERS_GIVE[name]} (docs/android.md)", "abis": list(abis)}
+        {
+            "name": name,
+            "gives": f"{RUNNERS_GIVE[name]} (docs/guides/android.md)",
+            "abis": list(abis),
+        }
         for name, abis in runners_here().items()
     ]
 

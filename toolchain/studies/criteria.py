@@ -3,7 +3,8 @@
 For each criterion and pruning ratio: the joint output loss of the layers it drops, and what is left
 of the prompt accuracy, before any retraining; with them a refined plan, a healed one, plans made by
 hand and random ones. And whether losses add up, and what racing costs. Writes rivals.json and
-rivals.md, and as pictures rivals.svg and additivity.svg; docs/results.md is made of them.
+rivals.md, and as pictures rivals.svg and additivity.svg; docs/explanation/appendix.md is made of
+them.
 """
 
 import argparse
@@ -211,7 +212,7 @@ def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
 
 
 def as_markdown(study: Mapping[str, Any]) -> str:
-    """The tables of docs/results.md."""
+    """The tables of docs/explanation/appendix.md."""
     rows: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for plan in _named(study["plans"]):
         rows.setdefault(plan["by"], {}).setdefault(plan["ratio"], []).append(plan)

@@ -143,7 +143,7 @@ def interval(draws: Values) -> tuple[float, float]:
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """The tables of docs/results.md."""
+    """The tables of docs/explanation/appendix.md."""
     m = Measured(found)
     parts = [
         _settings(found),

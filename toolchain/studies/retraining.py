@@ -5,7 +5,7 @@
 Prunes `tiny-sdxl` in many ways, retrains every student for the same number of steps (`arms` says
 which), and judges it by unseen prompts. A finished run is a file in OUT/runs and an unfinished one
 has its checkpoint (`students`), so the same command goes on at any moment. Writes study.json,
-study.md and four figures; docs/results.md is made of them (`evidence`).
+study.md and four figures; docs/explanation/appendix.md is made of them (`evidence`).
 """
 
 import argparse

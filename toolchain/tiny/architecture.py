@@ -63,7 +63,8 @@ def unet() -> UNet2DConditionModel:
     """33 removable layers of `fine` granularity.
 
     The innermost level is the narrowest, unlike SDXL's: at 2 x 2 latents there is little to
-    compute, and weights that do nothing would make pruning look free (docs/log.md, 2026-11-22).
+    compute, and weights that do nothing would make pruning look free
+    (docs/explanation/log.md, 2026-11-22).
     """
     return UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 8,

@@ -10,7 +10,7 @@
 Training sees no held-out scene (`scenes.held_out`). Each phase keeps `WORK/<phase>.pt`, written
 beside and renamed, so that the same command goes on after a kill (the drawn scenes then start anew,
 so only an unbroken run is repeatable bit for bit). `--export` writes the diffusers
-folder in fp16. Time and loss curve: docs/log.md.
+folder in fp16. Time and loss curve: docs/explanation/log.md.
 """
 
 import argparse

@@ -40,13 +40,15 @@ Judge = Callable[[Images, Sequence[str]], Mapping[str, float]]
 class EvalConfig:
     """What is drawn to judge image quality."""
 
-    prompts: Samples = 500  # at most; the first of those given
-    steps: Steps | None = None  # denoising steps of a picture; None: as [sampling] says
-    # classifier-free guidance scale; None: as [sampling] says
+    prompts: Samples = 500  # prompts, at most; the first of the list
+    steps: Steps | None = None  # denoising steps of a picture; None: as [sampling] says, or 25
+    # classifier-free guidance scale; None: as [sampling] says, or the pipeline's
     guidance: Annotated[float, Range(0, 100)] | None = None
-    batch: Annotated[int, Range(1, 100_000)] = 50  # pictures at once; time and memory only
-    seed: Seed = 0  # of the noise
-    images_kept: Annotated[int, Range(0, 1_000_000)] = 8  # pictures of each model that stay as PNG
+    batch: Annotated[int, Range(1, 100_000)] = (
+        50  # pictures drawn at once; changes time and memory only
+    )
+    seed: Seed = 0  # seed of the noise
+    images_kept: Annotated[int, Range(0, 1_000_000)] = 8  # pictures of each model kept as PNG
 
     def __post_init__(self) -> None:
         check_fields(self, "eval")

@@ -42,16 +42,19 @@ class DataConfig:
     """Training data, and how they are cached."""
 
     source: Name = "prompts"  # a folder, hf:NAME, tar shards, prompts[:FILE], scenes, or a cache
-    count: Count | None = None  # most examples; None: all there are, or 8000 that have to be drawn
-    seed: Seed = 1  # of what is drawn, and of the latents' sampling
-    resolution: Pixels | None = None  # a side; None: as [sampling] says
-    buckets: bool = False  # sizes of about resolution² pixels for aspect ratios; else squares only
-    image_column: Name = "image"  # of a Hugging Face dataset
-    caption_column: Name = "text"  # of the same, and of a folder's metadata.jsonl
-    streaming: bool = False  # a Hugging Face dataset is read as it arrives, not stored
-    # records without picture or caption that may be skipped
+    count: Count | None = None  # examples, at most; None: all, or 8000 where they are drawn
+    seed: Seed = 1  # seed of the pictures that are drawn, and of the latents that the VAE samples
+    resolution: Pixels | None = None  # pixels a side; None: as [sampling] says
+    # keep aspect ratios, in sizes of about resolution² pixels; else crop to one size
+    buckets: bool = False
+    image_column: Name = "image"  # column of a Hugging Face dataset that holds the picture
+    # column of a Hugging Face dataset, or key in metadata.jsonl, that holds the caption
+    caption_column: Name = "text"
+    streaming: bool = False  # read a Hugging Face dataset as it arrives and do not store it
+    # records without a readable picture or a caption that may be skipped
     corrupt_allowed: Annotated[int, Range(0, 10**9)] = 100
-    steps: Steps | None = None  # of sampling, for prompts; None: as [sampling] says
+    # denoising steps of the pictures that are drawn; None: as [sampling] says, or 25
+    steps: Steps | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "data")

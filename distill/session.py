@@ -37,25 +37,31 @@ CALIBRATION_STEPS = 8  # whose teacher features the weighting is made of, with n
 class DistillConfig:
     """What is learned: all of this decides the result."""
 
-    steps: Count = 1000
-    batch_size: Samples = 64  # samples a step, of all processes together
-    learning_rate: Annotated[float, Range(above=0, most=1000)] = 5e-4  # peak
+    steps: Count = 1000  # optimizer steps
+    batch_size: Samples = 64  # samples of a step, of all processes and micro-batches together
+    learning_rate: Annotated[float, Range(above=0, most=1000)] = 5e-4  # peak, after the warm-up
+    # course of the learning rate after the warm-up; cosine: down to 0
     schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    # steps in which the learning rate rises from 0
     warmup_steps: Annotated[int, Range(0, 10**9)] = 50
+    # outputs that the student imitates: of blocks, self-attentions, or single layers
     features: Annotated[str, OneOf(*PLACES)] = "blocks"
-    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "relative"  # of the feature terms
-    # whose teacher features the weighting is made of
+    # factors of the feature terms, from norms of the teacher's features; none: 1
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "relative"
+    # samples that the norms are taken of: each batch, or the first 8 steps
     norms: Annotated[str, OneOf("batch", "calibration")] = "batch"
-    task_weight: Weight = 1.0
-    output_weight: Weight = 1.0
-    feature_weight: Weight = 1.0
-    # min-SNR weighting of the task and output terms, usually 5
+    task_weight: Weight = 1.0  # factor of the denoising loss
+    output_weight: Weight = 1.0  # factor of the loss against the teacher's output
+    feature_weight: Weight = 1.0  # factor of the sum of all feature terms
+    # min-SNR gamma of the task and output terms, usually 5; None: no weighting
     snr_gamma: Annotated[float, Range(above=0, most=1_000_000)] | None = None
-    # share of samples without a caption, for guidance
+    # share of samples that lose their caption, so that guidance still works
     drop_caption: Annotated[float, Range(0, 1)] = 0.1
+    # L2 norm to which gradients are clipped
     max_grad_norm: Annotated[float, Range(above=0, most=10**9)] = 1.0
-    ema_decay: Share = 0.995  # 0: no average
-    seed: Seed = 0
+    # decay of the average of the student's weights, which is what is written; 0: no average
+    ema_decay: Share = 0.995
+    seed: Seed = 0  # seed of noise, timesteps and the order of the samples
 
     def __post_init__(self) -> None:
         check_fields(self, "distill")
@@ -70,19 +76,21 @@ class DistillConfig:
 class TrainConfig:
     """How it is computed: speed and memory."""
 
-    micro_batch: Samples | None = None  # samples a forward of one process; None: its whole share
-    # None: as accelerate's launcher says
+    # samples of one forward of a process; None: all of its samples of the step
+    micro_batch: Samples | None = None
+    # precision of forward passes; None: as accelerate's launcher says
     mixed_precision: Annotated[str, OneOf("no", "bf16", "fp16")] | None = None
-    optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"
+    optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"  # adamw-8bit needs the extra [adam8bit]
+    # compute the student's activations again in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
-    compile: bool = False
-    checkpoint_every: Count = 100  # steps
-    log_every: Count = 10  # steps
+    compile: bool = False  # run torch.compile on the repeated transformer blocks
+    checkpoint_every: Count = 100  # steps between checkpoints
+    log_every: Count = 10  # steps between lines of metrics.jsonl
     # steps between measurements of each term's gradient norm; 0: never
     shares_every: Annotated[int, Range(0, 10**9)] = 200
-    # times its least running mean at which the loss counts as diverged
+    # the loss has diverged when its running mean is this many times its least running mean
     runaway: Annotated[float, Range(above=1, most=10**9)] = 10.0
-    # times that a diverged run goes back and on with half the learning rate
+    # how often a diverged run returns to its checkpoint and continues at half the learning rate
     back_offs: Annotated[int, Range(0, 1000)] = 0
 
     def __post_init__(self) -> None:

@@ -25,11 +25,12 @@ DEPLOYMENT = ("iOS16", "iOS17", "iOS18")  # or macOS 13, 14, 15; older ones have
 class OnnxConfig:
     """The table `[export.onnx]`, of the target `ort` too; `BadInput` for what cannot be."""
 
-    # of batch, picture and tokens; "static": those that were sampled
+    # sizes of batch and picture in the graph; static: those of the sampling
     shapes: Annotated[str, OneOf("dynamic", "static")] = "dynamic"
-    clean_up: bool = False  # by onnxslim: half of the nodes; kept where outputs stay as they were
-    calibration_prompts: Samples = 4  # for the ranges of precision "int8-qdq"
-    calibration_steps: Steps | None = None  # of each; None: as [sampling] says, at most 8
+    clean_up: bool = False  # halve the nodes by onnxslim; kept only where outputs stay the same
+    calibration_prompts: Samples = 4  # prompts whose sampling gives the ranges of int8-qdq
+    # denoising steps of that sampling; None: as [sampling] says, at most 8
+    calibration_steps: Steps | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "export.onnx")
@@ -39,14 +40,14 @@ class OnnxConfig:
 class CoremlConfig:
     """The table `[export.coreml]`; `BadInput` for a word that is not among the choices."""
 
-    compute_units: Annotated[str, OneOf(*COMPUTE_UNITS)] = "all"  # what a load on macOS uses
-    # the oldest system that can load it
+    compute_units: Annotated[str, OneOf(*COMPUTE_UNITS)] = "all"  # units that a load on macOS uses
+    # the oldest system that can load the packages
     minimum_deployment_target: Annotated[str, OneOf(*DEPLOYMENT)] = "iOS17"
-    # or "split-einsum": of the U-Net, as the neural engine wants it
+    # form of the U-Net's attention; split-einsum: the one for the neural engine
     attention: Annotated[str, OneOf("original", "split-einsum")] = "original"
-    # U-Net in two packages: "auto" above 1 GB
+    # cut the U-Net into two packages; auto: above 1 GB
     chunk: Annotated[str, OneOf("auto", "always", "never")] = "auto"
-    # PSNR that precision "mixed" keeps; 35 is Apple's own floor
+    # PSNR in dB that precision mixed keeps; 35 is Apple's own floor
     mixed_floor_db: Annotated[float, Range(0, 200)] = 35.0
 
     def __post_init__(self) -> None:
@@ -60,13 +61,13 @@ class TensorrtConfig:
     Engines with static shapes are smaller and faster.
     """
 
-    # pictures at once: min, opt, max; (): one, static
+    # pictures at once: smallest, usual, largest; empty: one, static
     batch: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Length(3)] = ()
-    # a side: min, opt, max; (): as sampled, static
+    # pixels a side: smallest, usual, largest; empty: as sampled, static
     resolution: Annotated[tuple[Pixels, ...], Length(3)] = ()
-    # of the builder; None: TensorRT's own, 3
+    # level of TensorRT's builder; None: its own default, 3
     optimization_level: Annotated[int, Range(0, 5)] | None = None
-    # most scratch memory of a layer; None: what the device has
+    # MiB of scratch memory of a layer, at most; None: what the device has
     workspace_mib: Annotated[int, Range(1, 1 << 30)] | None = None
 
     def __post_init__(self) -> None:
@@ -83,14 +84,15 @@ class TensorrtConfig:
 class ExportConfig:
     """What to export, and the sampling that gives the example inputs."""
 
-    # TARGET or TARGET:PRECISION, such as "onnx:fp16"
+    # formats to export, as TARGET or TARGET:PRECISION, such as "onnx:fp16"
     targets: Annotated[tuple[Name, ...], Length(100)] = ("onnx",)
-    # those that model and target have are exported
+    # networks to export; those that the model or the target lacks are left out
     components: Annotated[tuple[Annotated[str, OneOf(*COMPONENTS)], ...], Length(100)] = COMPONENTS
-    seed: Seed = 0  # of the noise
-    steps: Steps | None = None  # of sampling; None: as [sampling] says, at most 2
-    resolution: Pixels | None = None  # of the sampled pictures; None: as [sampling] says
-    vae_precision: Name = "fp32"  # whatever the rest has: SDXL's VAE overflows in fp16
+    seed: Seed = 0  # seed of the sampling's noise
+    # denoising steps of the sampling that gives example inputs; None: as [sampling] says, at most 2
+    steps: Steps | None = None
+    resolution: Pixels | None = None  # pixels a side of its pictures; None: as [sampling] says
+    vae_precision: Name = "fp32"  # precision of the VAE in every target: SDXL's overflows in fp16
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     coreml: CoremlConfig = field(default_factory=CoremlConfig)
     tensorrt: TensorrtConfig = field(default_factory=TensorrtConfig)

@@ -31,17 +31,22 @@ Budgeted = Annotated[int, Range(1, 10**18)]
 class PlanConfig:
     """Budgets of the pruned U-Net; all that are given must hold."""
 
-    ratio: Share | None = None  # least share of the U-Net's parameters to remove
-    max_params: Budgeted | None = None
-    max_bytes: Budgeted | None = None  # of the weights, in the precision the model is stored in
-    max_macs: Budgeted | None = None  # of one forward, batch 1, at the model's native size
-    # of one forward, as the latency table counts it
+    # share of the U-Net's parameters to remove, at least; 0.5 where no budget is set
+    ratio: Share | None = None
+    max_params: Budgeted | None = None  # parameters of the pruned U-Net, at most
+    # bytes of the pruned U-Net's weights in the precision that the model is stored in, at most
+    max_bytes: Budgeted | None = None
+    # multiply-accumulates of one forward, batch 1, at the model's native size, at most
+    max_macs: Budgeted | None = None
+    # milliseconds of one forward, as the latency table counts it, at most
     max_latency_ms: Annotated[float, Range(above=0, most=10**9)] | None = None
-    latency_table: Name | None = None  # file of `laptop bench --layers`
-    keep: Annotated[tuple[Name, ...], Length(10_000)] = ()  # patterns of layers, as mid_block.*
-    # stock: by a plain diffusers config; comfyui: and in its terms
+    latency_table: Name | None = None  # the file that `laptop bench --layers` wrote
+    # patterns of layers that stay, such as "mid_block.*"
+    keep: Annotated[tuple[Name, ...], Length(10_000)] = ()
+    # what must express the pruned U-Net; stock: a plain diffusers config; comfyui: one whose depths
+    # ComfyUI detects, too
     expressible: Annotated[str, OneOf(*EXPRESSIBLE)] = "any"
-    # sets whose joint loss may be measured to improve on the solver's
+    # sets of layers whose joint loss may be measured to improve the solver's plan
     refine: Annotated[int, Range(0, 1_000_000)] = 0
 
     def __post_init__(self) -> None:

@@ -42,12 +42,13 @@ class SamplingConfig:
     """
 
     steps: Steps | None = None  # denoising steps of a picture
-    # classifier-free guidance scale; 1 and less: none
+    # classifier-free guidance scale; 1 or less: no guidance
     guidance: Annotated[float, Range(0, 100)] | None = None
-    scheduler: Annotated[str, OneOf(*SCHEDULERS)] | None = None  # in place of the model's
-    scheduler_options: Mapping[str, Any] = field(default_factory=dict)  # changes of its config
-    height: Pixels | None = None
-    width: Pixels | None = None
+    scheduler: Annotated[str, OneOf(*SCHEDULERS)] | None = None  # instead of the model's own
+    # changes of the scheduler's config, such as timestep_spacing = "trailing"
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    height: Pixels | None = None  # pixels of a picture; None: the model's own
+    width: Pixels | None = None  # pixels of a picture; None: the model's own
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling")

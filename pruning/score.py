@@ -47,20 +47,23 @@ RACE_BATCHES = 16  # at least so many looks at what is certain by then
 class ScoreConfig:
     """How layers are scored; `BadInput` for what is out of range or does not go together."""
 
+    # what counts as a layer: whole transformers, their blocks, or attentions and feed-forwards
     granularity: Annotated[str, OneOf(*GRANULARITIES)] = "fine"
-    criterion: Annotated[str, OneOf(*CRITERIA)] = "output-loss"
-    # x0: by what an error of the output does to the picture
+    criterion: Annotated[str, OneOf(*CRITERIA)] = "output-loss"  # how a layer is scored
+    # weight of each calibration row; x0: by how much an output error changes the picture
     timestep_weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "none"
     samples: Samples = 64  # calibration rows
-    steps: Steps | None = None  # of the sampling that gives the rows; None: as [sampling] says
-    batch_size: Samples = 4  # rows a forward
-    # of the U-Net while it is scored; losses are float32 in any case
+    # denoising steps of the sampling that the rows come from; None: as [sampling] says, or 25
+    steps: Steps | None = None
+    batch_size: Samples = 4  # rows of one forward
+    # precision of the U-Net while it is scored; losses are float32 in any case
     dtype: Annotated[str, OneOf(*DTYPES)] = "float32"
-    # the one ratio to plan for; spends fewer samples where that suffices
+    # the one ratio to plan for: layers whose fate at it is certain get no more samples
     race: Annotated[float, Range(above=0, below=1)] | None = None
-    resolution: Pixels | None = None  # of the pictures drawn for it; None: as [sampling] says
-    clip_model: Name | None = None  # folder or Hub id, for the criterion `clip`
-    seed: Seed = 0
+    # pixels a side of the pictures that are drawn for it; None: as [sampling] says
+    resolution: Pixels | None = None
+    clip_model: Name | None = None  # folder or Hub id of a CLIP model, for the criterion clip
+    seed: Seed = 0  # seed of the noise and of the choice of the rows
 
     def __post_init__(self) -> None:
         check_fields(self, "score")

@@ -43,7 +43,7 @@ SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they w
 class PruneConfig:
     """How layers are removed."""
 
-    # affine: removed layers leave a map of their channels
+    # affine: fit a scale and a shift of each channel where layers are removed
     heal: Annotated[str, OneOf(*KINDS)] = "none"
 
     def __post_init__(self) -> None:

@@ -38,8 +38,8 @@ RECIPE_BYTES = 1 << 20
 class PromptConfig:
     """What is drawn to calibrate, to check parity and to judge."""
 
-    file: Name | None = None  # one prompt a line; None: the model's own list
-    calibration: Samples = 32  # prompts of `score`; `verify` uses the first few
+    file: Name | None = None  # a text file with one prompt a line; None: the model's own list
+    calibration: Samples = 32  # prompts that score draws; verify uses the first few
 
     def __post_init__(self) -> None:
         check_fields(self, "prompts")
@@ -54,7 +54,7 @@ class PromptConfig:
 class Recipe:
     """Every setting of a run, one config a stage."""
 
-    model: Name = "tiny-sdxl"
+    model: Name = "tiny-sdxl"  # a known name, a folder or a Hub id; must be that of the command
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)

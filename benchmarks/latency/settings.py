@@ -29,26 +29,30 @@ class Runtime:
 class BenchConfig:
     """How latency is measured."""
 
+    # networks to time
     components: Annotated[tuple[Annotated[str, OneOf(*COMPONENTS)], ...], Length(100)] = IMAGE
-    # such as "onnxruntime:cuda"; (): all there are, on processors
+    # runtimes to time, such as "onnxruntime:cuda"; empty: all that the device has, on its processor
     runtimes: Annotated[tuple[Annotated[str, Runtime()], ...], Length(100)] = ()
-    guidance: bool | None = None  # the U-Net runs on two rows a picture; None: as [sampling] says
-    steps: Steps | None = None  # U-Net calls of a whole image; None: as [sampling] says, or 20
-    threads: Annotated[int, Range(1, MOST_THREADS)] | None = None  # None: one a core
-    rounds: Annotated[int, Range(1, 100_000)] = 10  # turns of each model
-    # at least, a component, over all rounds
+    guidance: bool | None = None  # time the U-Net with two rows a picture; None: as [sampling] says
+    steps: Steps | None = None  # U-Net calls of a whole picture; None: as [sampling] says, or 20
+    threads: Annotated[int, Range(1, MOST_THREADS)] | None = None  # threads; None: one a core
+    rounds: Annotated[int, Range(1, 100_000)] = 10  # turns of each model; below 6 no row is valid
+    # inferences of a component over all rounds, at least; below 20 no row is valid
     iterations: Annotated[int, Range(0, 10_000_000)] = NEEDED_SAMPLES
-    seconds: Seconds = NEEDED_S  # at least, a component, over all rounds
-    warmup_iterations: Annotated[int, Range(0, 1_000_000)] = 3  # at least
-    warmup_s: Seconds = 2.0  # at least
-    cv_bound: Annotated[float, Range(0, 100)] = 0.10  # largest stdev / mean of a valid row
-    sustained_s: Seconds = 0  # more than 0: one model after the other, so long, by the minute
-    cool_down_s: Seconds = 300  # at most, to wait for a device that is hot
-    python: Name = "python3"  # on a board: one that can import the runtime
-    # Apple's, that signs what measures on an iPhone
+    # seconds of a component over all rounds, at least; below 10 no row is valid
+    seconds: Seconds = NEEDED_S
+    warmup_iterations: Annotated[int, Range(0, 1_000_000)] = 3  # untimed inferences, at least
+    warmup_s: Seconds = 2.0  # seconds of untimed inferences, at least
+    # largest standard deviation of a valid row, as a share of its mean
+    cv_bound: Annotated[float, Range(0, 100)] = 0.10
+    # seconds without a pause for each component, with the median of every minute; 0: rounds instead
+    sustained_s: Seconds = 0
+    cool_down_s: Seconds = 300  # seconds to wait for a hot device, at most
+    python: Name = "python3"  # Python on a board, which imports the runtime
+    # Apple development team that signs the app that measures on an iPhone
     team: Annotated[str, Plain(empty=True)] = ""
-    devices: Annotated[tuple[Name, ...], Length(100)] = ("local",)  # of `laptop compress`
-    seed: Seed = 0  # of the inputs and of the bootstrap
+    devices: Annotated[tuple[Name, ...], Length(100)] = ("local",)  # devices of `laptop compress`
+    seed: Seed = 0  # seed of the inputs, and of the bootstrap that gives intervals
 
     def __post_init__(self) -> None:
         check_fields(self, "bench")

@@ -1,0 +1,255 @@
+"""Write the pages in docs/reference/, and the JSON Schema of a recipe, from the code.
+
+python .ci/reference.py [--check]
+"""
+
+import ast
+import io
+import json
+import sys
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from laptop import cli
+from laptop.fields import Length, OneOf, Plain, Range
+from laptop.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "reference"
+MARK = "<!-- made by .ci/reference.py -->\n\n"
+PIPELINE = (
+    *("compress", "score", "plan", "prune", "cache", "distill", "export", "verify", "bench"),
+    *("eval", "generate", "compare", "report", "models", "devices", "doctor"),
+)
+WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+# cli.md, from the Click commands
+
+
+def cli_page() -> str:
+    """Every command with its usage, options and example, in the order of the pipeline."""
+    group = click.Context(cli.main, info_name="laptop", **cli.main.context_settings)
+    names = sorted(cli.main.list_commands(group), key=PIPELINE.index)
+    text = (
+        "# The command line\n\nEach command prints this page's text with `-h`. With `--json` it "
+        "prints one JSON document on stdout; progress and logs go to stderr. Exit codes: 0 done, "
+        "1 an error or a failed check, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.\n"
+    )
+    for name in names:
+        command = cli.main.get_command(group, name)
+        assert command is not None, name
+        text += _command(command, click.Context(command, info_name=name, parent=group))
+    return text
+
+
+def _command(command: click.Command, context: click.Context) -> str:
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    rows = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
+    example = (command.epilog or "").partition("Example:")[2].replace("\b", "").strip("\n")
+    return (
+        f"\n## laptop {context.info_name}\n\n{_joined(command.help or '')}\n\n"
+        f"```sh\n{usage}\n```\n\n"
+        + _table(("option", "meaning"), [(f"`{option}`", _joined(text)) for option, text in rows])
+        + f"\nExample:\n\n```sh\n{_dedented(example)}\n```\n"
+    )
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.replace("\b", "").split())
+
+
+def _dedented(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(
+        f"| {' | '.join(x.replace('|', chr(92) + '|') for x in row)} |\n" for row in lines
+    )
+
+
+# recipe.md and recipe.schema.json, from the dataclasses of the settings
+
+
+def recipe_page() -> str:
+    """Every setting of a run: table, key, default, type and meaning."""
+    text = (PAGES / "recipe.md").read_text(encoding="utf-8").partition(MARK)[0] + MARK
+    for name, config in tables(Recipe()):
+        rows = []
+        for field, hint, comment in settings(type(config)):
+            if not is_dataclass(default := getattr(config, field.name)):
+                rows.append((f"`{field.name}`", _toml(default), _words(hint), comment))
+        heading = f"## [{name}]" if name else "## Outside of all tables"
+        text += f"{heading}\n\n{_table(('key', 'default', 'value', 'meaning'), rows)}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def tables(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The dataclass and those inside it, each with its name in TOML."""
+    yield name, config
+    for field in fields(config):
+        if is_dataclass(value := getattr(config, field.name)):
+            yield from tables(value, f"{name}.{field.name}".lstrip("."))
+
+
+def settings(kind: type) -> Iterator[tuple[Field[Any], Any, str]]:
+    """Each field of a dataclass with its annotation and its comment, on its line or above it."""
+    path = Path(sys.modules[kind.__module__].__file__ or "")
+    source = path.read_text(encoding="utf-8")
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    lines = source.splitlines()
+    (node,) = (n for n in ast.walk(ast.parse(source)) if _is_class(n, kind.__name__))
+    hints = get_type_hints(kind, include_extras=True)
+    places = {n.target.id: n for n in node.body if isinstance(n, ast.AnnAssign)}  # type: ignore
+    for field in fields(kind):
+        first, last = places[field.name].lineno, places[field.name].end_lineno
+        texts = [comments[i] for i in range(first, last + 1) if i in comments]
+        above = first - 1
+        while above in comments and lines[above - 1].lstrip().startswith("#"):
+            texts.insert(0, comments[above])
+            above -= 1
+        yield field, hints[field.name], " ".join(texts).replace("None:", "left out:")
+
+
+def _is_class(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.ClassDef) and node.name == name
+
+
+def _toml(value: Any) -> str:
+    """A default as TOML writes it; nothing for a key that is left out."""
+    if value is None:
+        return ""
+    return f"`{json.dumps(value)}`" if not isinstance(value, Mapping) else "`{}`"
+
+
+def _parts(hint: Any) -> tuple[Any, list[Any]]:
+    """The type of a field without None, and its limits."""
+    limits: list[Any] = []
+    while get_origin(hint) in (Annotated, Union, UnionType):
+        if get_origin(hint) is Annotated:
+            hint, *more = get_args(hint)
+            limits += more
+        else:
+            (hint,) = (h for h in get_args(hint) if h is not NoneType)
+    return hint, limits
+
+
+def _words(hint: Any) -> str:
+    """What a value may be, for a reader."""
+    kind, limits = _parts(hint)
+    choices = next((limit.choices for limit in limits if isinstance(limit, OneOf)), ())
+    if choices:
+        return ", ".join(f"`{c}`" for c in choices)
+    if get_origin(kind) is tuple:
+        return f"list: {_words(get_args(kind)[0])}"
+    if get_origin(kind) is Mapping:
+        return "table"
+    ranges = [_range(limit) for limit in limits if isinstance(limit, Range)]
+    return ", ".join([WORDS[kind], *filter(None, ranges)])
+
+
+def _range(limit: Range) -> str:
+    """The ends of a range that a reader wants to know; limits of a billion are there for typos."""
+    low = next(
+        (
+            f"{w}{x:,g}"
+            for w, x in (("from ", limit.least), ("above ", limit.above))
+            if abs(x) < 1e6
+        ),
+        "",
+    )
+    high = next(
+        (f"{w}{x:,g}" for w, x in (("to ", limit.most), ("below ", limit.below)) if abs(x) < 1e6),
+        "",
+    )
+    return f"{low} {high}".strip()
+
+
+def schema() -> str:
+    """The JSON Schema of a recipe (draft 7, which editors of TOML read)."""
+    recipe = _object(Recipe(), "Every setting of a run of laptop.")
+    short = {k: v for k, v in recipe["properties"].items() if v["type"] == "object"}
+    recipe["properties"]["smoke"] = {
+        "type": "object",
+        "description": "What --smoke changes: the same tables with short settings.",
+        "additionalProperties": False,
+        "properties": {name: {"$ref": f"#/properties/{name}"} for name in short},
+    }
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A recipe of laptop"}
+    return json.dumps(head | recipe, indent=1, ensure_ascii=False) + "\n"
+
+
+def _object(config: Any, description: str) -> dict[str, Any]:
+    properties = {}
+    for field, hint, comment in settings(type(config)):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            text = (type(value).__doc__ or "").partition("\n")[0]
+            properties[field.name] = _object(value, text)
+        else:
+            properties[field.name] = {"description": comment} | _value(hint)
+            if value is not None:
+                properties[field.name]["default"] = value
+    return {
+        "type": "object",
+        "description": description,
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+def _value(hint: Any) -> dict[str, Any]:
+    """The JSON Schema of a field's values."""
+    kind, limits = _parts(hint)
+    if get_origin(kind) is tuple:
+        found: dict[str, Any] = {"type": "array", "items": _value(get_args(kind)[0])}
+    elif get_origin(kind) is Mapping:
+        return {"type": "object"}
+    else:
+        found = {"type": JSON_TYPES[kind]}
+    names = {
+        "least": "minimum",
+        "most": "maximum",
+        "above": "exclusiveMinimum",
+        "below": "exclusiveMaximum",
+    }
+    for limit in limits:
+        if isinstance(limit, OneOf):
+            found["enum"] = list(limit.choices)
+        elif isinstance(limit, Range):
+            ends = {names[f.name]: getattr(limit, f.name) for f in fields(limit)}
+            found |= {name: end for name, end in ends.items() if abs(end) < float("inf")}
+        elif isinstance(limit, Length):
+            found |= {"minItems": limit.least, "maxItems": limit.most}
+        elif isinstance(limit, Plain) and not limit.empty:
+            found["minLength"] = 1
+    return found
+
+
+MADE = {
+    PAGES / "cli.md": lambda: MARK + cli_page(),
+    PAGES / "recipe.md": recipe_page,
+    ROOT / "toolchain" / "recipes" / "recipe.schema.json": schema,
+}
+
+
+if __name__ == "__main__":
+    for path, make in MADE.items():
+        text = make()
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run `python .ci/reference.py`")

@@ -1,0 +1,58 @@
+"""The reference pages and the JSON Schema of a recipe say what the code says."""
+
+import importlib.util
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from laptop.recipe import FOLDER, Recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / ".ci" / "reference.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+REFERENCE = load()
+
+
+@pytest.mark.parametrize("path", REFERENCE.MADE, ids=lambda path: path.name)
+def test_a_reference_page_is_the_one_made_from_the_code(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == REFERENCE.MADE[path](), "run .ci/reference.py"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    settings = [
+        (table, field.name, comment)
+        for table, config in REFERENCE.tables(Recipe())
+        for field, _, comment in REFERENCE.settings(type(config))
+        if not hasattr(getattr(config, field.name), "__dataclass_fields__")
+    ]
+    assert len(settings) > 100
+    assert [s for s in settings if not s[2]] == []
+
+
+def test_the_schema_knows_every_key_of_the_shipped_recipes() -> None:
+    schema = json.loads((FOLDER / "recipe.schema.json").read_text(encoding="utf-8"))
+
+    def check(table: Mapping[str, Any], properties: Mapping[str, Any]) -> None:
+        assert table.keys() <= properties.keys()
+        for key, value in table.items():
+            if isinstance(value, dict) and key != "smoke":
+                check(value, properties[key]["properties"])
+
+    for path in FOLDER.glob("*.toml"):
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        check(recipe, schema["properties"])
+        check(recipe.get("smoke", {}), schema["properties"])

@@ -35,7 +35,7 @@ if WORKERS > 1:
     os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
     torch.set_num_threads(THREADS)
 
-TRAINING_SCRIPT = str(Path(__file__).parent / "training.py")
+TRAINING_SCRIPT = str(Path(__file__).parent / "support" / "training.py")
 REMOVED = [
     "down_blocks.0.resnets.1",
     "up_blocks.0.resnets.1",

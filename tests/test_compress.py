@@ -9,9 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import board as boards
 import pytest
-from board import needs_sshd
 from safetensors.torch import load_file
 
 from laptop import compress as pipeline
@@ -20,6 +18,8 @@ from laptop.benchmarks.devices.device import Facts
 from laptop.errors import BadInput
 from laptop.files import sha256
 from laptop.run import RESUME
+from support import board as boards
+from support.board import needs_sshd
 
 COMMAND = [sys.executable, "-m", "laptop", "compress", "--model", "tiny-sdxl", "--ratio", "0.5"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_run import Config, Work
 
 from laptop import run
 from laptop.errors import NoSpace
+from support.stage import Config, Work
 
 
 def test_a_disk_that_fills_up_is_one_message_and_keeps_what_was_done(tmp_path: Path) -> None:

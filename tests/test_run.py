@@ -6,19 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from laptop import console, files, run
 from laptop.errors import BadInput, OutputExists
-
-
-@dataclass(frozen=True)
-class Config:
-    steps: int = 3
-    seed: int = 0
+from support.stage import Config, Work
 
 
 @pytest.fixture
@@ -27,24 +21,6 @@ def source(tmp_path: Path) -> Path:
     path = tmp_path / "source.txt"
     path.write_text("input")
     return path
-
-
-class Work:
-    """A stage's work that writes one file and counts its calls; it may die half-way."""
-
-    def __init__(self, name: str = "result.txt", dies: BaseException | None = None):
-        self.name, self.dies = name, dies
-        self.calls = 0
-        self.found: list[str] = []
-
-    def __call__(self, folder: Path) -> dict[str, object]:
-        self.calls += 1
-        self.found = sorted(p.name for p in folder.iterdir() if p.name != ".resume")
-        (folder / "half.txt").write_text("half")
-        if self.dies:
-            raise self.dies
-        (folder / self.name).write_text("whole")
-        return {"samples": 7}
 
 
 def test_a_finished_stage_is_skipped_when_nothing_changed(tmp_path: Path, source: Path) -> None:

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
-from laptop.distill import checkpoint, metrics
+from laptop.distill import checkpoint, log_lines
 from laptop.distill.batches import Batch, Batches
 from laptop.distill.divergence import Diverged, Watch, explain
 from laptop.distill.ema import Average
@@ -147,8 +147,8 @@ class Session:
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.student):
                 terms = self._terms(batch)
                 if number == 0 and self._measures_shares(step):
-                    shares = metrics.gradient_norms(terms, self.raw, self.accelerator.scaler)
-                found.append(metrics.flat(terms))
+                    shares = log_lines.gradient_norms(terms, self.raw, self.accelerator.scaler)
+                found.append(log_lines.flat(terms))
                 self.accelerator.backward(terms.loss * (parts[number] / sum(parts)))
         values = self._mean(found, parts)
         parameters = self.raw.parameters()
@@ -162,7 +162,7 @@ class Session:
             self.average.update(self.raw.parameters(), step + 1)
         self.done = step + 1
         more = {"gradient_norms": shares} if shares else {}
-        return {"step": step, **metrics.nested(values), "gradient_norm": float(norm), **more}
+        return {"step": step, **log_lines.nested(values), "gradient_norm": float(norm), **more}
 
     def learning_rate(self, step: int) -> float:
         """That of `step`, after back-offs."""
@@ -294,7 +294,7 @@ class Session:
         if is_finite and not self.watch.runs_away(loss, self.how.runaway):
             return
         self.optimizer.zero_grad()
-        named = {k: values[k] for k in metrics.TERMS}
+        named = {k: values[k] for k in log_lines.TERMS}
         # All processes are here, for the loss is that of all.
         bad = gather_object([name for batch in micro for name in batch.not_finite()])
         ids = gather_object([name for batch in micro for name in batch.ids])

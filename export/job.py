@@ -27,7 +27,7 @@ from laptop.machine import peak_memory_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from laptop.export.runtimes import Array
+    from laptop.export.onnx_runner import Array
 
 # Most of the seconds that a small export takes. In forked processes no thread has run before.
 IMPORTS = [

@@ -30,11 +30,11 @@ import numpy as np
 from laptop import console, files, models, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
-from laptop.export import components, magnitudes, pictures, runtimes
+from laptop.export import components, magnitudes, onnx_runner, pictures
+from laptop.export.closeness import Comparison, compare, is_blank, worst
 from laptop.export.documents import ParityReport
 from laptop.export.inputs import record, sample
-from laptop.export.metrics import Comparison, compare, is_blank, worst
-from laptop.export.runtimes import Array
+from laptop.export.onnx_runner import Array
 from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
@@ -239,9 +239,9 @@ class Verification:
         digest = files.sha256(self.artifacts / _folder(unet))
         return result(row, digest, found, floor, len(drawn), blank(drawn))
 
-    def _runner(self, row: Row) -> runtimes.Runner | None:
+    def _runner(self, row: Row) -> onnx_runner.Runner | None:
         module = module_of(row["target"])
-        runner: runtimes.Runner | None = None
+        runner: onnx_runner.Runner | None = None
         if module.checked(row["precision"]) is not None:
             runner = module.load(self.artifacts / row["file"])
         return runner
@@ -273,7 +273,7 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _run_and_compare(
-    runner: runtimes.Runner, references: Reference, component: str, folder: Path
+    runner: onnx_runner.Runner, references: Reference, component: str, folder: Path
 ) -> list[tuple[Comparison, Array]]:
     """Every output of every sample: how near it is, and itself."""
     found = []
@@ -352,4 +352,4 @@ def _check_artifact(path: Path, row: Mapping[str, Any]) -> None:
             f"{', '.join(FLOORS)}."
         )
     need_packages(row["target"])
-    runtimes.check_file(path, row["target"])
+    onnx_runner.check_file(path, row["target"])

@@ -18,7 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from laptop.export.components import Graph
 from laptop.export.inputs import unet_inputs
-from laptop.export.runtimes import Runner
+from laptop.export.onnx_runner import Runner
 
 Network = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 

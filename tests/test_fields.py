@@ -11,7 +11,7 @@ import pytest
 from laptop import recipe
 from laptop.errors import BadInput
 from laptop.fields import Length, OneOf, Plain, Range, check_value
-from laptop.studies.students import StudyConfig
+from laptop.studies.trial import StudyConfig
 
 RECIPE = recipe.Recipe()
 FREE = {  # texts that name something, in the places that know what is known

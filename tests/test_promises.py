@@ -148,7 +148,7 @@ READERS = {  # what reads text or pictures in a way of its own, and the files th
     r"\bImage\.open\(": {  # our own, in figures and where `generate` looks for its mark
         *("distill/viewer.py", "benchmarks/report/figures.py", "toolchain/generate.py"),
     },
-    r"(?<!_)tarfile\.open\(": {"distill/tars.py"},
+    r"(?<!_)tarfile\.open\(": {"distill/tar_shards.py"},
 }
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from laptop import mistakes
 from laptop.distill.cache import check_cache, is_cache
 from laptop.distill.encoding import DataConfig, check_config, make_cache
+from laptop.distill.hf_dataset import Table
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, runs
-from laptop.distill.tables import Table
-from laptop.distill.tars import ENDINGS, Tars
+from laptop.distill.tar_shards import ENDINGS, Tars
 from laptop.errors import BadInput
 from laptop.files import exists, shown
 from laptop.prompts import read_prompts, training_prompts

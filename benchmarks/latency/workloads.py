@@ -25,7 +25,7 @@ from laptop.export.artifacts import (
     pixels_per_latent,
     read_list,
 )
-from laptop.export.runtimes import check_file
+from laptop.export.onnx_runner import check_file
 from laptop.export.settings import COMPONENTS
 from laptop.export.to_onnx.onnx_checks import read_graph
 from laptop.files import read_json, shown

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from laptop.errors import BadInput, Unsupported
-from laptop.export.runtimes import Array, Runner
+from laptop.export.onnx_runner import Array, Runner
 from laptop.export.to_coreml.mil_operators import OPERATORS
 from laptop.export.to_coreml.mil_program import Name, Operation, Program, Stored, Type, read
 

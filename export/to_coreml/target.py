@@ -27,7 +27,7 @@ from laptop.export import components
 from laptop.export.components import FP32_INPUTS, Graph
 from laptop.export.job import Job
 from laptop.export.magnitudes import is_upcast, keep_scores_wide_
-from laptop.export.runtimes import Array, Runner
+from laptop.export.onnx_runner import Array, Runner
 from laptop.export.targets import VERIFIED
 from laptop.export.to_coreml import mil_interpreter, palettes, swift_resources
 from laptop.export.to_coreml.mil_program import Operation, Stored, read, read_spec

@@ -25,7 +25,7 @@ from laptop.errors import BadInput
 from laptop.export.components import SENSITIVE, Graph
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
-from laptop.export.runtimes import Array, Runner
+from laptop.export.onnx_runner import Array, Runner
 from laptop.export.settings import CoremlConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.to_executorch.lowering import fewer_repeats

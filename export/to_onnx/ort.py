@@ -14,9 +14,9 @@ import onnxruntime
 from onnxruntime.tools.ort_format_model import create_config_from_models
 
 from laptop.errors import BadInput
-from laptop.export import runtimes
+from laptop.export import onnx_runner
 from laptop.export.job import Job
-from laptop.export.runtimes import Runner
+from laptop.export.onnx_runner import Runner
 from laptop.export.targets import VERIFIED
 from laptop.export.to_onnx.ort_kernels import sort_kernels_
 from laptop.export.to_onnx.target import beside, make
@@ -56,7 +56,7 @@ def complete(_model: str, folder: Path) -> None:
 
 def load(path: Path) -> Runner:
     """A file on the CPU."""
-    return runtimes.onnx_runner(path)
+    return onnx_runner.onnx_runner(path)
 
 
 def checked(_precision: str) -> str | None:

@@ -22,7 +22,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from laptop.export.components import SENSITIVE
-from laptop.export.runtimes import Array
+from laptop.export.onnx_runner import Array
 from laptop.export.to_onnx.onnx_weights import DATA
 
 QUANTIZED = ("Conv", "MatMul", "Gemm")

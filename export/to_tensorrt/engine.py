@@ -29,8 +29,8 @@ import numpy as np
 
 from laptop import files
 from laptop.errors import BadInput, LaptopError
-from laptop.export import artifacts, runtimes
-from laptop.export.runtimes import Array, Runner
+from laptop.export import artifacts, onnx_runner
+from laptop.export.onnx_runner import Array, Runner
 from laptop.export.to_onnx import onnx_weights
 from laptop.export.to_tensorrt import trtexec
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
@@ -325,7 +325,7 @@ def build_all(folder: Path, where: Place, out: Path | None = None) -> list[dict[
         raise BadInput(f"{folder} has no TensorRT graphs; export with --to tensorrt.")
     board, made = probe(where), []
     for row in rows:
-        runtimes.check_file(folder / row["file"], "tensorrt")
+        onnx_runner.check_file(folder / row["file"], "tensorrt")
         engine = build(where, folder / row["file"], board)
         local = fetch(where, engine, out / row["component"]) if out else None
         made.append(

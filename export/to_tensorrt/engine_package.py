@@ -16,7 +16,7 @@ import torch
 
 from laptop import files
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export.runtimes import Array, Runner
+from laptop.export.onnx_runner import Array, Runner
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version

@@ -23,9 +23,9 @@ import torch
 
 from laptop import files
 from laptop.errors import BadInput, Unsupported
-from laptop.export import runtimes
+from laptop.export import onnx_runner
 from laptop.export.job import Job
-from laptop.export.runtimes import Runner
+from laptop.export.onnx_runner import Runner
 from laptop.export.settings import TensorrtConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.to_onnx import target as to_onnx
@@ -69,7 +69,9 @@ def load(path: Path) -> Runner:
 
     if engine.is_here():
         return engine.runner(engine.HERE, path)
-    return engine_package.runner(path) if engine_package.is_here() else runtimes.onnx_runner(path)
+    return (
+        engine_package.runner(path) if engine_package.is_here() else onnx_runner.onnx_runner(path)
+    )
 
 
 def wide_scores(path: Path) -> Callable[[str], bool]:

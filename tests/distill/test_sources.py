@@ -14,9 +14,9 @@ from PIL import Image
 
 from laptop.distill import sources
 from laptop.distill.encoding import DataConfig
+from laptop.distill.hf_dataset import Table
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source
-from laptop.distill.tables import Table
-from laptop.distill.tars import Tars
+from laptop.distill.tar_shards import Tars
 from laptop.errors import BadInput, MissingExtra
 from laptop.training_data import Scenes, source_of
 from support.pictures import CAPTIONS, png, read, write_pictures, write_tar

@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from laptop.cli import main
-from laptop.distill import addresses, sources, tars
+from laptop.distill import addresses, sources, tar_shards
 from laptop.distill.encoding import DataConfig
 from laptop.distill.sources import Broken, Example, Folder
-from laptop.distill.tars import Tars
+from laptop.distill.tar_shards import Tars
 from laptop.errors import BadInput
 from laptop.prompts import read_prompts
 from laptop.training_data import source_of
@@ -150,7 +150,7 @@ def test_members_that_are_no_files_are_left_out_and_nothing_is_written(tmp_path:
 def test_large_members_are_named_and_large_headers_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tars, "PICTURE_BYTES", 5000)
+    monkeypatch.setattr(tar_shards, "PICTURE_BYTES", 5000)
     monkeypatch.setattr(sources, "PICTURE_BYTES", 5000)
     write_tar(
         tmp_path / "a.tar",
@@ -166,7 +166,7 @@ def test_large_members_are_named_and_large_headers_refused(
     folder = write_pictures(tmp_path / "f")
     (folder / "p3.png").write_bytes(png(0) + bytes(5000))
     assert [r.id for r in read(Folder(folder)) if isinstance(r, Broken)] == ["p3.png"]
-    monkeypatch.setattr(tars, "HEADER_BYTES", 400)
+    monkeypatch.setattr(tar_shards, "HEADER_BYTES", 400)
     members(tmp_path / "b.tar", member("x" * 900), format=tarfile.GNU_FORMAT)
     with pytest.raises(BadInput, match="a member's attributes have"):
         Tars(str(tmp_path / "b.tar"))

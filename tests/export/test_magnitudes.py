@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from conftest import small_sd15
 from laptop.errors import BadInput, CheckFailed
 from laptop.export import components
+from laptop.export.closeness import psnr
 from laptop.export.components import Graph
 from laptop.export.magnitudes import (
     SCORES,
@@ -30,7 +31,6 @@ from laptop.export.magnitudes import (
     overflow,
     watched,
 )
-from laptop.export.metrics import psnr
 from laptop.export.parity import VerifyConfig, check, verify
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.split_einsum import SplitEinsum

@@ -17,7 +17,7 @@ from laptop import files, models
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, export_model
-from laptop.export.metrics import compare, cosine, psnr, worst
+from laptop.export.closeness import compare, cosine, psnr, worst
 from laptop.export.parity import VerifyConfig, verify
 
 PROMPTS = ["a large red circle on white"]

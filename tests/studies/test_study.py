@@ -13,7 +13,7 @@ from laptop.distill.losses import WEIGHTINGS
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput, OutputExists
 from laptop.studies import retraining as studies
-from laptop.studies.arms import (
+from laptop.studies.design import (
     CRITERIA,
     GROUPS,
     LOSSES,
@@ -25,10 +25,17 @@ from laptop.studies.arms import (
     arms,
     runs,
 )
-from laptop.studies.evidence import BY_CRITERION, Measured, as_json, as_markdown, charts, interval
 from laptop.studies.handmade import FAMILIES
 from laptop.studies.retraining import RUN_SCHEMA, study, work
-from laptop.studies.students import StudyConfig, as_hex
+from laptop.studies.retraining_tables import (
+    BY_CRITERION,
+    Measured,
+    as_json,
+    as_markdown,
+    charts,
+    interval,
+)
+from laptop.studies.trial import StudyConfig, as_hex
 
 PROMPTS = 200
 TINY = StudyConfig(

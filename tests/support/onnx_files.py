@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from laptop.export import components, runtimes
+from laptop.export import components, onnx_runner
+from laptop.export.closeness import psnr
 from laptop.export.job import Job
-from laptop.export.metrics import psnr
 
 
 def lowest_psnr(job: Job) -> float:
     """Of all outputs of all examples against PyTorch in fp32."""
-    graph, run = components.load(job.model, job.component), runtimes.onnx_runner(job.path)
+    graph, run = components.load(job.model, job.component), onnx_runner.onnx_runner(job.path)
     found = []
     for example in job.examples():
         got = run({name: example[name].numpy() for name in graph.inputs})

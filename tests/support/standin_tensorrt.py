@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from laptop.export.runtimes import onnx_runner
+from laptop.export.onnx_runner import onnx_runner
 
 
 def module(version: str) -> ModuleType:

@@ -32,7 +32,7 @@ from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
 from laptop.pruning.score import ScoreConfig, score
 from laptop.records import read_lines
-from laptop.studies.arms import (
+from laptop.studies.design import (
     GROUPS,
     MAIN_RATIO,
     METHOD,
@@ -44,8 +44,8 @@ from laptop.studies.arms import (
     arms,
     runs,
 )
-from laptop.studies.evidence import as_json, as_markdown, charts, document
-from laptop.studies.students import (
+from laptop.studies.retraining_tables import as_json, as_markdown, charts, document
+from laptop.studies.trial import (
     METRICS,
     MODEL,
     StudyConfig,

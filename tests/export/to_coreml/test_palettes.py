@@ -11,7 +11,7 @@ import torch
 
 from laptop import models
 from laptop.errors import Unsupported
-from laptop.export import components, metrics, parity
+from laptop.export import closeness, components, parity
 from laptop.export.job import Job
 from laptop.export.settings import CoremlConfig
 from laptop.export.to_coreml import palettes
@@ -46,7 +46,7 @@ def test_fewer_bits_are_a_smaller_package_and_a_larger_error(
 ) -> None:
     one = job("compare")
     exact = exact_output(one)
-    db = {k: metrics.psnr(exact, output_of(p, one.examples()[0])) for k, p in palettized.items()}
+    db = {k: closeness.psnr(exact, output_of(p, one.examples()[0])) for k, p in palettized.items()}
     size = {k: next(p.rglob("weight.bin")).stat().st_size for k, p in palettized.items()}
     assert db["palette8"] > db["palette4"]
     for precision, value in db.items():
@@ -73,7 +73,7 @@ def test_a_wrong_palette_is_found(
     damaged = tmp_path / "unet.mlpackage"
     shutil.copytree(palettized["palette8"], damaged)
     wrong_palette(damaged)
-    found = metrics.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
+    found = closeness.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
     assert found < parity.FLOORS["palette8"]
 
 
@@ -81,7 +81,7 @@ def test_mixed_bits_keep_their_floor_with_less_than_8_bits(job: Callable[..., Jo
     one = job("mixed", CoremlConfig(mixed_floor_db=35), precision="mixed")
     to_coreml.export(one)
     exact = exact_output(one)
-    assert metrics.psnr(exact, output_of(one.path, one.examples()[0])) >= 34.9
+    assert closeness.psnr(exact, output_of(one.path, one.examples()[0])) >= 34.9
     words = read_spec(one.path).description.metadata.userDefined
     bits = json.loads(words["laptop.palette_bits"])
     layers = palettes.layers(components.load(one.model, "unet").module)
@@ -130,7 +130,7 @@ def test_split_einsum_is_the_same_attention(job: Callable[..., Job]) -> None:
     exact = components.run(graph, one.examples()[0])["out_sample"]
     use_split_einsum_(graph.module.unet)
     split = components.run(graph, one.examples()[0])["out_sample"]
-    assert metrics.psnr(exact.numpy(), split.numpy()) > 110
+    assert closeness.psnr(exact.numpy(), split.numpy()) > 110
 
 
 def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
@@ -143,7 +143,7 @@ def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
     heads = sum(m.heads for m in unet.modules() if hasattr(m, "heads"))
     assert kinds.count("einsum") == 2 * heads
     assert "matmul" not in kinds
-    assert metrics.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > 50
+    assert closeness.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > 50
 
 
 def test_attention_that_split_einsum_does_not_cover_is_refused(small_folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from laptop import models
 from laptop.errors import BadInput, LaptopError
-from laptop.export import metrics, parity
+from laptop.export import closeness, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job
@@ -244,7 +244,7 @@ def test_the_deployment_target_is_that_of_the_settings(
     one = job(f"{system}-{precision}", config, precision=precision)
     to_coreml.export(one)
     assert read_spec(one.path).specificationVersion == version
-    assert metrics.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > floor
+    assert closeness.psnr(exact_output(one), output_of(one.path, one.examples()[0])) > floor
 
 
 def test_settings_that_are_not_known_are_refused_with_the_choices() -> None:

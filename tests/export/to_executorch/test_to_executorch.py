@@ -19,9 +19,9 @@ from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, export_model
+from laptop.export.closeness import psnr
 from laptop.export.components import Graph
 from laptop.export.components import run as run_graph
-from laptop.export.metrics import psnr
 from laptop.export.settings import CoremlConfig
 from laptop.export.to_executorch import target as to_executorch
 from laptop.export.to_executorch.lowering import fewer_repeats

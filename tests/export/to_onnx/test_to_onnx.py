@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline
 from conftest import small_sd15
 from laptop import models
 from laptop.errors import BadInput, MissingExtra, NoSpace
-from laptop.export import artifacts, components, runtimes
+from laptop.export import artifacts, components, onnx_runner
 from laptop.export.artifacts import ExportConfig, export_model
-from laptop.export.metrics import psnr
+from laptop.export.closeness import psnr
 from laptop.export.settings import OnnxConfig
 from laptop.export.to_onnx import target as to_onnx
 from laptop.generate import generate
@@ -109,7 +109,7 @@ def test_batch_picture_size_and_tokens_are_dynamic(
         "vae_encoder": {"sample": torch.randn(2, 3, 128, 96)},
     }
     for component, case in cases.items():
-        run = runtimes.onnx_runner(exported / "onnx" / component / "model.onnx")
+        run = onnx_runner.onnx_runner(exported / "onnx" / component / "model.onnx")
         got = run({name: value.numpy() for name, value in case.items()})
         for name, value in components.run(components.graph(pruned, component), case).items():
             assert psnr(value.numpy(), got[name]) >= 60, (component, name)

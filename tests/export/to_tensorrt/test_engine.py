@@ -19,8 +19,8 @@ from laptop import models
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
+from laptop.export.closeness import psnr
 from laptop.export.inputs import record
-from laptop.export.metrics import psnr
 from laptop.export.settings import TensorrtConfig
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt

@@ -12,8 +12,8 @@ import torch
 
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export import components
+from laptop.export.closeness import psnr
 from laptop.export.job import Job
-from laptop.export.metrics import psnr
 from laptop.export.settings import ExportConfig, TensorrtConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.to_tensorrt import engine, engine_package

@@ -18,7 +18,7 @@ from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
-from laptop.export.runtimes import onnx_runner
+from laptop.export.onnx_runner import onnx_runner
 from laptop.export.settings import TensorrtConfig
 from laptop.export.to_onnx import folding
 from laptop.export.to_tensorrt import operators, trtexec

@@ -1,4 +1,4 @@
-"""The paper's criterion beside its rivals: `python -m laptop.studies.criteria -o runs/rivals`.
+"""Compare the paper's criterion with its rivals: `python -m laptop.studies.criteria_study`.
 
 For each criterion and pruning ratio: the joint output loss of the layers it drops, and what is left
 of the prompt accuracy, before any retraining; with them a refined plan, a healed one, plans made by

@@ -30,7 +30,7 @@ from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import forward_rows
 from laptop.records import read_lines
 from laptop.run import run_stage
-from laptop.studies.arms import GROUPS, RATIOS, Run
+from laptop.studies.design import GROUPS, RATIOS, Run
 from laptop.tiny import scenes
 from laptop.tiny.checker import check
 from laptop.training_data import prepared

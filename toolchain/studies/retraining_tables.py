@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from laptop.benchmarks.report.text import DASH
 from laptop.errors import BadInput
-from laptop.studies.arms import (
+from laptop.studies.design import (
     CRITERIA,
     LOSSES,
     MAIN_RATIO,

@@ -22,8 +22,9 @@ from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Device
 from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.errors import BadInput, LaptopError
-from laptop.hosts import adb, places
-from laptop.hosts.places import Local, Ssh
+from laptop.hosts import adb, ssh
+from laptop.hosts.place import Local
+from laptop.hosts.ssh import Ssh
 
 FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
@@ -41,7 +42,7 @@ def device(address: str, config: BenchConfig = DEFAULTS) -> Device:
         return android.device(serial[1])
     if not (address == "local" or address.startswith("ssh://")):
         raise BadInput(f"{address!r} is no device: use {FORMS}.")
-    where = places.place(address)
+    where = ssh.place(address)
     assert isinstance(where, Local | Ssh)
     return Computer(where, config.python)
 

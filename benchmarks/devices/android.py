@@ -18,7 +18,8 @@ from laptop.benchmarks.devices.device import Facts, Heat, Meter, Workload
 from laptop.errors import LaptopError
 from laptop.files import lines, sha256
 from laptop.hosts.adb import TMP, Adb
-from laptop.hosts.places import Place, checked, holds
+from laptop.hosts.commands import checked, holds
+from laptop.hosts.place import Place
 
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 HOT = (0, 1, 3, 9)  # of android.os.Temperature's types: processor, GPU, skin, NPU

@@ -19,9 +19,10 @@ from laptop.benchmarks.devices.android_runners import Call, Runner, complaint
 from laptop.benchmarks.devices.device import Ready, Round, Workload
 from laptop.errors import LaptopError
 from laptop.files import sha256
-from laptop.hosts import places
+from laptop.hosts import commands
 from laptop.hosts.adb import TMP
-from laptop.hosts.places import Place, checked, run_long, scratch
+from laptop.hosts.commands import checked, run_long, scratch
+from laptop.hosts.place import Place
 
 FILES = f"{TMP}/laptop/files"
 LOAD_S = 900  # the first load on an accelerator compiles the model
@@ -136,7 +137,7 @@ def measured(
 def send(place: Place, files: Sequence[Path]) -> str:
     """The device's folder with these files; those that lie there and are whole are not sent."""
     folder, sums = home_of(files)
-    places.send(place, sums, folder)
+    commands.send(place, sums, folder)
     checked(place, f"chmod 755 {shlex.quote(folder)}/*")  # adb gives files the mode they have here
     return folder
 

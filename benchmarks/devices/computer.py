@@ -26,8 +26,9 @@ from laptop.errors import BadInput, LaptopError
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.fields import Range
 from laptop.files import files_in, lines, sha256, shown
-from laptop.hosts import places
-from laptop.hosts.places import BEGIN, SSH_FAILED, Local, Ssh, last_line
+from laptop.hosts import commands
+from laptop.hosts.place import BEGIN, Local, last_line
+from laptop.hosts.ssh import SSH_FAILED, Ssh
 from laptop.records import built
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Computer:
         if workload.runtime == "tensorrt":
             return engine.has_graph(self.where, self._home(), Path(workload.source))
         folder, digests = self._folder(files_of(workload))
-        return places.holds(self.where, digests, folder)
+        return commands.holds(self.where, digests, folder)
 
     def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> "Process":
         order = {
@@ -131,7 +132,7 @@ class Computer:
     def _send(self, files: Sequence[Path]) -> str:
         """The folder there that holds these files; they are sent once."""
         folder, digests = self._folder(files)
-        places.send(self.where, digests, folder)
+        commands.send(self.where, digests, folder)
         return folder
 
     def _folder(self, files: Sequence[Path]) -> tuple[str, dict[Path, str]]:
@@ -141,7 +142,7 @@ class Computer:
         return f"{self._home()}/{CACHE}/{name}", digests
 
     def _home(self) -> str:
-        return places.checked(self.where, 'echo "$HOME"').strip()
+        return commands.checked(self.where, 'echo "$HOME"').strip()
 
     def _engine(self, workload: Workload) -> dict[str, Any]:
         """The workload as an engine, built there."""

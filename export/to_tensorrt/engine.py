@@ -36,8 +36,8 @@ from laptop.export.to_tensorrt import trtexec
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version
 from laptop.files import lines, read_text
-from laptop.hosts import places
-from laptop.hosts.places import Local, Place
+from laptop.hosts import commands, ssh
+from laptop.hosts.place import Local, Place
 
 HERE = Local()
 CACHE = ".cache/laptop/tensorrt"
@@ -84,7 +84,7 @@ class Engine:
 
 def probe(where: Place) -> Board:
     """What is there; `LaptopError` where no trtexec or no GPU is."""
-    out, _, help_text = places.checked(where, PROBE).partition("\nhelp\n")
+    out, _, help_text = commands.checked(where, PROBE).partition("\nhelp\n")
     found = dict(line.partition(" ")[::2] for line in lines(out))
     if "trtexec" not in found:
         raise LaptopError(
@@ -158,7 +158,7 @@ def graph_digest(artifact: Path) -> tuple[int, str]:
 def has_graph(where: Place, home: str, artifact: Path) -> bool:
     """Whether the graph lies there, whole, from an earlier build."""
     _, digest = graph_digest(artifact)
-    return places.holds(where, _graph_files(artifact), f"{home}/{CACHE}/graphs/{digest}")
+    return commands.holds(where, _graph_files(artifact), f"{home}/{CACHE}/graphs/{digest}")
 
 
 def is_there(where: Place, engine: str, key: EngineKey) -> bool:
@@ -201,7 +201,7 @@ def _need_memory(where: Place, board: Board, graph_bytes: int) -> None:
 def _send(where: Place, board: Board, artifact: Path, sha256: str) -> str:
     """The graph's path there, sent unless it is there already."""
     folder = f"{board.home}/{CACHE}/graphs/{sha256}"
-    places.send(where, _graph_files(artifact), folder)
+    commands.send(where, _graph_files(artifact), folder)
     return f"{folder}/{artifact.name}"
 
 
@@ -216,21 +216,21 @@ def _build(
 ) -> None:
     folder = f"{board.home}/{CACHE}"
     timing = f"{folder}/timing/{timing_file(board.device.name, board.version)}"
-    places.checked(where, f"mkdir -p {shlex.quote(folder)}/timing {shlex.quote(folder)}/engines")
-    with places.scratch(where) as scratch:
+    commands.checked(where, f"mkdir -p {shlex.quote(folder)}/timing {shlex.quote(folder)}/engines")
+    with commands.scratch(where) as scratch:
         made = f"{scratch}/engine.plan"
         arguments = trtexec.build_arguments(board.version, plan, graph, made, timing)
         command = [board.trtexec, *arguments]
-        done = places.run_long(where, f"{scratch}/build", command, BUILD_S)
+        done = commands.run_long(where, f"{scratch}/build", command, BUILD_S)
         what = f"building {Path(graph).name} on {where.name}"
         if done.code:
             raise trtexec.failure(done.out, done.code, what)
         _check_log(done.out, board, what)
-        sha256 = places.checked(where, f"sha256sum {shlex.quote(made)}", 600).split()[0]
+        sha256 = commands.checked(where, f"sha256sum {shlex.quote(made)}", 600).split()[0]
         content = json.dumps({"key": as_json(key), "sha256": sha256})
         beside = f"{engine.removesuffix('.plan')}.json"
         # the JSON goes last; a second call finds the engine moved
-        places.checked(
+        commands.checked(
             where,
             f"[ ! -f {shlex.quote(made)} ] || mv {shlex.quote(made)} {shlex.quote(engine)}\n"
             f"printf %s {shlex.quote(content)} > {shlex.quote(beside)}",
@@ -271,7 +271,7 @@ def compute(
     Raises `BadInput` for inputs that do not fit, `LaptopError` for what trtexec reports.
     """
     arrays = raw(engine.plan, board.version, given)
-    with places.scratch(where) as scratch, tempfile.TemporaryDirectory() as here:
+    with commands.scratch(where) as scratch, tempfile.TemporaryDirectory() as here:
         names = {name: f"{scratch}/{i}.bin" for i, name in enumerate(arrays)}
         for name, array in arrays.items():
             local = Path(here) / "input.bin"
@@ -283,7 +283,7 @@ def compute(
             engine.plan, engine.path, names, shapes, output=output, extra=PARITY
         )
         _need_flags(where, board, arguments)
-        done = places.run_long(where, f"{scratch}/run", [board.trtexec, *arguments], RUN_S)
+        done = commands.run_long(where, f"{scratch}/run", [board.trtexec, *arguments], RUN_S)
         if done.code:
             raise trtexec.failure(done.out, done.code, f"running an engine on {where.name}")
         where.get(output, Path(here) / "output.json")
@@ -348,7 +348,7 @@ def build_all(folder: Path, where: Place, out: Path | None = None) -> list[dict[
 def main(folder: Path, device: str, out: Path | None) -> None:
     """Build engines of the TensorRT graphs in FOLDER on a device; prints JSON."""
     try:
-        print(json.dumps(build_all(folder, places.place(device), out), indent=2))
+        print(json.dumps(build_all(folder, ssh.place(device), out), indent=2))
     except LaptopError as e:
         raise click.ClickException(str(e)) from None
 

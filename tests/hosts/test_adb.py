@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from laptop.errors import LaptopError
-from laptop.hosts import adb, places
+from laptop.hosts import adb, commands
 from laptop.hosts.adb import Adb
 from support.board import Proxy
 from support.device_daemon import TMP, Phone, connect, needs_adb, phone_at, private_server
@@ -61,7 +61,7 @@ def test_a_script_runs_in_a_shell_and_tells_how_it_ended(place: Adb, code: int) 
 @needs_adb
 def test_a_script_that_fails_is_named_with_what_it_said(place: Adb) -> None:
     with pytest.raises(LaptopError, match=r"exit code 5 of `echo bad >&2; exit 5`: bad"):
-        places.checked(place, "echo bad >&2; exit 5")
+        commands.checked(place, "echo bad >&2; exit 5")
 
 
 @needs_adb
@@ -99,9 +99,9 @@ def test_a_file_that_the_phone_does_not_take_is_an_error(place: Adb, tmp_path: P
 @needs_adb
 def test_a_scratch_folder_goes_with_what_runs_in_it(place: Adb, phone: Phone) -> None:
     def run() -> None:
-        with places.scratch(place) as scratch:
+        with commands.scratch(place) as scratch:
             assert list(phone.tmp.iterdir()) == [Path(scratch)]
-            places.run_long(place, f"{scratch}/x", ["sleep", "4712"], timeout_s=0.5, poll_s=0.1)
+            commands.run_long(place, f"{scratch}/x", ["sleep", "4712"], timeout_s=0.5, poll_s=0.1)
 
     with pytest.raises(LaptopError, match=r"no end after 0\.5 s"):
         run()
@@ -135,9 +135,9 @@ def test_a_long_command_is_started_once_whatever_the_connection_does(
     cut: Ways, phone: Phone
 ) -> None:
     place, proxy = cut(4, 1500)
-    with places.scratch(place) as scratch:
+    with commands.scratch(place) as scratch:
         command = ["sh", "-c", f"echo x >>{TMP}/count; sleep 1; echo done"]
-        done = places.run_long(place, f"{scratch}/x", command, 20, poll_s=0.1)
+        done = commands.run_long(place, f"{scratch}/x", command, 20, poll_s=0.1)
     assert done.out == "done\n"
     assert (phone.tmp / "count").read_text() == "x\n"
     assert proxy.connections > 4

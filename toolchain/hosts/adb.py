@@ -18,7 +18,8 @@ from pathlib import Path
 
 from laptop.errors import LaptopError
 from laptop.files import lines
-from laptop.hosts.places import Done, called, checked, last_line
+from laptop.hosts.commands import checked
+from laptop.hosts.place import Done, called, last_line
 
 TMP = "/data/local/tmp"  # where adb's user may write and run programs
 END = "laptop: end of script"

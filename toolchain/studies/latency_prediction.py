@@ -34,7 +34,7 @@ from laptop.console import say
 from laptop.errors import BadInput
 from laptop.fields import Count, Name, Range
 from laptop.files import write_json
-from laptop.hosts.places import Local
+from laptop.hosts.place import Local
 from laptop.machine import machine
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.plan_file import LatencyTable, Median, Milliseconds

@@ -12,7 +12,7 @@ from laptop.benchmarks import quality
 from laptop.benchmarks.devices.computer import _as, _facts, _Peak, _Profile, _Started
 from laptop.benchmarks.devices.device import Heat, Ready, Round
 from laptop.export.to_tensorrt import engine, trtexec
-from laptop.hosts.places import Done
+from laptop.hosts.place import Done
 from laptop.pruning import plan
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.latency_table import read_table

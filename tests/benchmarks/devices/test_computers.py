@@ -22,7 +22,8 @@ from laptop.benchmarks.latency.bench import bench, measure, need_fitting
 from laptop.benchmarks.latency.layers import bench_layers
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
-from laptop.hosts.places import Local, Ssh
+from laptop.hosts.place import Local
+from laptop.hosts.ssh import Ssh
 from support import board as boards
 from support.board import Board, Proxy, Server, needs_sshd
 from support.onnx_files import onnx_folder
@@ -172,7 +173,7 @@ def test_nothing_runs_on_the_board_when_this_side_is_killed(
     script.write_text(
         "import sys, time\nfrom pathlib import Path\nfrom test_computers import unet_of\n"
         "from laptop.benchmarks.devices.computer import Computer\n"
-        "from laptop.hosts.places import Ssh\n"
+        "from laptop.hosts.ssh import Ssh\n"
         f"way = Ssh('board', config=Path({str(server.config())!r}))\n"
         f"folder = Path({str(graphs['base'])!r})\n"
         "meter = Computer(way, sys.executable).meter(unet_of(folder), 1, 0)\n"

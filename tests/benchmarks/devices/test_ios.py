@@ -22,7 +22,7 @@ from laptop.benchmarks.latency.bench import bench
 from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.report.latency_section import _placements
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.hosts.places import Local
+from laptop.hosts.place import Local
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up")  # coremltools' own
 UDID = "00008130-000A"

@@ -17,7 +17,7 @@ from laptop.benchmarks.latency.layer_table import measured, timed_modules
 from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
 from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.errors import BadInput
-from laptop.hosts.places import Local
+from laptop.hosts.place import Local
 from laptop.pruning.units import anatomy
 from support.onnx_files import onnx_folder
 from support.unets import model

@@ -25,7 +25,8 @@ from laptop.export.settings import TensorrtConfig
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.trtexec import Device, Version
-from laptop.hosts.places import Local, Place, Ssh
+from laptop.hosts.place import Local, Place
+from laptop.hosts.ssh import Ssh
 from laptop.pruning.sampling_config import Sampling
 from support import board as boards
 from support.board import Board, Proxy, Server, needs_sshd

@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from laptop.errors import BadInput, LaptopError
-from laptop.hosts import places
-from laptop.hosts.places import Local, Place, Ssh
+from laptop.hosts import commands, ssh
+from laptop.hosts.place import Local, Place
+from laptop.hosts.ssh import Ssh
 from support import board as boards
 from support.board import Board, Proxy, Server, needs_sshd
 
@@ -54,7 +55,7 @@ def test_a_script_runs_in_a_shell_and_tells_how_it_ended(place: Place) -> None:
     done = place.run('echo "it\'s $((6 * 7))"; echo no >&2; exit 3')
     assert done == (3, "it's 42\n", "no\n")
     with pytest.raises(LaptopError, match=r"exit code 5 of `echo bad >&2; exit 5`: bad"):
-        places.checked(place, "echo bad >&2; exit 5")
+        commands.checked(place, "echo bad >&2; exit 5")
 
 
 def test_a_script_that_takes_too_long_is_an_error(place: Place) -> None:
@@ -82,9 +83,9 @@ def test_a_missing_file_is_an_error_that_leaves_nothing(place: Place, tmp_path: 
 
 def test_a_scratch_folder_goes_with_what_runs_in_it(place: Place, board: Board) -> None:
     def run() -> None:
-        with places.scratch(place) as scratch:
+        with commands.scratch(place) as scratch:
             assert list(board.tmp.iterdir()) == [Path(scratch)]
-            places.run_long(place, f"{scratch}/x", ["sleep", "4711"], timeout_s=0.5, poll_s=0.1)
+            commands.run_long(place, f"{scratch}/x", ["sleep", "4711"], timeout_s=0.5, poll_s=0.1)
 
     with pytest.raises(LaptopError, match=r"no end after 0\.5 s"):
         run()
@@ -94,18 +95,18 @@ def test_a_scratch_folder_goes_with_what_runs_in_it(place: Place, board: Board) 
 
 
 def test_a_long_command_tells_how_it_ended_and_what_it_printed(place: Place) -> None:
-    with places.scratch(place) as scratch:
+    with commands.scratch(place) as scratch:
         command = ["sh", "-c", "echo out; echo err >&2; exit 255"]
-        done = places.run_long(place, f"{scratch}/x", command, 10, poll_s=0.1)
+        done = commands.run_long(place, f"{scratch}/x", command, 10, poll_s=0.1)
     assert done == (255, "out\nerr\n", "")
 
 
 def test_a_long_command_that_is_killed_is_an_error(place: Place) -> None:
-    with places.scratch(place) as scratch:
+    with commands.scratch(place) as scratch:
         # the shell that notes the exit code goes too, as when a board's memory ends
         command = ["sh", "-c", f"kill -9 $(cat {scratch}/x/pid); sleep 0.2"]
         with pytest.raises(LaptopError, match="was killed, mostly for lack of memory"):
-            places.run_long(place, f"{scratch}/x", command, 10, poll_s=0.1)
+            commands.run_long(place, f"{scratch}/x", command, 10, poll_s=0.1)
 
 
 @needs_sshd
@@ -135,9 +136,9 @@ def test_a_long_command_is_started_once_whatever_the_connection_does(
 ) -> None:
     ssh, _ = cut(cuts=6, after=5000)  # after the login, so that the command has started
     count = board.home / "count"
-    with places.scratch(ssh) as scratch:
+    with commands.scratch(ssh) as scratch:
         command = ["sh", "-c", f"echo x >>{count}; sleep 1; echo done"]
-        done = places.run_long(ssh, f"{scratch}/x", command, 20, poll_s=0.1)
+        done = commands.run_long(ssh, f"{scratch}/x", command, 20, poll_s=0.1)
     assert done.out == "done\n"
     assert count.read_text() == "x\n"
     assert not list(board.tmp.iterdir())
@@ -190,12 +191,12 @@ def test_a_refused_login_says_what_helps(server: Server) -> None:
     ],
 )
 def test_an_address_names_a_place(address: str, place: Place) -> None:
-    assert places.place(address) == place
+    assert ssh.place(address) == place
 
 
 def test_an_address_of_ipv6_has_brackets_in_its_name() -> None:
-    assert places.place("ssh://me@[::1]:2222").name == "ssh://me@[::1]:2222"
-    assert places.place("ssh://orin:2222").name == "ssh://orin:2222"
+    assert ssh.place("ssh://me@[::1]:2222").name == "ssh://me@[::1]:2222"
+    assert ssh.place("ssh://orin:2222").name == "ssh://orin:2222"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_an_address_of_ipv6_has_brackets_in_its_name() -> None:
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(BadInput, match=r"use local or ssh://\[user@\]host\[:port\]"):
-        places.place(address)
+        ssh.place(address)
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

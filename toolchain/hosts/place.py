@@ -1,0 +1,91 @@
+"""A place where commands run and files lie: its interface, and this machine.
+
+A `Place` runs POSIX shell scripts and moves files. Connections drop; then the same call is made
+again, a few times, so **a script must do no harm when it runs twice**. What takes long goes through
+`commands.run_long`, which starts it once and asks for its end with short calls.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from laptop.errors import LaptopError
+from laptop.files import lines
+
+BEGIN = "laptop: begin"  # what a shell prints before this, such as a greeting, is not a script's
+
+
+class Done(NamedTuple):
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Place(Protocol):
+    """A machine."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def run(self, script: str, timeout_s: float = 60) -> Done:
+        """Run a POSIX shell script; it may run twice. Raises `LaptopError` where it cannot start
+        or takes longer."""
+
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file there, whole or not at all; the folder of `target` exists."""
+
+    def get(self, source: str, target: Path) -> None:
+        """Copy a file here, whole or not at all."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine."""
+
+    name: str = "this machine"
+
+    def run(self, script: str, timeout_s: float = 60, given: str | None = None) -> Done:
+        return called(["sh", "-c", script], timeout_s, self.name, given)
+
+    def put(self, source: Path, target: str) -> None:
+        _copy(source, Path(target))
+
+    def get(self, source: str, target: Path) -> None:
+        _copy(Path(source), target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    part = target.with_name(f"{target.name}.part")
+    shutil.copyfile(source, part)
+    part.replace(target)
+
+
+def called(
+    command: Sequence[str], timeout_s: float | None, where: str, given: str | None = None
+) -> Done:
+    """How a program of this machine ended that `where` needs; `LaptopError` as `Place.run` has."""
+    try:
+        done = subprocess.run(
+            command,
+            input=given or "",
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except FileNotFoundError:
+        raise LaptopError(f"{where} needs the program {command[0]!r}, which is missing.") from None
+    except subprocess.TimeoutExpired:
+        raise LaptopError(f"{where}: no end after {timeout_s:g} s: {command[-1][:200]}") from None
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def last_line(text: str) -> str:
+    """For messages: the last line is where programs say what is wrong."""
+    return (lines(text.strip()) or ["it said nothing"])[-1]

@@ -18,16 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from laptop import models as model_source
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.console import track
 from laptop.errors import BadInput
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.files import open_file, write_json
+from laptop.models import locating
 from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
-from laptop.run import Overwrite, resume_folder, run_stage
+from laptop.run import Overwrite, run_stage
+from laptop.unfinished import resume_folder
 
 SCHEMA = "laptop.eval/1"
 PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
@@ -74,8 +75,8 @@ def evaluate(
     """
     chosen = _check(models, config, prompts)
     for model in models.values():
-        model_source.need_whole_chain(str(model), "eval")
-    sources = {label: model_source.locate(str(model)) for label, model in models.items()}
+        locating.need_whole_chain(str(model), "eval")
+    sources = {label: locating.locate(str(model)) for label, model in models.items()}
     first, *others = (str(model) for model in models.values())
     wanted = SamplingConfig(guidance=config.guidance).over(sampling or SamplingConfig())
     how = choose_sampling(first, wanted, *others, steps=config.steps)
@@ -190,7 +191,7 @@ def _batches(
 
 
 def _load(source: str, sampling: Sampling) -> Any:
-    pipe = model_source.load_pipeline(source)
+    pipe = loading.load_pipeline(source)
     set_scheduler_(pipe, sampling)
     return pipe
 
@@ -243,7 +244,7 @@ def _measure(
     """One entry of `models` for each label; the teacher has no PSNR to itself."""
     teacher = next(iter(sources))
     teacher_images = pictures[teacher][0]
-    vae = model_source.load_pipeline(sources[teacher]).vae
+    vae = loading.load_pipeline(sources[teacher]).vae
     aim = latent_features(vae, teacher_images if reference is None else reference)
     rows = []
     for label, source in sources.items():

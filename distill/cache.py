@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from laptop import models
 from laptop.distill.buckets import Size
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
 from laptop.files import exists, inside, open_file, reason, sha256, shown
+from laptop.models import locating
 from laptop.models.shapes import pooled_width, text_width
 from laptop.records import checked, read_record
 
@@ -225,7 +225,7 @@ def is_cache(folder: Path) -> bool:
 
 def encoders(model: str) -> dict[str, Path]:
     """The folders of all that a cache depends on; a model on the Hub is fetched."""
-    folder = models.folder(model)
+    folder = locating.folder(model)
     return {name: folder / name for name in ENCODERS if (folder / name).is_dir()}
 
 
@@ -250,7 +250,7 @@ def check_cache(folder: Path, model: str) -> None:
 
 def widths(model: str) -> dict[str, int | None]:
     """What a model's U-Net takes: channels of latents, widths of the text's embeddings."""
-    unet = models.unet_config(model)
+    unet = locating.unet_config(model)
     return {
         "latents": unet["in_channels"],
         "text states": text_width(unet),

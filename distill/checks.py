@@ -1,9 +1,9 @@
 """What cannot be trained with, found from settings and configs before any expensive step."""
 
-from laptop import models
 from laptop.console import say
 from laptop.distill.session import DistillConfig
 from laptop.errors import BadInput
+from laptop.models import loading, locating
 from laptop.models.shapes import native_size, text_width
 from laptop.processes import count
 
@@ -24,7 +24,7 @@ def check_batch(config: DistillConfig) -> None:
 
 def check_smaller(teacher: str, student: str) -> None:
     """Raise `BadInput` for a student that is its teacher or larger; say where both are as large."""
-    if models.locate(student) == models.locate(teacher):
+    if locating.locate(student) == locating.locate(teacher):
         raise BadInput(f"{student} is student and teacher. Pass the pruned model as the student.")
     more = _params(student) - _params(teacher)
     if more > 0:
@@ -37,12 +37,12 @@ def check_smaller(teacher: str, student: str) -> None:
 
 
 def _params(model: str) -> int:
-    return sum(p.numel() for p in models.empty_unet(model).parameters())
+    return sum(p.numel() for p in loading.empty_unet(model).parameters())
 
 
 def check_pair(teacher: str, student: str) -> None:
     """Raise `BadInput` unless the student can be a pruned teacher: their blocks must pair."""
-    a, b = (models.unet_config(model) for model in (teacher, student))
+    a, b = (locating.unet_config(model) for model in (teacher, student))
     levels = len(b["down_block_types"])  # innermost ones may be gone
     for key in ("block_out_channels", "down_block_types"):
         a[key], b[key] = list(a[key][:levels]), list(b[key])

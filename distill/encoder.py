@@ -8,11 +8,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from torch import Tensor
 
-from laptop import models, processes
+from laptop import processes
 from laptop.distill.buckets import Size, bucket_sizes, fit, nearest
 from laptop.distill.sources import Broken, Example
 from laptop.distill.viewer import BadPicture, view
 from laptop.errors import LaptopError
+from laptop.models import loading
 from laptop.models.description import describe
 from laptop.models.precision import stored_dtype
 from laptop.pruning.sampling import draw
@@ -59,7 +60,7 @@ class Encoder:
         self.device, self.sampling = processes.device(), sampling
         self.is_cpu = self.device.type == "cpu"
         dtype = torch.float32 if self.is_cpu or not is_drawn else stored_dtype(model)
-        load = models.load_pipeline if is_drawn else models.load_encoders
+        load = loading.load_pipeline if is_drawn else loading.load_encoders
         self.pipe: Any = load(model, dtype)
         self.pipe.to(self.device)
         set_scheduler_(self.pipe, sampling)

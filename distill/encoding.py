@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from laptop import models, processes
+from laptop import processes
 from laptop.console import progress, say
 from laptop.distill import cache
 from laptop.distill.buckets import Size
@@ -28,10 +28,12 @@ from laptop.distill.sources import Broken, Source
 from laptop.errors import BadInput
 from laptop.fields import Count, Name, Pixels, Range, Seed, Steps, check_fields
 from laptop.files import sha256, write_json
+from laptop.models import locating
 from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
-from laptop.run import Overwrite, resume_folder
+from laptop.run import Overwrite
 from laptop.teamwork import run_together
+from laptop.unfinished import resume_folder
 
 RUN = 256  # records of a shard
 NAMED = 10  # skipped records that a message names
@@ -75,7 +77,7 @@ def make_cache(
     settings |= {"data": source.identity, "size": [how.height, how.width]}
     inputs = cache.encoders(model)
     if source.is_drawn:
-        files, which = models.identity("model", model)
+        files, which = locating.identity("model", model)
         inputs |= files
         settings |= which | {"sampling": asdict(how)}
 
@@ -99,7 +101,7 @@ def check_config(
     model: str, config: DataConfig, sampling: SamplingConfig | None = None
 ) -> Sampling:
     """How pictures are drawn, and their size; `BadInput` for what nothing can be cached with."""
-    models.need_whole_chain(model, "cache")
+    locating.need_whole_chain(model, "cache")
     return choose_sampling(model, sampling, steps=config.steps, resolution=config.resolution)
 
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from laptop import models
 from laptop.distill.optimizer import BYTES
 from laptop.distill.session import HALVES, DistillConfig, TrainConfig
 from laptop.machine import available_memory_bytes
+from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.processes import count
 from laptop.pruning.units import example_inputs
@@ -102,7 +102,7 @@ class Pace:
 
 def forecast(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> Forecast:
     """From both models' configs; no weight is read. FSDP's sharding is not counted in."""
-    unets = models.empty_unet(teacher), models.empty_unet(student)
+    unets = loading.empty_unet(teacher), loading.empty_unet(student)
     return of_unets(*unets, context_length(teacher), config, how)
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from laptop import models
 from laptop.console import say, track
 from laptop.distill import checkpoint
 from laptop.distill.batches import FromCache, MadeUp
@@ -28,6 +27,8 @@ from laptop.distill.forecast import (
 from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.fields import Range
 from laptop.files import whole_lines, write_json
+from laptop.machine import need_space
+from laptop.models import loading, locating
 from laptop.models.description import context_length
 from laptop.processes import count, is_main, launcher_precision, wait_for_all
 from laptop.pruning import noising
@@ -36,8 +37,9 @@ from laptop.pruning.sampling_choice import choose_sampling, settle
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.surgery import write_model
 from laptop.records import read_record
-from laptop.run import Overwrite, manifest_of, need_ours, need_space, read_manifest, resume_folder
+from laptop.run import Overwrite, manifest_of, need_ours, read_manifest
 from laptop.teamwork import run_together
+from laptop.unfinished import resume_folder
 
 METRICS = "metrics.jsonl"
 BACK_OFFS, SCHEMA = "back-offs.json", "laptop.back-offs/1"
@@ -71,7 +73,7 @@ def distill(
     if config.norms == "batch":  # weightings are made of what runs at once
         settings["samples_at_once"] = count() * micro_batch(config, how)
     for role, model in (("teacher", teacher), ("student", student)):
-        files, which = models.identity(role, model)
+        files, which = locating.identity(role, model)
         inputs |= files
         settings |= which
 
@@ -100,11 +102,11 @@ def check_before_start(
 ) -> None:
     """Raise for anything that training would refuse, before its data are made."""
     check_batch(config)
-    models.need_whole_chain(teacher, "distill")
+    locating.need_whole_chain(teacher, "distill")
     noising.of_model(teacher)  # or it is refused
     check_pair(teacher, student)
     check_smaller(teacher, student)
-    pairs(models.empty_unet(teacher), models.empty_unet(student), config.features)
+    pairs(loading.empty_unet(teacher), loading.empty_unet(student), config.features)
     need_ours(out, "distill")
 
 
@@ -128,7 +130,7 @@ def train(
         except Diverged as e:
             _back_off(session, checkpoints, folder, e)
     if is_main():
-        pruned = models.load_unet(student)
+        pruned = loading.load_unet(student)
     weights = session.result()
     if is_main():
         pruned.load_state_dict(weights)
@@ -150,7 +152,7 @@ def start(
     noise, cache = noising.of_model(teacher), Cache(data)
     size = micro_batch(config, how)
     order = Order(cache.buckets, config.batch_size, config.seed)
-    unets = models.load_unet(teacher), models.load_unet(student)
+    unets = loading.load_unet(teacher), loading.load_unet(student)
     scale = choose_sampling(teacher, sampling, student).guidance
     guidance = guidance_embedding(unets[0].config, scale)
     batches = FromCache(
@@ -163,13 +165,13 @@ def rehearse(teacher: str, student: str, config: DistillConfig, how: TrainConfig
     """The forecast, and the speed of some steps on made-up samples; writes nothing."""
     how = _resolved(how)
     check_batch(config)
-    models.need_whole_chain(teacher, "distill")
+    locating.need_whole_chain(teacher, "distill")
     check_pair(teacher, student)
     expected, free = forecast(teacher, student, config, how), available_bytes()
     found = expected.as_dict() | {"available_bytes": free}
     if expected.memory_bytes > free:
         return found | {"seconds_per_step": None, "why": "it does not fit into this memory"}
-    unets = models.load_unet(teacher), models.load_unet(student)
+    unets = loading.load_unet(teacher), loading.load_unet(student)
     size = micro_batch(config, how)
     batches = MadeUp(unets[0].config, context_length(teacher), config.batch_size, size)
     quiet = replace(how, shares_every=0)

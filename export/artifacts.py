@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from laptop import console, contents, files, mistakes, models, run
+from laptop import console, contents, files, mistakes, run, unfinished
 from laptop.errors import BadInput, CheckFailed, LaptopError
 from laptop.export import components, inputs
 from laptop.export.artifact_names import check_names
@@ -35,7 +35,8 @@ from laptop.export.example_sampling import example_sampling, settled_sampling
 from laptop.export.job import Job, complete, example_shapes, export, run_apart, save_examples
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import BYTES, HALF, TARGETS, Request, requests
-from laptop.machine import available_memory_bytes, machine
+from laptop.machine import available_memory_bytes, machine, need_space
+from laptop.models import loading, locating
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig, of_values
@@ -66,24 +67,24 @@ def export_model(
     `NoSpace` before any weight is read.
     """
     wanted = check_request(config, prompts)
-    models.need_whole_chain(model, "export")
+    locating.need_whole_chain(model, "export")
     settled = settled_sampling(model, sampling)
     prompts, how = example_sampling(model, config, wanted, prompts, sampling)
-    sources, identity = models.identity("model", model)
+    sources, identity = locating.identity("model", model)
     todo = [r for r in wanted if overwrite or not (out / r.folder).exists()]
     if sources and todo:  # of a Hub id nothing may be here yet to be measured
-        run.need_space(out.parent, _artifact_bytes(model, todo, config))
+        need_space(out.parent, _artifact_bytes(model, todo, config))
         _need_memory(SAMPLING, 4 * _parameters(model, PARTS))
 
     def work(folder: Path) -> dict[str, Any]:
-        _say_upcast(models.folder(model), config, wanted)
+        _say_upcast(locating.folder(model), config, wanted)
         failed = _export_targets(model, folder, config, how, wanted, prompts)
         rows = [row for request in wanted for row in _rows(request, folder, config)]
-        left_out = _left_out(models.folder(model))
+        left_out = _left_out(locating.folder(model))
         listed = {
             "resolution": config.resolution,
             "sampling": settled.stated,
-            "pixels_per_latent": pixels_per_latent(models.folder(model) / "vae"),
+            "pixels_per_latent": pixels_per_latent(locating.folder(model) / "vae"),
             "artifacts": rows,
             "left_out": left_out,
             "failed": failed,
@@ -92,7 +93,7 @@ def export_model(
         if left_out:
             console.say("export: the safety checker is left out; artifacts draw without it.")
         listing = {"left_out": left_out, "files": _files(folder)}
-        return {"plan_sha256": _plan(models.locate(model)), **listing}
+        return {"plan_sha256": _plan(locating.locate(model)), **listing}
 
     settings = {**asdict(config), "prompts": list(prompts), **identity}
     settings["sampling"] = asdict(settled)
@@ -145,7 +146,7 @@ def _export_targets(
     todo = [request for request in wanted if not (folder / request.folder).exists()]
     if not todo:
         return []
-    scratch = run.resume_folder(folder)
+    scratch = unfinished.resume_folder(folder)
     recorded = scratch / "inputs"
     if not recorded.exists():
         given = (model, recorded, sampling, config.seed, prompts)
@@ -182,7 +183,7 @@ def _record(
     model: str, folder: Path, sampling: Sampling, seed: int, prompts: Sequence[str]
 ) -> None:
     """Sample, and save what every component got."""
-    pipe = models.load_pipeline(model)
+    pipe = loading.load_pipeline(model)
     set_scheduler_(pipe, sampling)
     recorded = inputs.record(pipe, prompts, sampling, seed=seed)
     beside = folder.with_suffix(".tmp")
@@ -244,7 +245,7 @@ def _parameters(model: str, parts: Iterable[str]) -> int:
     from safetensors import safe_open
 
     weights = 0
-    for path in (file for part in parts for file in models.weight_files(model, part)):
+    for path in (file for part in parts for file in locating.weight_files(model, part)):
         with safe_open(path, framework="np") as file:
             weights += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
     return weights
@@ -284,7 +285,7 @@ def _plan(source: str) -> str | None:
 
 def _files(folder: Path) -> dict[str, str]:
     """Every file of the artifacts, by its path in their folder."""
-    paths = [p for p in files.files_in(folder) if run.RESUME not in p.parts]
+    paths = [p for p in files.files_in(folder) if unfinished.RESUME not in p.parts]
     return {p.relative_to(folder).as_posix(): files.sha256(p) for p in paths}
 
 

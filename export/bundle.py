@@ -7,7 +7,7 @@ which hold the seconds and the memory that each component took.
 import zipfile
 from pathlib import Path
 
-from laptop import files, run
+from laptop import files, machine
 from laptop.errors import OutputExists
 
 SUMS = "SHA256SUMS"
@@ -21,7 +21,7 @@ def bundle(artifacts: Path) -> Path:
     """
     out = place(artifacts)
     paths = files.files_in(artifacts)
-    run.need_space(out.parent, sum(p.stat().st_size for p in paths))
+    machine.need_space(out.parent, sum(p.stat().st_size for p in paths))
     beside = out.with_name(f".{out.name}.partial")
     beside.unlink(missing_ok=True)  # it may be a link
     with zipfile.ZipFile(beside, "x") as archive:

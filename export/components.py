@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laptop import models
 from laptop.errors import Unsupported
 from laptop.export.settings import COMPONENTS
+from laptop.models import loading
 
 ALL = COMPONENTS
 FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
@@ -47,13 +47,13 @@ def folder_of(component: str) -> str:
 def load(model: str, component: str, dtype: torch.dtype | None = None) -> Graph:
     """One component of `model` alone, in `dtype` (float32 when None), on the CPU."""
     if component == "unet":
-        return _unet(models.load_unet(model, dtype))
-    return graph(models.load_encoders(model, dtype, only=folder_of(component)), component)
+        return _unet(loading.load_unet(model, dtype))
+    return graph(loading.load_encoders(model, dtype, only=folder_of(component)), component)
 
 
 def empty(model: str) -> Graph:
     """The U-Net from its config alone, on the meta device: no weight is read."""
-    return _unet(models.empty_unet(model))
+    return _unet(loading.empty_unet(model))
 
 
 def graph(pipe: Any, component: str) -> Graph:

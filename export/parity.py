@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from laptop import console, files, models, run
+from laptop import console, files, run
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import artifacts as listing
 from laptop.export import components, magnitudes, onnx_runner, pictures
@@ -37,6 +37,7 @@ from laptop.export.inputs import record, sample
 from laptop.export.onnx_runner import Array
 from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
+from laptop.models import loading, locating
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.records import read_record
@@ -93,11 +94,11 @@ def verify(
     rows = listing.read_list(artifacts)
     for row in rows:
         _check_artifact(artifacts / row["file"], row)
-    models.need_whole_chain(against, "verify")
+    locating.need_whole_chain(against, "verify")
     stated = (sampling or SamplingConfig()).over(listing.sampling_of(artifacts))
     how = choose_sampling(against, stated, steps=config.steps, most=MOST_STEPS)
     how = how.with_resolution(listing.resolution(artifacts))
-    sources, identity = models.identity("against", against)
+    sources, identity = locating.identity("against", against)
 
     def work(folder: Path) -> dict[str, Any]:
         results = Verification(artifacts, against, folder, config, prompts, how).results(rows)
@@ -155,7 +156,7 @@ class Verification:
     ):
         self.artifacts, self.against, self.folder = artifacts, against, folder
         self.config, self.prompts = config, prompts
-        self.pipe = models.load_pipeline(against)
+        self.pipe = loading.load_pipeline(against)
         set_scheduler_(self.pipe, sampling)
         self.sampling = sampling
         self.recorded = record(self.pipe, prompts, sampling, seed=config.seed)

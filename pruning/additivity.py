@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from laptop import models
 from laptop.console import progress
 from laptop.errors import BadInput
 from laptop.files import write_json
+from laptop.models import locating
 from laptop.pruning.plan import (
     as_anatomy,
     joint_loss,
@@ -52,7 +52,7 @@ def make_additivity(
         measured = [losses[frozenset(names)] for _, names in sets]
         write_json(folder / out.name, report(scores, sets, measured))
 
-    inputs, which = models.identity("model", scores["model"])
+    inputs, which = locating.identity("model", scores["model"])
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
     settings = {"count": count, "seed": seed} | which
     return run_stage("additivity", out, settings, inputs, work, overwrite=overwrite)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated
 
-from laptop import models
 from laptop.errors import BadInput, Infeasible, Unsupported
 from laptop.fields import Length, Name, OneOf, Range, Share, check_fields
+from laptop.models import locating
 from laptop.models.precision import stored_dtype
 from laptop.pruning.units import Anatomy, Unit
 
@@ -259,7 +259,7 @@ def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
             f"--expressible {config.expressible} drops transformer blocks, which these scores do "
             f"not have as layers. {remedy}".rstrip()
         )
-    if models.unet_config(model).get("removed"):
+    if locating.unet_config(model).get("removed"):
         raise BadInput(
             f"--expressible {config.expressible}: {model} is pruned already, in a way that no "
             "stock config can say. Plan from the original model."

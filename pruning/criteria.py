@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from laptop import models, processes
+from laptop import processes
 from laptop.errors import BadInput
 from laptop.files import reason
+from laptop.models import loading, unet_classes
 from laptop.models.foreign_code import check_component
 from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
@@ -65,7 +66,7 @@ class Subject:
     def pipeline(self) -> Any:
         """The whole model, around the same U-Net."""
         dtype = next(self.unet.parameters()).dtype
-        pipe = models.load_pipeline(self.model, dtype)
+        pipe = loading.load_pipeline(self.model, dtype)
         pipe.register_modules(unet=self.unet)
         set_scheduler_(pipe, self.sampling)
         return pipe.to(processes.device())
@@ -220,7 +221,7 @@ def _influences(
                 lambda _m, _a, out: compare(name, streams[name], streams.pop(name) + out)
             )
         else:
-            without = models.shipped_module().stand_in(layer)
+            without = unet_classes.shipped_module().stand_in(layer)
             yield layer.register_forward_hook(
                 lambda _, a, kw, out: compare(name, _first(without(*a, **kw)), _first(out)),
                 with_kwargs=True,

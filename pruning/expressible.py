@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-from laptop import models
+from laptop.models import unet_classes
 
 
 def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, Any] | None:
@@ -77,7 +77,7 @@ def without(unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[s
     gone = [*unet.config.get("removed", []), *names]
     stay = [h for h in unet.config.get("healed", []) if not h.startswith(_inside(names))]
     config = {**unet.config, "removed": gone, "healed": [*stay, *healed]}
-    return build(models.shipped_class(unet), config)
+    return build(unet_classes.shipped_class(unet), config)
 
 
 def _inside(names: Sequence[str]) -> tuple[str, ...]:

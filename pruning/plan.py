@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laptop import mistakes, models, processes
+from laptop import mistakes, processes
 from laptop.errors import BadInput, Infeasible
 from laptop.files import shown, write_json
+from laptop.models import loading, locating
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditions, with_default
 from laptop.pruning.expressible import stock_config
@@ -24,7 +25,8 @@ from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
 from laptop.pruning.units import Anatomy, Unit, check_names
 from laptop.records import read_record
-from laptop.run import Overwrite, resume_folder, run_stage
+from laptop.run import Overwrite, run_stage
+from laptop.unfinished import resume_folder
 
 MENU_SCHEMA = "laptop.menu/1"
 
@@ -73,7 +75,7 @@ def make_plan(
         sampling = {"sampling": scores.get("sampling", {})}  # for the student's folder
         write_json(folder / out.name, plan | sampling | solver | losses)
 
-    inputs, which = models.identity("model", model)
+    inputs, which = locating.identity("model", model)
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
     if config.latency_table is not None:
         inputs["latency_table"] = Path(config.latency_table)
@@ -85,7 +87,7 @@ def read_samples(scores_path: Path, model: str) -> tuple[dict[str, Tensor], Tens
     """The calibration beside scores.json, checked against the model by its shapes."""
     path = scores_path.parent / CALIBRATION
     rows, output = calibration.load(path)
-    calibration.check_rows(models.empty_unet(model), rows, output, str(path))
+    calibration.check_rows(loading.empty_unet(model), rows, output, str(path))
     return rows, output
 
 
@@ -96,7 +98,7 @@ def joint_loss(
 
     Raises `BadInput` when the model does not give the recorded output.
     """
-    unet = models.load_unet(scores["model"], getattr(torch, scores.get("dtype", "float32")))
+    unet = loading.load_unet(scores["model"], getattr(torch, scores.get("dtype", "float32")))
     unet, size = nn.Module.to(unet, processes.device()), scores.get("batch_size", 1)
     calibration.check_output(unet, *samples, size, what)
     return JointLoss(unet, *samples, size, resume_folder(folder) / "joint.jsonl")
@@ -112,7 +114,7 @@ def scores_file(path: Path) -> Path:
 def read_checked(path: Path) -> dict[str, Any]:
     """The content of a scores.json, checked against the model that it names."""
     scores = read_scores(path)
-    unet = models.empty_unet(scores["model"])
+    unet = loading.empty_unet(scores["model"])
     check_names(unet, [u["name"] for u in scores["units"]], str(path))
     _check_size(unet, scores["base"]["params"], str(path))
     return scores
@@ -140,7 +142,7 @@ def as_plan(
         "remove": [u.name for u in gone],
         "params": _change(known.params, sum(u.params for u in gone)),
         "macs": _change(known.macs, sum(u.macs for u in gone)),
-        "stock_config": stock_config(models.empty_unet(model), names) is not None,
+        "stock_config": stock_config(loading.empty_unet(model), names) is not None,
     }
     if (before := known.latency_ns) is not None:
         after = before - sum(known.latencies_ns[u.name] for u in gone)

@@ -19,7 +19,7 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from laptop import models
+from laptop.models import unet_classes
 from laptop.pruning.units import blocks, listed
 
 
@@ -90,7 +90,7 @@ class _Walk:
 
 @contextmanager
 def _rerouted(unet: nn.Module, state: _Walk) -> Iterator[None]:
-    stand_in = models.shipped_module().stand_in
+    stand_in = unet_classes.shipped_module().stand_in
     targets = {name: unet.get_submodule(name) for name in set().union(*state.waiting)}
     kept = _kept(unet)
     rerouted = kept | targets

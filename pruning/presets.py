@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from laptop import models
 from laptop.files import write_json
+from laptop.models import loading, locating
 from laptop.models.description import context_length
 from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan_file import SCHEMA
@@ -19,9 +19,9 @@ from laptop.run import Overwrite, run_stage
 
 def make_preset_plan(model: str, name: str, out: Path, *, overwrite: Overwrite = False) -> Path:
     """Write plan.json for the preset `name` of `model`; reads configs only, no weights."""
-    folders, which = models.identity("model", model)
+    folders, which = locating.identity("model", model)
     configs = {role: folder / "unet" / "config.json" for role, folder in folders.items()}
-    teacher, tokens = models.empty_unet(model), context_length(model)
+    teacher, tokens = loading.empty_unet(model), context_length(model)
 
     def work(folder: Path) -> None:
         write_json(folder / out.name, {"model": model} | preset_plan(teacher, name, tokens))

@@ -12,7 +12,7 @@ import torch
 from diffusers import LatentConsistencyModelPipeline
 from torch import Tensor
 
-from laptop import models
+from laptop.models import component_classes
 from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import Sampling
@@ -86,7 +86,7 @@ def starts(
 
 
 def _task(pipe: Any) -> str:
-    return models.TASKS[type(pipe).__name__]
+    return component_classes.TASKS[type(pipe).__name__]
 
 
 def _half_masks(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

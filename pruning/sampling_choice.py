@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from laptop import models
 from laptop.console import say
 from laptop.errors import BadInput
 from laptop.files import reason, shown
+from laptop.models import component_classes, locating
 from laptop.models.config_values import Scheduler
 from laptop.models.description import Description, describe
 from laptop.models.shapes import Size
@@ -112,9 +112,9 @@ FLAGS = {"steps": " or by --sampling-steps", "guidance": " or by --guidance"}
 
 
 def _of_folder(model: str) -> SamplingConfig:
-    if models.random_name(model):
+    if locating.random_name(model):
         return SamplingConfig()
-    path = models.find_file(models.locate(model), FILE)
+    path = locating.find_file(locating.locate(model), FILE)
     return read_file(path) if path else SamplingConfig()
 
 
@@ -149,7 +149,7 @@ def picture_size(described: Description, height: int | None, width: int | None) 
     size = height or native[0], width or native[1]
     if size == native:
         return native
-    if models.TASKS[described.pipeline] == "unconditional":
+    if component_classes.TASKS[described.pipeline] == "unconditional":
         raise BadInput(
             f"an unconditional model draws one size only, {native[0]} x {native[1]} pixels: leave "
             "--resolution, height and width out."

@@ -20,11 +20,12 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from laptop import models, processes
+from laptop import processes
 from laptop.console import progress
 from laptop.errors import BadInput, Unsupported
 from laptop.fields import Name, OneOf, Pixels, Range, Samples, Seed, Steps, check_fields
 from laptop.files import write_json
+from laptop.models import loading, locating
 from laptop.models.description import context_length, describe
 from laptop.pruning import calibration, noising
 from laptop.pruning.criteria import CRITERIA, OF_TASK, PER_ROW, Subject
@@ -33,8 +34,9 @@ from laptop.pruning.race import undecided
 from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.pruning.units import GRANULARITIES, Anatomy, Unit, anatomy, forward_rows
-from laptop.run import Overwrite, resume_folder
+from laptop.run import Overwrite
 from laptop.teamwork import run_together
+from laptop.unfinished import resume_folder
 
 SCHEMA = "laptop.scores/1"
 CALIBRATION = "calibration.safetensors"
@@ -97,7 +99,7 @@ def score(
 
     A killed run keeps each unit that it has finished on a batch of rows.
     """
-    known = anatomy(models.empty_unet(model), context_length(model), config.granularity)
+    known = anatomy(loading.empty_unet(model), context_length(model), config.granularity)
     described = describe(model)
     if config.timestep_weighting == "x0" or config.criterion in OF_TASK:
         noising.noising(described.scheduler)  # or it is refused
@@ -122,7 +124,7 @@ def score(
         save_file({"values": found.values}, folder / "values.safetensors")
         return {"units": len(known.units)}
 
-    inputs, which = models.identity("model", model)
+    inputs, which = locating.identity("model", model)
     settings = asdict(config) | which | {"prompts": list(prompts), "sampling": asdict(how)}
     return run_together("score", out, settings, inputs, share, finish, overwrite=overwrite)
 
@@ -143,7 +145,7 @@ def _find(
 ) -> None:
     """Find this process's share of the values, and wait for the others'."""
     rows, output = calibration.load(folder / CALIBRATION)
-    unet = models.load_unet(model, getattr(torch, config.dtype))
+    unet = loading.load_unet(model, getattr(torch, config.dtype))
     subject = Subject(
         model=model,
         unet=nn.Module.to(unet, processes.device()),
@@ -255,7 +257,7 @@ def _record(
     """Write calibration rows and the U-Net's output on them to `path`, unless they are there."""
     if path.exists():
         return
-    pipe = models.load_pipeline(model, getattr(torch, config.dtype)).to(processes.device())
+    pipe = loading.load_pipeline(model, getattr(torch, config.dtype)).to(processes.device())
     set_scheduler_(pipe, sampling)
     with torch.inference_mode():
         rows = calibration.record(

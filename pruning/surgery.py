@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from laptop import models
 from laptop.errors import BadInput
 from laptop.fields import OneOf, check_fields
 from laptop.files import copy_folder, files_in, read_json, reason, write_json
+from laptop.machine import need_space
+from laptop.models import component_classes, loading, locating
 from laptop.models.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
@@ -34,7 +35,7 @@ from laptop.pruning.plan import read_plan, read_scores, scores_file
 from laptop.pruning.sampling_choice import of_folders
 from laptop.pruning.sampling_config import SamplingConfig, of_values, write_file
 from laptop.pruning.score import CALIBRATION
-from laptop.run import Overwrite, manifest_of, need_space, run_stage
+from laptop.run import Overwrite, manifest_of, run_stage
 
 SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
 
@@ -133,11 +134,11 @@ def prune(
     `scores`, which `laptop score` made of this model, is for healing only.
     """
     config = config or PruneConfig()
-    teacher = models.empty_unet(model)
+    teacher = loading.empty_unet(model)
     plan = read_plan(plan_path, teacher)
     apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
     stated = of_values(plan.get("sampling", {}), f"{plan_path}: sampling")
-    inputs, settings = models.identity("model", model)
+    inputs, settings = locating.identity("model", model)
     inputs["plan"] = plan_path
     rows = None
     if config.heal != "none":
@@ -150,11 +151,11 @@ def prune(
         corrections: dict[str, Correction] = {}
         facts: dict[str, Any] = {}
         if rows is not None:
-            unet = models.load_unet(model, dtype)
+            unet = loading.load_unet(model, dtype)
             calibration.check_output(unet, rows.inputs, rows.output, rows.size, str(scores))
             corrections, facts = fit(unet, plan["remove"], rows)
             del unet  # the stored precision may be another one
-        unet = models.load_unet(model, stored_dtype(model))
+        unet = loading.load_unet(model, stored_dtype(model))
         student = apply_plan(unet, plan, corrections)
         write_model(folder, student, model, stated)
         return {"unet_class": type(student).__name__, "removed": len(plan["remove"]), **facts}
@@ -199,7 +200,7 @@ def write_model(folder: Path, unet: Any, like: str, sampling: SamplingConfig | N
     the precision in which `like` stores the one of its name; a tensor that `like` lacks to the one
     that holds all of them. `unet` is changed.
     """
-    source, dtype = models.folder(like), stored_dtype(like)
+    source, dtype = locating.folder(like), stored_dtype(like)
     index = read_json(source / "model_index.json")
     parts = [k for k, v in index.items() if isinstance(v, list) and v[0] and k != "unet"]
     files = [f for part in parts for f in files_in(source / part)]
@@ -210,7 +211,11 @@ def write_model(folder: Path, unet: Any, like: str, sampling: SamplingConfig | N
         copy_folder(source / part, folder / part)
     unet.register_to_config(_name_or_path="")  # diffusers keeps there where it was loaded from
     round_to_(unet, stored_dtypes(like), dtype)
-    unet.save_pretrained(folder / "unet", max_shard_size=SHARD, variant=models.variant(like))
+    unet.save_pretrained(folder / "unet", max_shard_size=SHARD, variant=locating.variant(like))
     write_file(folder, of_folders(sampling or SamplingConfig(), like))
-    library = "diffusers" if type(unet).__name__ in models.STOCK_UNETS else type(unet).__module__
+    library = (
+        "diffusers"
+        if type(unet).__name__ in component_classes.STOCK_UNETS
+        else type(unet).__module__
+    )
     write_json(folder / "model_index.json", index | {"unet": [library, type(unet).__name__]})

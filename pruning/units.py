@@ -25,14 +25,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from laptop import models
 from laptop.errors import BadInput, Unsupported
 from laptop.files import shown
+from laptop.models import unet_classes
 from laptop.models.shapes import input_shapes
 
 ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
 GRANULARITIES = ("coarse", "fine", "sublayer")
-SUBLAYERS = models.shipped_module().SUBLAYERS
+SUBLAYERS = unet_classes.shipped_module().SUBLAYERS
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _transformer_layers(name: str, layer: Transformer2DModel, granularity: str) 
 
 
 def _is_removed(layer: nn.Module) -> bool:
-    return bool(type(layer).__module__ == models.shipped_module().NAME)
+    return bool(type(layer).__module__ == unet_classes.shipped_module().NAME)
 
 
 def anatomy(unet: Any, tokens: int = 77, granularity: str = "fine") -> Anatomy:
@@ -187,7 +187,7 @@ def _count(module: nn.Module) -> int:
 @contextmanager
 def removed(unet: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Run `unet` as if the named layers were gone; they are back afterwards."""
-    remove_, undo = models.shipped_module().remove_, []
+    remove_, undo = unet_classes.shipped_module().remove_, []
     try:
         for name in sorted(names, key=len, reverse=True):  # what is inside first
             undo += remove_(unet, name)

@@ -18,11 +18,11 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from laptop import models
 from laptop.distill.encoding import DataConfig, make_cache
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
 from laptop.export.settings import CoremlConfig, ExportConfig
+from laptop.models import loading, unet_classes
 from laptop.pruning.sampling_config import Sampling
 from laptop.tiny import architecture
 from laptop.tiny.architecture import MAX_TOKENS, tokenizer
@@ -79,8 +79,8 @@ def textless_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def without(removed: list[str], model: Path, folder: Path) -> Path:
     """A model without some of its layers, in the shipped class."""
-    pipe = models.load_pipeline(str(model))
-    unet = models.shipped_class(pipe.unet).from_config(pipe.unet.config, removed=removed)
+    pipe = loading.load_pipeline(str(model))
+    unet = unet_classes.shipped_class(pipe.unet).from_config(pipe.unet.config, removed=removed)
     weights = pipe.unet.state_dict()
     unet.load_state_dict({name: weights[name] for name in unet.state_dict()})
     pipe.register_modules(unet=unet)
@@ -98,7 +98,7 @@ def pair(tiny_folder: Path, pruned_folder: Path) -> tuple[str, str]:
 def recorded_folder(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every component of the pruned model gets while it samples, a file each."""
     folder = tmp_path_factory.mktemp("recorded")
-    pipe = models.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_folder))
     for name, rows in record(pipe, ["a large red circle on white"], Sampling(3), seed=0).items():
         save_examples(rows, folder / f"{name}.safetensors")
     return folder
@@ -189,7 +189,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
     """Jobs for the small U-Net on its recorded inputs."""
     folder = tmp_path_factory.mktemp("jobs")
-    pipe = models.load_pipeline(str(small_folder))
+    pipe = loading.load_pipeline(str(small_folder))
     save_examples(
         record(pipe, ["a large red circle on white"], Sampling(2), seed=0)["unet"],
         folder / "unet.safetensors",

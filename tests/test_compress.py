@@ -13,11 +13,12 @@ import pytest
 from safetensors.torch import load_file
 
 from laptop import compress as pipeline
-from laptop import contents, models, recipe
+from laptop import contents, recipe
 from laptop.benchmarks.devices.device import Facts
 from laptop.errors import BadInput
 from laptop.files import sha256
-from laptop.run import RESUME
+from laptop.models import loading
+from laptop.unfinished import RESUME
 from support import board as boards
 from support.board import needs_sshd
 
@@ -126,7 +127,7 @@ def test_a_board_may_measure_a_precision_that_has_no_teacher(
 def test_the_numbers_of_the_plan_are_those_of_the_model(smoke: Path) -> None:
     plan = json.loads((smoke / "plan.json").read_text())
     for folder in ("pruned", "model"):
-        unet = models.load_unet(str(smoke / folder))
+        unet = loading.load_unet(str(smoke / folder))
         assert unet.num_parameters() == plan["params"]["after"]
     assert plan["params"]["after"] <= 0.5 * plan["params"]["before"]
     scores = {

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from laptop import run
+from laptop import machine, run
 from laptop.errors import NoSpace
 from support.stage import Config, Work
 
@@ -54,6 +54,6 @@ def test_too_little_space_is_told_with_both_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
-    run.need_space(tmp_path / "not" / "yet" / "there", 1_400_000_000)
+    machine.need_space(tmp_path / "not" / "yet" / "there", 1_400_000_000)
     with pytest.raises(NoSpace, match=r"1\.50 GB free; about 2\.00 GB are needed"):
-        run.need_space(tmp_path / "not" / "yet" / "there", 2_000_000_000)
+        machine.need_space(tmp_path / "not" / "yet" / "there", 2_000_000_000)

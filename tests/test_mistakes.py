@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from laptop import mistakes, models
+from laptop import mistakes
 from laptop.benchmarks.compare import compare
 from laptop.benchmarks.report.report import write_report
 from laptop.distill.encoding import DataConfig
 from laptop.errors import BadInput, LaptopError, UnknownModel
 from laptop.export.artifacts import read_list
+from laptop.models import locating
 from laptop.pruning.plan import read_plan, read_scores
 from laptop.training_data import source_of
 
@@ -37,7 +38,7 @@ RUN_FILES = (
     "eval/images/teacher/0.png",
 )
 READERS: dict[str, Callable[[Path], object]] = {
-    "model": lambda path: models.locate(str(path)),
+    "model": lambda path: locating.locate(str(path)),
     "scores": read_scores,
     "plan": lambda path: read_plan(path, None),
     "artifacts": read_list,
@@ -109,7 +110,7 @@ def test_a_folder_that_is_no_model_is_described(
         (tmp_path / "x" / name).write_text('{"_class_name": "UNet2DConditionModel"}')
     (tmp_path / "x").mkdir(exist_ok=True)
     with pytest.raises(UnknownModel, match=r"needed is a diffusers folder") as error:
-        models.locate(str(tmp_path / "x"))
+        locating.locate(str(tmp_path / "x"))
     assert words.format(folder=tmp_path / "x") in str(error.value)
 
 
@@ -144,9 +145,9 @@ def test_what_is_no_name_of_a_model_comes_with_advice(
     name: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a look at the Hub."""
-    monkeypatch.setattr(models, "_check_hub", pytest.fail)
+    monkeypatch.setattr(locating, "_check_hub", pytest.fail)
     with pytest.raises(UnknownModel, match="no known model") as error:
-        models.locate(name)
+        locating.locate(name)
     assert words in str(error.value)
     assert len(str(error.value)) < 700
 
@@ -159,10 +160,10 @@ def test_weights_in_a_pickle_only_are_refused_unread_with_the_way_out(
     (weights,) = (folder / part).glob("*.safetensors")
     name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
     torch.save(load_file(weights), folder / part / name)
-    models.locate(str(folder))  # with the safe format beside it, it is not looked at
+    locating.locate(str(folder))  # with the safe format beside it, it is not looked at
     weights.unlink()
     with pytest.raises(BadInput, match=rf"{part}/ are in '{name}' only.*use_safetensors=False"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_a_hub_repository_with_pickles_only_is_refused_before_it_is_downloaded() -> None:
@@ -181,7 +182,7 @@ def test_a_lora_file_in_a_models_folder_is_warned_of_once(
     weights = next((folder / "unet").glob("*.safetensors"))
     shutil.copy(weights, folder / name)
     for _ in range(2):
-        models.locate(str(folder))
+        locating.locate(str(folder))
     said = capsys.readouterr().err
     assert said.count(f"{folder / name} is not used") == 1
     assert "fuse_lora" in said

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from laptop import console, files, run
+from laptop import console, files, run, unfinished
 from laptop.errors import BadInput, OutputExists
 from support.stage import Config, Work
 
@@ -243,7 +243,7 @@ def test_what_is_needed_to_go_on_outlives_a_kill_before_the_manifest(tmp_path: P
     seen: list[bool] = []
 
     def work(folder: Path) -> None:
-        checkpoint = run.resume_folder(folder) / "checkpoint"
+        checkpoint = unfinished.resume_folder(folder) / "checkpoint"
         seen.append(checkpoint.exists())
         checkpoint.write_text("state")
         (folder / "result.txt").write_text("whole")

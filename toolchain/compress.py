@@ -6,7 +6,6 @@ far the run is. What a later stage would refuse is refused before the first one 
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,11 +14,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from laptop import models
 from laptop.benchmarks.devices.addresses import device
 from laptop.benchmarks.devices.ios import Apple
 from laptop.benchmarks.latency.bench import bench
-from laptop.benchmarks.latency.workloads import RUNS, is_timed
+from laptop.benchmarks.latency.timed_components import RUNS, is_timed
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report.report import write_report
 from laptop.console import say
@@ -31,17 +29,19 @@ from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
 from laptop.export.parity import FAILED, check, read_report, verify
 from laptop.export.targets import requests
-from laptop.files import MANIFEST, files_in, read_json, write_json
-from laptop.machine import machine
+from laptop.files import write_json
+from laptop.machine import machine, need_space
+from laptop.models import locating
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import budgets as limits
 from laptop.pruning import noising
 from laptop.pruning.plan import check_race, make_plan
 from laptop.pruning.score import prompts_needed, score
 from laptop.pruning.surgery import prune
+from laptop.publish import publish
 from laptop.recipe import Recipe
 from laptop.records import read_record
-from laptop.run import Overwrite, manifest_of, need_space, read_manifest, run_stage
+from laptop.run import Overwrite, manifest_of, read_manifest
 from laptop.tiny.checker import judge
 from laptop.tiny.scenes import draw, parse
 from laptop.training_data import check_data, prepared
@@ -202,7 +202,7 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
         )
     if "laptop.json" in there:
         _read_run(out / "laptop.json")
-    models.need_whole_chain(recipe.model, "compress")
+    locating.need_whole_chain(recipe.model, "compress")
     noising.of_model(recipe.model)  # or it is refused
     check_request(recipe.export, _prompts(recipe))
     samplings(recipe)
@@ -219,56 +219,6 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
 def _prompts(recipe: Recipe, least: int = 1) -> list[str]:
     count = max(recipe.prompts.calibration, least)
     return calibration_prompts(recipe.model, count, recipe.prompts.path)
-
-
-def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
-    """The distilled student as a model folder to share: weights, class file, plan, model card."""
-    plan = read_json(run / "plan.json")
-
-    def work(folder: Path) -> None:
-        for path in files_in(run / "distill"):
-            target = folder / path.relative_to(run / "distill")
-            target.parent.mkdir(exist_ok=True)
-            if path.name == models.SHIPPED_CLASS.name:
-                shutil.copy2(models.SHIPPED_CLASS, target)  # never a class file from elsewhere
-            elif path.name not in (MANIFEST, "metrics.jsonl"):
-                shutil.copy2(path, target)
-        shutil.copy2(run / "plan.json", folder / "plan.json")
-        (folder / "README.md").write_text(model_card(plan), encoding="utf-8")
-
-    inputs = {"distill": run / "distill", "plan": run / "plan.json"}
-    return run_stage("model", out, {}, inputs, work, overwrite=overwrite)
-
-
-def model_card(plan: Mapping[str, Any]) -> str:
-    """README.md of a published student."""
-    params, macs = plan["params"], plan["macs"]
-    removed = "\n".join(f"- `{name}`" for name in plan["remove"])
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [laptop-diff, pruned]
----
-
-# {plan["model"]}, compressed by layer pruning and distillation
-
-The U-Net has {params["after"]:,} of {params["before"]:,} parameters and
-{macs["after"] / 1e9:.4g} of {macs["before"] / 1e9:.4g} GMACs a forward.
-Made by `laptop compress`; the plan is in `plan.json`.
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("PATH", trust_remote_code=True)
-```
-
-`trust_remote_code` lets diffusers import `unet/laptop_unet_v1.py`, a small U-Net class that leaves
-the removed layers out. A folder whose `unet/` has no such file does not need it.
-
-Removed layers:
-
-{removed}
-"""
 
 
 def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from laptop import models
+from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.pruning import budgets as limits
 from laptop.pruning.latency_table import with_latencies
@@ -16,7 +16,7 @@ from laptop.training_data import ENDLESS
 
 def removable(recipe: Recipe) -> Anatomy:
     """The layers that can be removed, with what the recipe's budgets need to know of them."""
-    unet, tokens = models.empty_unet(recipe.model), context_length(recipe.model)
+    unet, tokens = loading.empty_unet(recipe.model), context_length(recipe.model)
     return with_latencies(anatomy(unet, tokens, recipe.score.granularity), recipe.plan)
 
 

@@ -11,8 +11,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from laptop import models
 from laptop.errors import BadInput, OutputExists
+from laptop.models import loading, locating
 from laptop.pruning.sampling_choice import STEPS, choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 
@@ -27,9 +27,9 @@ def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
     for folder in (Path(model), Path(model) / "onnx"):
         if (folder / "unet" / "model.onnx").is_file():
             return _load_artifacts(folder, config)
-    models.need_whole_chain(model, "generate")
+    locating.need_whole_chain(model, "generate")
     sampling = choose_sampling(model, config)
-    return models.load_pipeline(model, checked=True), sampling
+    return loading.load_pipeline(model, checked=True), sampling
 
 
 def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling]:

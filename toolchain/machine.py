@@ -3,12 +3,15 @@
 import contextlib
 import platform
 import resource
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from laptop.errors import NoSpace
 
 CGROUP = Path("/sys/fs/cgroup")  # of a container, on Linux
 REPORTED_PACKAGES = (
@@ -52,3 +55,15 @@ def peak_memory_bytes() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def need_space(folder: Path, size_bytes: int) -> None:
+    """Raise `NoSpace` unless the disk of `folder` (or its nearest parent) has `size_bytes` free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        raise NoSpace(
+            f"{folder} has {free / 1e9:.2f} GB free; about {size_bytes / 1e9:.2f} GB are needed. "
+            "Free some space or choose another -o."
+        )

@@ -23,7 +23,7 @@ from laptop.export.parity import VerifyConfig
 from laptop.export.settings import ExportConfig
 from laptop.fields import Name, Samples, check_fields
 from laptop.files import read_text, reason, shown
-from laptop.models import random_name
+from laptop.models.locating import random_name
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.score import ScoreConfig

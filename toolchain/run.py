@@ -7,8 +7,6 @@ need not be done again. Unfinished work lies in `.NAME.partial` and is taken up 
 second process that wants the same is refused.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -19,21 +17,16 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-
 from laptop import contents, scratch
 from laptop.console import say
-from laptop.errors import BadInput, LaptopError, NoSpace, OutputExists
+from laptop.errors import BadInput, OutputExists
 from laptop.files import KEY, MANIFEST, has_schema, sha256, shown, write_json
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
 from laptop.records import read_record
+from laptop.unfinished import RESUME, claimed, full_disk_told, prepare, resume_folder
 
-Overwrite = bool | Literal["stale"]  # True: make anew in any case; "stale": if anything changed
+Overwrite = bool | Literal["stale"]  # True: make again in any case; "stale": if anything changed
 SCHEMA = "laptop.manifest/1"
-RESUME = ".resume"  # in a partial folder: what is needed to go on, with KEY, and
-LOCK = "lock"  # in there: held by the process that works on it
-FULL_DISK_BYTES = 1 << 20
 
 
 def run_stage(
@@ -76,8 +69,8 @@ def run_stage(
             say(f"{name}: {out} is up to date")
             return place
         _reopen(out, partial, key)
-    with _claimed(partial):
-        _prepare(partial, key, overwrite)
+    with claimed(partial):
+        prepare(partial, key, bool(overwrite))
         if not (partial / MANIFEST).exists():  # else whole, but killed before it was in its place
             _make(name, partial, out, settings, identity | {"key": key}, work)
         _replace(partial, out)
@@ -146,7 +139,7 @@ def _make(
     """Do the work in `partial`, and write its manifest last of all."""
     start = time.perf_counter()
     reset_peak_memory()
-    with _full_disk_told(partial):
+    with full_disk_told(partial):
         facts = work(partial) or {}
         manifest = {
             "schema": SCHEMA,
@@ -164,32 +157,6 @@ def _make(
         write_json(partial / MANIFEST, contents.signed(manifest))
 
 
-@contextlib.contextmanager
-def _claimed(partial: Path) -> Iterator[None]:
-    """Work on `partial` alone; `OutputExists` when another process does already."""
-    lock = FileLock(resume_folder(partial) / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputExists(
-            f"another process is at work in {partial}. Wait until it is done, or choose another -o."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def resume_folder(partial: Path) -> Path:
-    """Where work keeps what it needs to go on after a kill; gone once the result stands."""
-    folder = partial / RESUME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise BadInput(f"cannot write to {partial.parent}: {e.strerror}. Choose another -o.") from e
-    return folder
-
-
 def _reopen(out: Path, partial: Path, key: str) -> None:
     """Make a finished folder unfinished work again; `OutputExists` where other such work lies."""
     if partial.exists():
@@ -202,53 +169,6 @@ def _reopen(out: Path, partial: Path, key: str) -> None:
     (resume_folder(out) / KEY).write_text(key)
     out.replace(partial)
     manifest_of(partial).unlink()
-
-
-def _prepare(partial: Path, key: str, overwrite: Overwrite) -> None:
-    """Make `partial` the place for the work `key`: what it holds of other work goes, or is kept."""
-    mark = partial / RESUME / KEY
-    if mark.is_file() and mark.read_bytes() == key.encode():
-        return
-    if mark.exists() and not overwrite and not _is_empty(partial):
-        raise OutputExists(
-            f"{partial} holds unfinished work made with other settings. Run that command again "
-            "to finish it, pass --overwrite to discard it, or choose another -o."
-        )
-    for path in [*partial.iterdir(), *(partial / RESUME).iterdir()]:
-        if path.is_dir() and path.name != RESUME:
-            shutil.rmtree(path)
-        elif path.name not in (RESUME, LOCK):
-            path.unlink()
-    mark.write_text(key)
-
-
-def _is_empty(partial: Path) -> bool:
-    """Whether nothing was done there yet, so that it is no obstacle to other work."""
-    return {p.name for p in partial.rglob("*")} == {RESUME, KEY, LOCK}
-
-
-@contextlib.contextmanager
-def _full_disk_told(partial: Path) -> Iterator[None]:
-    """A full disk becomes `NoSpace`; a folder in which nothing was done yet goes."""
-    try:
-        yield
-    except LaptopError:
-        if _is_empty(partial):
-            shutil.rmtree(partial)
-        raise
-    except (OSError, RuntimeError, SafetensorError) as e:  # what writers raise on a full disk
-        if _is_disk_full(e, partial):
-            raise NoSpace(
-                f"the disk is full at {partial}. Free some space and run the same command again; "
-                "finished work is kept."
-            ) from e
-        raise
-
-
-def _is_disk_full(error: Exception, folder: Path) -> bool:
-    """torch and safetensors raise errors of their own, the former without saying why."""
-    no_space = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-    return no_space or shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
 def manifest_of(out: Path) -> Path:
@@ -351,15 +271,3 @@ def _replace(partial: Path, out: Path) -> None:
     partial.replace(out)
     shutil.rmtree(out / RESUME, ignore_errors=True)
     _remove(old, MANIFEST)
-
-
-def need_space(folder: Path, size_bytes: int) -> None:
-    """Raise `NoSpace` unless the disk of `folder` (or its nearest parent) has `size_bytes` free."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < size_bytes:
-        raise NoSpace(
-            f"{folder} has {free / 1e9:.2f} GB free; about {size_bytes / 1e9:.2f} GB are needed. "
-            "Free some space or choose another -o."
-        )

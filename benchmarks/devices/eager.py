@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from laptop import models
 from laptop.benchmarks.devices.device import Shapes
 from laptop.benchmarks.devices.worker import Loaded, value
 from laptop.export import components
+from laptop.models import loading
 
 INTEGERS = ("input_ids",)
 
@@ -34,7 +34,7 @@ def unet(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, Callable[[], object]]:
     """A U-Net of any kind that can be pruned, and one inference of it."""
-    net = models.load_unet(source, dtype).to(place)
+    net = loading.load_unet(source, dtype).to(place)
     tensors = _tensors(shapes, seed, place, dtype)
     timestep = tensors.pop("timestep")
     added = {k: tensors.pop(k) for k in ("text_embeds", "time_ids") if k in tensors}

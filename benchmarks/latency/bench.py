@@ -42,7 +42,8 @@ from laptop.files import read_json, sha256, write_json
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.records import UNFINISHED, built, read_record
-from laptop.run import Overwrite, resume_folder, run_stage
+from laptop.run import Overwrite, run_stage
+from laptop.unfinished import resume_folder
 
 SCHEMA = "laptop.bench/1"
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from laptop import models
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round, Workload
 from laptop.benchmarks.latency.bench import share
@@ -22,8 +21,9 @@ from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.unet_graph import make_graph
 from laptop.benchmarks.latency.workloads import IMPORTS
 from laptop.console import track
+from laptop.models import loading
 from laptop.pruning.units import Unit
-from laptop.run import resume_folder
+from laptop.unfinished import resume_folder
 
 MODULE = re.compile(r"/unet/(\S+)")
 
@@ -37,7 +37,7 @@ def measure(
     whole, bare = (graphs / name / "model.onnx" for name in ("whole", "bare"))
     for path, remove in ((whole, []), (bare, names)):
         make_graph(workload.source, workload.shapes, path, remove)
-    unet = models.empty_unet(workload.source)
+    unet = loading.empty_unet(workload.source)
     signs = {unit.name: timed_modules(unet, unit.name, unit.needs) for unit in units}
     least = share(config.iterations, config.rounds)
     seconds = config.seconds / config.rounds

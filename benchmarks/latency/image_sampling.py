@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laptop.benchmarks.latency.workloads import GRAPH, Places
+from laptop.benchmarks.latency.timed_components import GRAPH
+from laptop.benchmarks.latency.workloads import Places
 from laptop.errors import BadInput
 from laptop.export.artifacts import LIST, read_list, sampling_of
 from laptop.models.description import describe

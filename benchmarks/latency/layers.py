@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from laptop import models
 from laptop.benchmarks.devices import eager, sensors
 from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Facts, Round, Workload, wait_until_cool
@@ -31,6 +30,7 @@ from laptop.benchmarks.latency.workloads import workloads
 from laptop.console import track
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json
+from laptop.models import loading, locating
 from laptop.models.description import describe
 from laptop.models.shapes import Size
 from laptop.pruning.latency_table import SCHEMA
@@ -66,7 +66,7 @@ def bench_layers(
     workload = _workload(model, config, size, facts)
     known = _known(model, granularity)
     asked = {"granularity": granularity, "size": size, "runtime": runtime}
-    inputs, which = models.identity("model", model)
+    inputs, which = locating.identity("model", model)
 
     def work(folder: Path) -> None:
         facts = device.probe()
@@ -129,7 +129,7 @@ def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str
 
 def _known(model: str, granularity: str) -> Anatomy:
     """The U-Net's layers; `Unsupported` where none can be removed."""
-    known = anatomy(models.empty_unet(model), granularity=granularity)
+    known = anatomy(loading.empty_unet(model), granularity=granularity)
     if not known.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
     return known

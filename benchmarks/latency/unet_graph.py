@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from laptop import models
 from laptop.benchmarks.devices.device import Shapes
 from laptop.export import job
 from laptop.export.job import run_apart
 from laptop.export.settings import ExportConfig
+from laptop.models import loading, locating
 from laptop.models.description import context_length
 from laptop.models.shapes import input_shapes
 from laptop.pruning.surgery import prune_unet, write_model
@@ -19,7 +19,7 @@ from laptop.pruning.surgery import prune_unet, write_model
 
 def examples(model: str, path: Path) -> None:
     """Inputs of the model's own size, for the tracer: their values do not matter."""
-    shapes = input_shapes(models.unet_config(model), context_length(model), 2)
+    shapes = input_shapes(locating.unet_config(model), context_length(model), 2)
     save_zeros(shapes, path)
 
 
@@ -44,7 +44,7 @@ def make_graph(model: str, shapes: Shapes, path: Path, remove: Sequence[str] = (
     with tempfile.TemporaryDirectory(dir=beside.parent) as folder:
         scratch = Path(folder)
         if remove:
-            write_model(scratch, prune_unet(models.load_unet(model), remove), model)
+            write_model(scratch, prune_unet(loading.load_unet(model), remove), model)
         source, given = str(scratch) if remove else model, scratch / "inputs.safetensors"
         save_zeros(shapes, given)
         graph = beside / path.name

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from laptop import console, models
+from laptop import console
 from laptop.export.to_coreml.mil_program import read_spec, spec_path
+from laptop.models import locating
 
 FOLDER = "Resources"
 NAMES = {
@@ -44,7 +45,7 @@ def write(model: str, folder: Path) -> None:
     Says so and makes none for a U-Net that the runner cannot call.
     """
     why = None
-    if models.unet_config(model).get("time_cond_proj_dim") is not None:
+    if locating.unet_config(model).get("time_cond_proj_dim") is not None:
         why = "does not pass the U-Net its guidance (timestep_cond)"
     elif _rows(folder) == 1:
         why = "always guides, with two rows, and this U-Net takes one (guidance is off)"
@@ -62,7 +63,7 @@ def write(model: str, folder: Path) -> None:
         if package.exists() and not (component == "unet" and halves):
             adapt(package, out / f"{name}.mlpackage", component, is_xl=is_xl)
     for file in ("vocab.json", "merges.txt"):
-        source = models.folder(model) / "tokenizer" / file
+        source = locating.folder(model) / "tokenizer" / file
         if source.exists():
             shutil.copyfile(source, out / file)
     script = out / "compile.sh"

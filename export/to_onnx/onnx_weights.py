@@ -18,9 +18,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from laptop import models
 from laptop.errors import BadInput
 from laptop.export.components import Graph
+from laptop.models import locating
 
 MODEL, DATA = "model.onnx", "model.onnx_data"
 INLINE_BYTES = 512 << 20  # protobuf ends at 2 GB, but holds what is inside it twice while writing
@@ -38,7 +38,7 @@ def reader(model: str, component: str, graph: Graph) -> Iterator[Reader]:
         return
     from safetensors import safe_open
 
-    files: list[Any] = [safe_open(path, framework="pt") for path in models.weight_files(model)]
+    files: list[Any] = [safe_open(path, framework="pt") for path in locating.weight_files(model)]
     place = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     yield lambda name: place[name.removeprefix("unet.")].get_tensor(name.removeprefix("unet."))
 

@@ -19,7 +19,6 @@ from typing import Any
 import onnx
 import torch
 
-from laptop import models
 from laptop.console import say
 from laptop.errors import BadInput, MissingExtra, Unsupported
 from laptop.export import components, onnx_runner
@@ -33,6 +32,7 @@ from laptop.export.targets import CALIBRATED, VERIFIED
 from laptop.export.to_onnx import folding, onnx_checks, onnx_graph, onnx_weights, quantization
 from laptop.export.to_onnx.onnx_weights import MODEL
 from laptop.files import copy_folder, files_in, read_json, reason, write_json
+from laptop.models import locating
 from laptop.models.component_classes import check_index
 from laptop.models.component_classes import components as classes_of
 from laptop.models.component_fit import TOKENIZERS
@@ -51,9 +51,9 @@ def export(job: Job) -> None:
     precision, inputs and outputs too, but the timestep and SDXL's sizes.
     """
     make(job)
-    config = read_json(models.folder(job.model) / folder_of(job.component) / "config.json")
+    config = read_json(locating.folder(job.model) / folder_of(job.component) / "config.json")
     if "_class_name" in config:  # of diffusers; old files leave out what optimum reads, or guesses
-        config = models.with_defaults(config)
+        config = locating.with_defaults(config)
     write_json(job.path.parent / "config.json", config)
 
 
@@ -130,7 +130,7 @@ def _slimmed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 def complete(model: str, folder: Path) -> None:
     """What a pipeline needs beside its networks."""
-    source = models.folder(model)
+    source = locating.folder(model)
     for name in ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor"):
         if (source / name).is_dir():
             copy_folder(source / name, folder / name)
@@ -210,9 +210,9 @@ def _check_pipeline(folder: Path) -> None:
     """Raise for what optimum would import or read though it is none of what laptop exports."""
     index = read_json(folder / "model_index.json")
     check_index(index, str(folder))
-    if (pipeline := index["_class_name"]) not in models.WHOLE_CHAIN:
+    if (pipeline := index["_class_name"]) not in locating.WHOLE_CHAIN:
         raise Unsupported(
-            f"{folder} is a {pipeline}; supported are {', '.join(models.WHOLE_CHAIN)}."
+            f"{folder} is a {pipeline}; supported are {', '.join(locating.WHOLE_CHAIN)}."
         )
     check_component(folder)
     check_configs(index, configs_in(folder, vae="vae_decoder"), str(folder))

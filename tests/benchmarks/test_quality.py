@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from laptop import models
 from laptop.benchmarks import quality
 from laptop.benchmarks.frechet import frechet_distance, gaussian_distance
 from laptop.benchmarks.quality import PSNR_CAP_DB, EvalConfig, evaluate, psnr_db, to_uint8
 from laptop.errors import BadInput
+from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
 from laptop.tiny.scenes import held_out_prompts
 
@@ -70,7 +70,7 @@ def test_black_and_nan_pictures_are_found_and_dark_scenes_are_not() -> None:
 
 
 def test_the_noise_of_a_prompt_does_not_depend_on_the_batch(tiny_folder: Path) -> None:
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
     together, _ = quality.draw(pipe, PROMPTS, range(3), Sampling(2), 0)
     alone, _ = quality.draw(pipe, PROMPTS, [2], Sampling(2), 0)
     assert np.abs(together[2].astype(int) - alone[0]).max() <= 1  # the order of a sum may differ

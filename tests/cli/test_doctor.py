@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from laptop import models
 from laptop.cli import doctor
+from laptop.models import locating
 
 
 def printed(write: object, width: int = 160) -> str:
@@ -88,7 +88,7 @@ def test_the_report_is_json_and_names_the_devices() -> None:
 
 def test_every_known_model_is_listed_with_size_and_source() -> None:
     rows = {m["name"]: m for m in doctor.models_report()["models"]}
-    assert set(rows) == set(models.KNOWN)
+    assert set(rows) == set(locating.KNOWN)
     assert rows["sdxl"]["source"] == "stabilityai/stable-diffusion-xl-base-1.0"
     assert rows["sdxl"]["unet_params"] == 2_567_463_684
     text = printed(doctor.print_models)
@@ -98,7 +98,7 @@ def test_every_known_model_is_listed_with_size_and_source() -> None:
 
 def test_the_embedded_model_is_on_this_machine() -> None:
     tiny = next(m for m in doctor.models_report()["models"] if m["name"] == "tiny-sdxl")
-    assert tiny["local"] == str(models.EMBEDDED)
+    assert tiny["local"] == str(locating.EMBEDDED)
     assert tiny["source"] == "this package"
 
 

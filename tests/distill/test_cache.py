@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import small_sd15
-from laptop import models
 from laptop.distill import encoding
 from laptop.distill.buckets import fit
 from laptop.distill.cache import Cache, check_cache
@@ -26,6 +25,7 @@ from laptop.distill.encoding import DataConfig, make_cache
 from laptop.distill.sources import Example, Folder, Prompts
 from laptop.errors import BadInput
 from laptop.files import sha256
+from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
 from laptop.training_data import Scenes
 
@@ -89,7 +89,7 @@ def test_two_processes_make_what_one_makes(tiny_folder, pictures, tmp_path) -> N
 
 
 def test_a_cache_holds_what_the_model_computes(tiny_folder, pictures, made) -> None:
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
     cache = Cache(made)
     assert len(cache) == 10
     assert list(cache.buckets) == [(8, 8)]
@@ -220,7 +220,7 @@ def test_prompts_are_drawn_as_the_pipeline_draws_whatever_the_batch(
     assert many.ids[4] == "prompt 2 picture 3"
     assert (latents[0] - latents[1]).abs().max() > 0.1, "each picture has a seed of its own"
     seed = int(np.random.SeedSequence([0, 0, 0]).generate_state(5, np.uint64)[4])
-    own = models.load_pipeline(str(tiny_folder))(
+    own = loading.load_pipeline(str(tiny_folder))(
         "a small blue cross on black",
         num_inference_steps=3,
         generator=torch.Generator().manual_seed(seed),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from laptop import models
 from laptop.distill import session as sessions
 from laptop.distill.batches import Batch, MadeUp
 from laptop.distill.features import Features, pairs
@@ -17,6 +16,7 @@ from laptop.distill.optimizer import learning_rate
 from laptop.distill.session import DistillConfig, Session, TrainConfig
 from laptop.distill.trainer import start
 from laptop.errors import BadInput, MissingExtra
+from laptop.models import loading, locating
 from laptop.pruning.noising import Noising
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import example_inputs
@@ -85,7 +85,7 @@ def test_micro_batches_and_checkpointing_give_the_gradients_of_the_whole_batch(m
 def test_features_pair_where_the_student_still_has_the_layer(
     where, tiny_folder, pruned_folder, make
 ) -> None:
-    teacher, student = (models.load_unet(str(f)) for f in (tiny_folder, pruned_folder))
+    teacher, student = (loading.load_unet(str(f)) for f in (tiny_folder, pruned_folder))
     places = pairs(teacher, student, where)
     if where == "layers":
         assert "down_blocks.0.resnets.0" in places
@@ -100,7 +100,7 @@ def test_features_pair_where_the_student_still_has_the_layer(
 
 
 def test_a_forward_that_is_computed_again_leaves_no_maps(pruned_folder) -> None:
-    unet = models.load_unet(str(pruned_folder)).train()
+    unet = loading.load_unet(str(pruned_folder)).train()
     unet.enable_gradient_checkpointing()
     features = Features(unet, {"a": "up_blocks.2.resnets.0"})
     inputs = example_inputs(unet.config, 8)
@@ -167,7 +167,7 @@ def test_the_8_bit_optimizer_names_its_extra_where_it_is_missing(make, monkeypat
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_forecast_counts_what_autograd_keeps(tiny_folder, checkpointing) -> None:
     """On the meta device as on the CPU, within 2 %."""
-    unet = models.load_unet(str(tiny_folder)).train()
+    unet = loading.load_unet(str(tiny_folder)).train()
     if checkpointing:
         unet.enable_gradient_checkpointing()
     own, kept = {p.data_ptr() for p in unet.parameters()}, {}
@@ -184,7 +184,7 @@ def test_the_forecast_counts_what_autograd_keeps(tiny_folder, checkpointing) -> 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         unet(**inputs)
     real = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in own)
-    empty = models.empty_unet(str(tiny_folder))
+    empty = loading.empty_unet(str(tiny_folder))
     assert activation_bytes(empty, 16, checkpointing) == pytest.approx(real, rel=0.02)
 
 
@@ -198,7 +198,7 @@ def test_a_calibration_is_of_the_first_batches(make, monkeypatch) -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on the CPU")
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, which would stop it
 def test_teacher_and_student_get_the_guidance_that_they_learnt(tiny_folder) -> None:
-    config = models.unet_config(str(tiny_folder)) | {"time_cond_proj_dim": 8}
+    config = locating.unet_config(str(tiny_folder)) | {"time_cond_proj_dim": 8}
     teacher = UNet2DConditionModel.from_config(config)
     student = prune_unet(teacher, ["up_blocks.0.resnets.0"])
     (batch,) = MadeUp(config, tokens=3, batch_size=2, micro_batch=2)(0)

@@ -17,7 +17,6 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from conftest import REMOVED, TRAINING_SCRIPT, logged
-from laptop import models
 from laptop.distill import checkpoint, checks, trainer
 from laptop.distill.cache import Cache
 from laptop.distill.divergence import Diverged, Watch
@@ -25,6 +24,7 @@ from laptop.distill.optimizer import OPTIMIZERS
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill, rehearse, start
 from laptop.errors import BadInput, NoSpace
+from laptop.models import loading
 from laptop.pruning.surgery import prune_unet, write_model
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
@@ -116,12 +116,12 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
 
 
 def test_training_brings_the_student_nearer_to_its_teacher(trained_cache, tmp_path) -> None:
-    teacher, student = models.load_unet("tiny-sdxl"), tmp_path / "student"
+    teacher, student = loading.load_unet("tiny-sdxl"), tmp_path / "student"
     write_model(student, prune_unet(teacher, REMOVED), "tiny-sdxl")
     config = replace(CONFIG, steps=30, batch_size=8)
     out = distill("tiny-sdxl", str(student), trained_cache, tmp_path / "out", config)
     assert logged(out)[-1]["feature"] < 0.5 * logged(out)[0]["feature"]
-    assert models.load_unet(str(out)).config["removed"]
+    assert loading.load_unet(str(out)).config["removed"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(

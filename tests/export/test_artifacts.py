@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from laptop import files, models
+from laptop import files
 from laptop.errors import BadInput, CheckFailed, LaptopError, OutputExists
 from laptop.export import artifacts, job
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.job import Job, run_apart
 from laptop.export.targets import Request
+from laptop.models import loading
 
 PROMPTS = ["a large red circle on white"]
 UNETS = ExportConfig(targets=("onnx", "onnx:fp16"), components=("unet",), steps=1)
@@ -143,7 +144,7 @@ def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: 
     assert 100e6 < row["peak_memory_bytes"] < 3e9
     assert row["sha256"] == files.sha256(out / row["file"])
     assert row["shapes"]["sample"] == [2, 4, 8, 8]
-    assert row["params"] == models.load_unet(str(tiny_folder)).num_parameters()
+    assert row["params"] == loading.load_unet(str(tiny_folder)).num_parameters()
     assert listed(out)["pixels_per_latent"] == 8
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["files"]["onnx/unet/model.onnx"] == row["sha256"]

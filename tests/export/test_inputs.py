@@ -9,9 +9,9 @@ from diffusers import (
 )
 
 from conftest import small_sd15
-from laptop import models
 from laptop.errors import Unsupported
 from laptop.export import components, inputs
+from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]
@@ -76,7 +76,7 @@ def test_the_same_seed_records_the_same_and_prompts_get_noise_of_their_own(
 
 def test_a_loaded_sd15_pipeline_is_recorded_without_the_parts_it_lacks(tmp_path: Path) -> None:
     small_sd15().save_pretrained(tmp_path)
-    recorded = inputs.record(models.load_pipeline(str(tmp_path)), PROMPTS[:1], Sampling(2), seed=0)
+    recorded = inputs.record(loading.load_pipeline(str(tmp_path)), PROMPTS[:1], Sampling(2), seed=0)
     assert set(recorded) == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
     assert set(recorded["unet"][0]) == {"sample", "timestep", "encoder_hidden_states"}
     assert len(recorded["text_encoder"]) == 2, "the prompt and the empty one"

@@ -13,12 +13,13 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from laptop import files, models
+from laptop import files
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.closeness import compare, cosine, psnr, worst
 from laptop.export.parity import VerifyConfig, verify
+from laptop.models import loading
 
 PROMPTS = ["a large red circle on white"]
 
@@ -260,7 +261,7 @@ def test_what_a_safety_checker_blackens_is_compared_before_it(
 ) -> None:
     flagging = with_checker(small_folder, tmp_path / "model")
     pictures = [
-        models.load_pipeline(str(flagging), checked=checked)(
+        loading.load_pipeline(str(flagging), checked=checked)(
             PROMPTS[0], num_inference_steps=1, output_type="np"
         ).images
         for checked in (True, False)
@@ -280,7 +281,7 @@ def test_what_a_safety_checker_blackens_is_compared_before_it(
 
 def with_checker(model: Path, folder: Path) -> Path:
     """The model with a safety checker that calls every picture unsafe."""
-    pipe = models.load_pipeline(str(model))
+    pipe = loading.load_pipeline(str(model))
     tower = {
         "hidden_size": 16,
         "intermediate_size": 16,

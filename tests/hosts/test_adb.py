@@ -106,8 +106,8 @@ def test_a_scratch_folder_goes_with_what_runs_in_it(place: Adb, phone: Phone) ->
     with pytest.raises(LaptopError, match=r"no end after 0\.5 s"):
         run()
     assert not list(phone.tmp.iterdir())
-    commands = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"])]
-    assert ["sleep", "4712"] not in commands
+    running = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"])]
+    assert ["sleep", "4712"] not in running
 
 
 @needs_adb

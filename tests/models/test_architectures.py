@@ -2,7 +2,7 @@
 
 import pytest
 
-from laptop import models
+from laptop.models import loading
 from laptop.models.architectures import UNETS
 
 PARAMS = {
@@ -18,4 +18,4 @@ PARAMS = {
 
 @pytest.mark.parametrize("name", UNETS)
 def test_a_published_unet_has_its_number_of_parameters(name: str) -> None:
-    assert models.empty_unet(f"random:{name}").num_parameters() == PARAMS[name]
+    assert loading.empty_unet(f"random:{name}").num_parameters() == PARAMS[name]

@@ -9,8 +9,8 @@ from typing import Any
 import diffusers
 import pytest
 
-from laptop import models
 from laptop.errors import BadInput, LaptopError, Unsupported
+from laptop.models import loading, locating, unet_classes
 from laptop.models.component_classes import (
     CLASSES,
     SHIPPED_LIBRARY,
@@ -111,7 +111,7 @@ def test_every_listed_class_exists() -> None:
 
     libraries = {"diffusers": diffusers, "transformers": transformers}
     libraries["stable_diffusion"] = diffusers.pipelines.stable_diffusion.safety_checker
-    libraries[SHIPPED_LIBRARY] = models.shipped_module()
+    libraries[SHIPPED_LIBRARY] = unet_classes.shipped_module()
     for classes in CLASSES.values():
         for library, names in classes.items():
             present = [name for name in names if hasattr(libraries[library], name)]
@@ -178,11 +178,11 @@ def test_a_vae_without_a_distribution_is_refused_where_one_is_needed(
     tiny_vae_folder: Path, stage: str
 ) -> None:
     with pytest.raises(Unsupported, match=rf"an AutoencoderTiny.*{stage} takes an AutoencoderKL"):
-        models.need_whole_chain(str(tiny_vae_folder), stage)
+        locating.need_whole_chain(str(tiny_vae_folder), stage)
 
 
 def test_a_vae_without_a_distribution_draws(tiny_vae_folder: Path) -> None:
     for stage in ("generate", "eval"):
-        models.need_whole_chain(str(tiny_vae_folder), stage)
-    pipe = models.load_pipeline(str(tiny_vae_folder))
+        locating.need_whole_chain(str(tiny_vae_folder), stage)
+    pipe = loading.load_pipeline(str(tiny_vae_folder))
     assert pipe("a red circle", num_inference_steps=1, output_type="np").images.shape[0] == 1

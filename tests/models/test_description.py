@@ -4,9 +4,8 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 
-from laptop import models
 from laptop.errors import Unsupported
-from laptop.models import description, shapes
+from laptop.models import description, locating, shapes
 
 UNET = {"sample_size": (12, 8), "in_channels": 4, "block_out_channels": (8, 8)}
 VAE = {"latent_channels": 4, "block_out_channels": (8, 8, 8), "scaling_factor": 0.5}
@@ -49,10 +48,10 @@ def test_what_a_pipeline_does_not_apply_is_refused_by_its_key(pipeline, vae, mes
 
 def test_keys_that_a_config_leaves_out_have_the_defaults_of_its_class() -> None:
     """Not those of DDPM: the defaults of schedulers differ."""
-    stated = models.with_defaults({"_class_name": "LCMScheduler", "steps_offset": 1})
+    stated = locating.with_defaults({"_class_name": "LCMScheduler", "steps_offset": 1})
     whole = dict(LCMScheduler(steps_offset=1).config)
     assert all(stated[key] == value for key, value in whole.items() if not key.startswith("_"))
-    assert models.with_defaults({"_class_name": "AutoencoderKL"})["scaling_factor"] == 0.18215
+    assert locating.with_defaults({"_class_name": "AutoencoderKL"})["scaling_factor"] == 0.18215
 
 
 @pytest.mark.parametrize(

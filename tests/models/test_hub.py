@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from laptop import models
+from laptop.models import loading, locating
 from laptop.tiny import architecture
 
 HUB_ID = "some-owner/some-model"
@@ -56,7 +56,7 @@ def test_a_hub_id_is_scored_planned_and_pruned_from_the_cache(hub, tmp_path) -> 
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["model"] == HUB_ID
     pruned = str(tmp_path / "pruned")
-    assert models.variant(pruned) == "fp16"
-    assert models.load_unet(pruned).num_parameters() == plan["params"]["after"]
+    assert locating.variant(pruned) == "fp16"
+    assert loading.load_unet(pruned).num_parameters() == plan["params"]["after"]
     manifest = json.loads((tmp_path / "scores" / "manifest.json").read_text())
     assert f"{HUB_ID}@{'a' * 40}" in json.dumps(manifest["config"]), "the commit is recorded"

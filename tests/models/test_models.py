@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from conftest import REMOVED
-from laptop import models
 from laptop.errors import BadInput, UnknownModel, Unsupported
+from laptop.models import loading, locating
 from support.elsewhere import check_elsewhere, draw
 
 
@@ -32,34 +32,34 @@ def change_json(path: Path, change: Callable[[dict[str, object]], object]) -> No
 
 def test_an_unknown_name_comes_with_a_suggestion_and_the_known_ones() -> None:
     with pytest.raises(UnknownModel, match=r"tiny-sdxl, sdxl, sd15.*Did you mean 'tiny-sdxl'"):
-        models.locate("tiny-sdlx")
+        locating.locate("tiny-sdlx")
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "~/model"])
 def test_what_is_neither_name_nor_folder_nor_hub_id_is_refused_without_network(name: str) -> None:
     with pytest.raises(UnknownModel, match="no known model"):
-        models.locate(name)
+        locating.locate(name)
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UnknownModel, match="no folder"):
-        models.locate(str(tmp_path / "model.safetensors"))
+        locating.locate(str(tmp_path / "model.safetensors"))
 
 
 def test_a_folder_that_is_no_pipeline_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match=r"is an empty folder; needed .* with model_index\.json"):
-        models.locate(str(tmp_path))
+        locating.locate(str(tmp_path))
 
 
 OFFLINE = """
 import sys, time
-from laptop import models
+from laptop.models import locating
 from laptop.errors import UnknownModel
 import diffusers.pipelines.pipeline_utils
 start = time.perf_counter()
 try:
-    models.locate("some-owner/some-model")
+    locating.locate("some-owner/some-model")
 except UnknownModel as e:
     print(f"{time.perf_counter() - start:.1f} {e}")
 """
@@ -88,26 +88,26 @@ def test_a_denoiser_that_is_no_unet_is_refused_by_its_class(folder: Path) -> Non
 
     change_json(folder / "model_index.json", to_transformer)
     with pytest.raises(Unsupported, match="FluxTransformer2DModel; supported is UNet2DCondition"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_another_unet_class_is_refused_by_its_name(folder: Path) -> None:
     entry = ["diffusers", "UNet3DConditionModel"]
     change_json(folder / "model_index.json", lambda index: index.update(unet=entry))
     with pytest.raises(Unsupported, match="UNet3DConditionModel"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_a_missing_component_is_named(folder: Path) -> None:
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(BadInput, match="lacks text_encoder_2/"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_missing_weights_are_one_message(folder: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(BadInput, match="vae"):
-        models.load_pipeline(str(folder))
+        loading.load_pipeline(str(folder))
 
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
@@ -120,7 +120,7 @@ def test_truncated_weights_are_named_before_anything_is_loaded(
     weights.write_bytes(content[: int(share * len(content))])
     start = time.perf_counter()
     with pytest.raises(BadInput, match=rf"{weights.name} cannot be read.*cut off"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
     assert time.perf_counter() - start < 2
 
 
@@ -128,18 +128,18 @@ def test_truncated_weights_are_named_before_anything_is_loaded(
 def test_a_truncated_config_is_one_message(folder: Path, name: str) -> None:
     (folder / name).write_text((folder / name).read_text()[:50])
     with pytest.raises(BadInput, match="not valid JSON"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_a_pipeline_is_loaded_in_float32_whatever_lies_on_disk(tiny_folder: Path) -> None:
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
     parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
     assert not pipe.unet.training
 
 
 def test_a_pruned_folder_loads_with_its_layers_gone(tiny_folder: Path, pruned_folder: Path) -> None:
-    whole, pruned = models.load_unet(str(tiny_folder)), models.load_unet(str(pruned_folder))
+    whole, pruned = loading.load_unet(str(tiny_folder)), loading.load_unet(str(pruned_folder))
     assert type(pruned).__name__ == "LaptopUNet2DConditionModel"
     assert pruned.config.removed == REMOVED
     kept, had = pruned.state_dict(), whole.state_dict()
@@ -152,11 +152,11 @@ def test_a_pruned_folder_loads_with_its_layers_gone(tiny_folder: Path, pruned_fo
 def test_saving_and_loading_a_pruned_model_again_changes_no_picture(
     pruned_folder: Path, tmp_path: Path
 ) -> None:
-    pipe = models.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_folder))
     pipe.save_pretrained(tmp_path / "again")
     index = json.loads((tmp_path / "again" / "model_index.json").read_text())
     assert index["unet"] == ["laptop_unet_v1", "LaptopUNet2DConditionModel"]
-    again = models.load_pipeline(str(tmp_path / "again"))
+    again = loading.load_pipeline(str(tmp_path / "again"))
     assert np.array_equal(draw(again), draw(pipe))
 
 
@@ -164,7 +164,7 @@ def test_no_code_is_run_from_the_folder_of_a_model(pruned_folder: Path, tmp_path
     folder = shutil.copytree(pruned_folder, tmp_path / "model")
     trap = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
     (folder / "unet" / "laptop_unet_v1.py").write_text(trap)
-    models.load_pipeline(str(folder))
+    loading.load_pipeline(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
@@ -177,6 +177,6 @@ def test_stock_diffusers_draws_the_same_picture_without_this_package(
 def test_weights_that_are_pickles_are_not_read(tiny_pipe, tmp_path: Path) -> None:
     tiny_pipe.save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(BadInput, match="safetensors"):
-        models.load_unet(str(tmp_path))
+        loading.load_unet(str(tmp_path))
     with pytest.raises(BadInput, match="safetensors"):
-        models.load_encoders(str(tmp_path))
+        loading.load_encoders(str(tmp_path))

@@ -7,10 +7,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from laptop import models
 from laptop.cli import main
 from laptop.errors import UnknownModel
-from laptop.models import architectures, random_weights
+from laptop.models import architectures, component_classes, loading, locating, random_weights
 from laptop.models.precision import stored_dtype
 
 SMALL = {
@@ -37,22 +36,22 @@ def small(monkeypatch, tmp_path) -> Path:
 
 def test_there_are_random_weights_for_every_known_architecture() -> None:
     assert set(architectures.PIPELINES) == set(architectures.UNETS) > set(random_weights.TEXT)
-    assert set(architectures.PIPELINES.values()) <= set(models.TASKS)
+    assert set(architectures.PIPELINES.values()) <= set(component_classes.TASKS)
     with pytest.raises(UnknownModel, match=r"'flux'.*sd15"):
-        models.locate("random:flux")
+        locating.locate("random:flux")
 
 
 def test_the_folder_is_made_once_and_the_same_each_time(small, monkeypatch, tmp_path) -> None:
-    first = models.load_unet("random:sd15").state_dict()
+    first = loading.load_unet("random:sd15").state_dict()
     assert stored_dtype("random:sd15") == torch.float16
     monkeypatch.setattr(random_weights, "_pipeline", None)  # cannot be made again
-    assert models.locate("random:sd15").startswith(str(tmp_path))
+    assert locating.locate("random:sd15").startswith(str(tmp_path))
     monkeypatch.undo()
     monkeypatch.setitem(architectures.UNETS, "sd15", SMALL)
     monkeypatch.setitem(random_weights.TEXT, "sd15", [TEXT])
     monkeypatch.setattr(random_weights, "VAE_CHANNELS", (32,) * 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    for name, value in models.load_unet("random:sd15").state_dict().items():
+    for name, value in loading.load_unet("random:sd15").state_dict().items():
         assert torch.equal(value, first[name]), name
     assert torch.get_default_dtype() == torch.float32
 
@@ -74,5 +73,5 @@ def test_a_random_model_is_scored_planned_and_pruned_like_any_other(small) -> No
     document = json.loads((scores / "scores.json").read_text())
     assert document["model"] == "random:sd15"
     assert document["dtype"] == "bfloat16"
-    student = models.load_unet(str(pruned))
+    student = loading.load_unet(str(pruned))
     assert student.num_parameters() == json.loads(plan.read_text())["params"]["after"]

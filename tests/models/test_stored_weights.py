@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from laptop import models
 from laptop.errors import BadInput
+from laptop.models import loading, locating
 
 Tensors = dict[str, Tensor]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -66,10 +66,10 @@ def renamed(t: Tensors) -> None:
 def test_weights_that_do_not_fit_are_refused_before_any_is_read(
     folder: Path, file: str, edit: Callable[[Tensors], object], said: str
 ) -> None:
-    models.locate(str(folder))
+    locating.locate(str(folder))
     change(folder / file, edit)
     with pytest.raises(BadInput, match=said) as e:
-        models.locate(str(folder))
+        locating.locate(str(folder))
     assert len(str(e.value)) < 1200
 
 
@@ -77,27 +77,27 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_read(
 def test_a_component_without_weights_is_named(folder: Path, part: str) -> None:
     next((folder / part).glob("*.safetensors")).unlink()
     with pytest.raises(BadInput, match=f"the weights of {part}/ are missing"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
 def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(folder: Path, file: str) -> None:
     (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(BadInput, match="git lfs pull"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_weights_that_are_a_link_to_nothing_are_refused(folder: Path) -> None:
     (folder / UNET).unlink()
     (folder / UNET).symlink_to(folder / "unet" / "gone.safetensors")
     with pytest.raises(BadInput, match="does not exist"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_a_tokenizer_without_a_length_is_refused(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer_config.json").unlink()
     with pytest.raises(BadInput, match="has no model_max_length"):
-        models.load_encoders(str(folder))
+        loading.load_encoders(str(folder))
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
@@ -105,10 +105,10 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / UNET).unlink()
     unet.save_pretrained(folder / "unet", max_shard_size="20KB")
     shards = sorted((folder / "unet").glob("*.safetensors"))
-    models.locate(str(folder))
+    locating.locate(str(folder))
     shards[1].unlink()
     with pytest.raises(BadInput, match=rf"{shards[1].name}.*missing"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -118,7 +118,7 @@ def test_weights_that_are_not_finite_are_named_when_they_are_loaded(
 ) -> None:
     change(folder / file, lambda t: t[max(t)].view(-1)[0].fill_(float(value)))
     with pytest.raises(BadInput, match=f"1 tensors of {part}/ hold values that are not finite"):
-        models.load_pipeline(str(folder))
+        loading.load_pipeline(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_config_that_diffusers_cannot_build_is_one_message(
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(BadInput, match=r"unet/config\.json describes no network"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -172,7 +172,7 @@ def test_what_stock_libraries_load_whole_is_loaded(
 ) -> None:
     before = load_file(folder / file)
     change(folder / file, edit)
-    pipe = models.load_pipeline(str(folder))
+    pipe = loading.load_pipeline(str(folder))
     part = getattr(pipe, file.split("/")[0])
     after = {name.removeprefix("text_model."): value for name, value in part.state_dict().items()}
     for name, value in before.items():
@@ -192,10 +192,10 @@ def test_a_text_encoder_without_prefix_is_taken_where_transformers_reads_it(fold
     change(folder / TEXT, without_prefix)
     _, info = CLIPTextModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
     if not info["missing_keys"]:
-        models.locate(str(folder))
+        locating.locate(str(folder))
         return
     with pytest.raises(BadInput, match="tensors are missing: text_model"):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def test_old_names_of_attention_in_an_unconditional_unet_are_loaded(tmp_path: Path) -> None:
@@ -210,5 +210,5 @@ def test_old_names_of_attention_in_an_unconditional_unet_are_loaded(tmp_path: Pa
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     change(tmp_path / UNET, old_names)
     assert any(".query." in name for name in load_file(tmp_path / UNET))
-    loaded = models.load_unet(str(tmp_path)).state_dict()
+    loaded = loading.load_unet(str(tmp_path)).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in unet.state_dict().items())

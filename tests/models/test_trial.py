@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from laptop import failures, models
+from laptop import failures
 from laptop.errors import BadInput
-from laptop.models import trial
+from laptop.models import loading, locating, trial
 from laptop.models.architectures import UNETS
 from laptop.pruning.sampling_choice import choose_sampling
 
@@ -32,7 +32,7 @@ def change(path: Path, **values: object) -> None:
 
 @pytest.mark.parametrize("name", sorted(UNETS))
 def test_published_architectures_run(name: str) -> None:
-    trial.try_network("unet", models.empty_unet(f"random:{name}"))
+    trial.try_network("unet", loading.empty_unet(f"random:{name}"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_config_of_what_cannot_run_is_refused(
 ) -> None:
     change(folder / file, **values)
     with pytest.raises(BadInput, match=said):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 def halved(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_files_that_contradict_each_other_are_refused(
 ) -> None:
     damage(folder)
     with pytest.raises(BadInput, match=said):
-        models.locate(str(folder))
+        locating.locate(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def fast_tokenizer(folder: Path, **changes: object) -> None:
 
 def test_a_fast_tokenizer_is_tried_too(folder: Path) -> None:
     fast_tokenizer(folder)
-    assert models.locate(str(folder)) == str(folder)
+    assert locating.locate(str(folder)) == str(folder)
     growing = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 8}
     for changes, said in (
         ({"normalizer": {"type": "Sequence", "normalizers": [growing] * 10}}, "replaces"),
@@ -187,5 +187,5 @@ def test_a_fast_tokenizer_is_tried_too(folder: Path) -> None:
     ):  # fmt: skip
         fast_tokenizer(folder, **changes)
         with pytest.raises(BadInput, match=said):
-            models.locate(str(folder))
+            locating.locate(str(folder))
         (folder / "tokenizer" / "tokenizer.json").unlink()

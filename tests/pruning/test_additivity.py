@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from laptop import models
 from laptop.cli import main
 from laptop.errors import BadInput
+from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.additivity import RATIOS, agreement, make_additivity, random_sets
 from laptop.pruning.budgets import PlanConfig
@@ -59,7 +59,7 @@ def test_a_report_holds_every_set_with_its_sum_and_its_joint_loss(
 ) -> None:
     made = json.loads(make_additivity(scores, tmp_path / "a.json", 3).read_text())
     assert made["schema"] == "laptop.additivity/1"
-    unet, document = models.load_unet(str(tiny_folder)), read_scores(scores)
+    unet, document = loading.load_unet(str(tiny_folder)), read_scores(scores)
     rows, output = calibration.load(scores / "calibration.safetensors")
     for row in made["sets"][::4]:
         assert row["sum"] == pytest.approx(predicted_loss(document, row["remove"]))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from laptop import models
+from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.criteria import CRITERIA
 from laptop.pruning.score import ScoreConfig, score
@@ -45,7 +45,7 @@ def test_every_criterion_gives_every_sublayer_a_finite_value(
 def test_task_loss_is_what_a_removal_adds_to_the_denoising_loss(tiny_folder, tmp_path) -> None:
     values, _ = scored(tiny_folder, tmp_path / "s", criterion="task-loss")
     rows, target = calibration.load(tmp_path / "s" / "denoising.safetensors")
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     losses = [
         float((forward_rows(u, rows, 4) - target).square().mean())
         for u in (unet, prune_unet(unet, [BLOCK]))
@@ -84,7 +84,7 @@ def test_the_denoising_target_is_what_turns_the_row_back(tiny_folder, tmp_path) 
     """x_t and v give back the same clean latents for the rows of one prompt."""
     scored(tiny_folder, tmp_path / "s", criterion="task-loss")
     rows, v = calibration.load(tmp_path / "s" / "denoising.safetensors")
-    a = models.load_pipeline(str(tiny_folder)).scheduler.alphas_cumprod[rows["timestep"].long()]
+    a = loading.load_pipeline(str(tiny_folder)).scheduler.alphas_cumprod[rows["timestep"].long()]
     a = a[:, None, None, None]
     clean = a.sqrt() * rows["sample"] - (1 - a).sqrt() * v
     assert torch.allclose(clean[0], clean[2], atol=1e-4)
@@ -95,7 +95,7 @@ def test_magnitude_and_taylor_follow_their_formulas(tiny_folder, tmp_path) -> No
     magnitude, _ = scored(tiny_folder, tmp_path / "m", criterion="magnitude")
     taylor, _ = scored(tiny_folder, tmp_path / "t", criterion="taylor")
     rows, target = calibration.load(tmp_path / "t" / "denoising.safetensors")
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     added = {k: rows.pop(k) for k in ("text_embeds", "time_ids")}
     F.mse_loss(unet(**rows, added_cond_kwargs=added).sample, target).backward()
     sums, products = [], []
@@ -108,7 +108,7 @@ def test_magnitude_and_taylor_follow_their_formulas(tiny_folder, tmp_path) -> No
 
 
 def test_block_influence_is_nothing_for_a_layer_that_does_nothing(tiny_folder, tmp_path) -> None:
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
     resnet, block = pipe.unet.down_blocks[0].resnets[1], pipe.unet.get_submodule(BLOCK)
     idle = [resnet.conv2, block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]]
     for layer in idle:
@@ -132,7 +132,7 @@ def test_block_influence_is_nothing_for_a_layer_that_does_nothing(tiny_folder, t
 
 def test_latent_statistics_see_what_a_removal_does_to_the_latents(tiny_folder, tmp_path) -> None:
     values, _ = scored(tiny_folder, tmp_path / "s", criterion="latent-statistics", steps=1)
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
 
     def statistics() -> tuple[torch.Tensor, torch.Tensor]:
         latents = pipe(
@@ -187,7 +187,7 @@ def test_timestep_weights_are_shares_of_what_errors_do_to_the_picture(
     plain, _ = scored(tiny_folder, tmp_path / "plain")
     weighted, _ = scored(tiny_folder, tmp_path / "weighted", timestep_weighting="x0")
     rows, output = calibration.load(tmp_path / "plain" / "calibration.safetensors")
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
     changed = forward_rows(prune_unet(pipe.unet, [BLOCK]), rows, 4)
     losses = (changed - output).square().flatten(1).mean(1)
     share = 1 - pipe.scheduler.alphas_cumprod[rows["timestep"].long()]  # v-prediction

@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import small_sd15
-from laptop import models
 from laptop.benchmarks import quality
 from laptop.benchmarks.latency.image_sampling import ImageSampling, image_sampling
 from laptop.distill.encoding import DataConfig
@@ -33,6 +32,7 @@ from laptop.export.settings import ExportConfig
 from laptop.export.to_coreml import swift_resources
 from laptop.files import read_json, write_json
 from laptop.generate import generate
+from laptop.models import component_classes, loading
 from laptop.pruning import calibration, sampling_choice
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
@@ -174,7 +174,7 @@ def test_judged_pictures_are_those_of_the_models_own_call(
     assert report["steps"] == arguments["num_inference_steps"]
     latents = torch.from_numpy(quality.noise(0, 0, (4, 8, 8)))[None]
     torch.manual_seed(0)
-    pipe = models.load_pipeline(model)
+    pipe = loading.load_pipeline(model)
     with unet_calls(pipe) as calls:
         quality.draw(pipe, PROMPTS, [0], choose_sampling(model, config), 0)
     with unet_calls(own := stock(model)) as expected:
@@ -210,7 +210,7 @@ def test_a_scheduler_is_replaced_on_the_models_noise_schedule(turbo) -> None:
     )
     chosen = choose_sampling(turbo, config)
     assert (chosen.steps, chosen.guidance, chosen.rows) == (4, 1.0, 1), "as an LCM draws"
-    pipe = models.load_pipeline(turbo)
+    pipe = loading.load_pipeline(turbo)
     betas = pipe.scheduler.betas
     sampling_choice.set_scheduler_(pipe, chosen)
     assert type(pipe.scheduler) is LCMScheduler
@@ -300,7 +300,7 @@ def test_a_stages_own_steps_go_first_and_bounds_hold(turbo, lcm) -> None:
 
 
 def test_folders_that_disagree_are_refused_and_flags_decide(turbo, tmp_path) -> None:
-    pipe = models.load_pipeline(turbo)
+    pipe = loading.load_pipeline(turbo)
     for name, steps in (("one", 1), ("two", 2)):
         pipe.save_pretrained(tmp_path / name)
         write_json(tmp_path / name / FILE, {"schema": SCHEMA, "steps": steps})
@@ -321,7 +321,7 @@ def test_pictures_are_drawn_in_the_size_of_the_table(turbo, tmp_path) -> None:
     config = replace(TURBO, height=24, width=16)
     chosen = choose_sampling(turbo, config)
     assert (chosen.height, chosen.width) == (24, 16)
-    pipe = models.load_pipeline(turbo)
+    pipe = loading.load_pipeline(turbo)
     rows = calibration.record(pipe, PROMPTS, chosen, samples=2, seed=0, batch_size=2)
     assert rows["sample"].shape == (2, 4, 12, 8)
     assert quality.draw(pipe, PROMPTS, [0], chosen, 0)[0].shape == (1, 24, 16, 3)
@@ -333,7 +333,7 @@ def test_default_guidance_is_that_of_diffusers_pipelines() -> None:
 
     import diffusers
 
-    for name in models.TASKS:
+    for name in component_classes.TASKS:
         parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
         guidance = parameters.get("guidance_scale")
         assert GUIDANCE.get(name) == (guidance and guidance.default), name

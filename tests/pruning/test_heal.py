@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from laptop import models
 from laptop.cli import main
 from laptop.errors import BadInput
+from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.expressible import without
 from laptop.pruning.heal import Correction, Rows, fit, fold, places, with_corrections
@@ -157,7 +157,7 @@ def test_with_a_shell_goes_what_is_healed_inside(tiny_pipe) -> None:
 @pytest.fixture(scope="module")
 def healed_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny` without two layers, with random corrections left in their place; do not change it."""
-    pipe = models.load_pipeline(str(tiny_folder))
+    pipe = loading.load_pipeline(str(tiny_folder))
     pipe.register_modules(unet=prune_unet(pipe.unet, IN_PLACE, some(pipe.unet, IN_PLACE)))
     folder = tmp_path_factory.mktemp("models") / "healed"
     pipe.save_pretrained(folder)
@@ -165,7 +165,7 @@ def healed_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_healed_folder_loads_here_and_in_stock_diffusers(healed_folder, tmp_path) -> None:
-    unet = models.load_unet(str(healed_folder))
+    unet = loading.load_unet(str(healed_folder))
     assert unet.config.healed == IN_PLACE
     assert all(unet.get_submodule(n).scale.requires_grad for n in IN_PLACE), "distillation trains"
     assert all(unet.get_submodule(n).scale.abs().sum() > 0 for n in IN_PLACE)
@@ -198,7 +198,7 @@ def write_plan(path: Path, unet: nn.Module, names: list[str], **more: object) ->
 
 
 def test_the_command_heals_and_says_what_it_did(tiny_folder: Path, tmp_path: Path) -> None:
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     rows, names = recorded(unet, 16), IN_PLACE + FOLDED
     scores = write_scores(tmp_path / "scores", unet, rows)
     plan = write_plan(tmp_path / "plan.json", unet, names)
@@ -216,7 +216,7 @@ def test_the_command_heals_and_says_what_it_did(tiny_folder: Path, tmp_path: Pat
     assert {"scores", "calibration"} <= set(manifest["inputs"])
     found, _ = fit(unet, names, rows)
     torch.testing.assert_close(
-        rows.forward(models.load_unet(str(out))),
+        rows.forward(loading.load_unet(str(out))),
         rows.forward(prune_unet(unet, names, found)),
     )
     for more, message in [
@@ -229,7 +229,7 @@ def test_the_command_heals_and_says_what_it_did(tiny_folder: Path, tmp_path: Pat
 
 
 def test_what_does_not_belong_together_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     rows = recorded(unet)
     plan = write_plan(tmp_path / "plan.json", unet, IN_PLACE)
     affine = PruneConfig(heal="affine")
@@ -253,6 +253,6 @@ def test_an_unconditional_model_keeps_its_corrections_on_disk(tmp_path: Path) ->
     names = ["down_blocks.1.attentions.0", "mid_block.attentions.0", "down_blocks.0.resnets.0"]
     student = prune_unet(unet, names, some(unet, names))
     DDPMPipeline(student, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    again = models.load_unet(str(tmp_path / "ddpm"))
+    again = loading.load_unet(str(tmp_path / "ddpm"))
     rows = recorded(unet)
     assert torch.equal(rows.forward(again), rows.forward(student))

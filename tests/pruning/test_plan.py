@@ -9,8 +9,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from laptop import models
 from laptop.errors import BadInput, Infeasible
+from laptop.models import loading
 from laptop.pruning import knapsack
 from laptop.pruning.budgets import (
     PlanConfig,
@@ -217,7 +217,7 @@ def test_a_set_one_parameter_short_does_not_meet_the_budget() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sublayers_of_sdxl_are_planned_within_two_seconds(seed) -> None:
-    known = anatomy(models.empty_unet("random:sdxl"), 77, "sublayer")
+    known = anatomy(loading.empty_unet("random:sdxl"), 77, "sublayer")
     losses = np.random.default_rng(seed).lognormal(-6, 2.5, len(known.units)).tolist()
     units = [asdict(u) | {"score": s} for u, s in zip(known.units, losses, strict=True)]
     scores = {"units": units, "base": {"params": known.params, "macs": known.macs}}

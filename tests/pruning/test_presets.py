@@ -18,18 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
-from laptop import models
 from laptop.benchmarks.report.report import write_report
 from laptop.cli import main, options
-from laptop.compress import model_card
 from laptop.distill.features import Features, pairs
 from laptop.errors import BadInput
+from laptop.models import loading, unet_classes
 from laptop.models.architectures import UNETS
 from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan import read_plan
 from laptop.pruning.presets import make_preset_plan, preset_plan
 from laptop.pruning.surgery import PruneConfig, apply_plan, prune, transplant
 from laptop.pruning.units import forward_rows
+from laptop.publish import model_card
 from laptop.tiny import architecture
 from support.unets import SD15, SDXL, on_meta
 
@@ -207,7 +207,7 @@ def test_a_teacher_of_the_same_layout_fits(teacher: str) -> None:
 
 def test_a_pruned_teacher_is_refused() -> None:
     with torch.device("meta"):
-        pruned = models.shipped_module().LaptopUNet2DConditionModel(
+        pruned = unet_classes.shipped_module().LaptopUNet2DConditionModel(
             **SMALL_SD, removed=["down_blocks.0.resnets.1"]
         )
     with pytest.raises(BadInput, match="1 layers of this one are removed already"):
@@ -224,7 +224,7 @@ def test_the_written_student_is_stock_and_draws(folders, tmp_path, family, name)
     unet = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     assert unet.num_parameters() == document["params"]["after"]
     assert not list((out / "unet").glob("*.py"))
-    taken = apply_plan(models.load_unet(str(folders[family])), document).state_dict()
+    taken = apply_plan(loading.load_unet(str(folders[family])), document).state_dict()
     assert all(torch.equal(tensor, taken[n]) for n, tensor in unet.state_dict().items())
     pipe = DiffusionPipeline.from_pretrained(out)
     assert type(pipe.unet) is UNet2DConditionModel

@@ -7,9 +7,8 @@ import diffusers
 import pytest
 import torch
 
-from laptop import models
 from laptop.errors import BadInput, Unsupported
-from laptop.models import architectures, random_weights
+from laptop.models import architectures, loading, locating, random_weights
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
@@ -69,11 +68,11 @@ def test_every_kind_of_pipeline_is_scored_planned_pruned_and_loaded_again(folder
     pruned = prune(model, plan, folders / "pruned")
 
     rows, output = calibration.load(scores / "calibration.safetensors")
-    teacher, student = models.load_unet(model), models.load_unet(str(pruned))
+    teacher, student = loading.load_unet(model), loading.load_unet(str(pruned))
     assert torch.allclose(forward_rows(teacher, rows, 4), output, atol=1e-5)
     loss = float((forward_rows(student, rows, 4) - output).square().mean())
     assert loss == pytest.approx(json.loads(plan.read_text())["measured_loss"], rel=1e-3)
-    pipe = models.load_pipeline(str(pruned))
+    pipe = loading.load_pipeline(str(pruned))
     assert type(pipe).__name__ == architectures.PIPELINES[name]
     generator = torch.Generator().manual_seed(0)
     given = starts(pipe, [PROMPTS], Sampling(2), generator)[0]
@@ -84,7 +83,7 @@ def test_every_kind_of_pipeline_is_scored_planned_pruned_and_loaded_again(folder
 
 
 def test_an_inpainting_model_is_given_its_own_pictures_with_half_of_each_to_draw(folders) -> None:
-    pipe = models.load_pipeline("random:sd15-inpainting")
+    pipe = loading.load_pipeline("random:sd15-inpainting")
     rows = calibration.record(pipe, PROMPTS, Sampling(2), samples=8, seed=0, batch_size=2)
     masks, pictures = rows["sample"][:, 4:5], rows["sample"][:, 5:]
     assert masks.mean((1, 2, 3)).tolist() == [0.5] * 8
@@ -98,7 +97,7 @@ def test_an_inpainting_model_is_given_its_own_pictures_with_half_of_each_to_draw
 
 
 def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:
-    pipe = models.load_pipeline("random:sdxl")
+    pipe = loading.load_pipeline("random:sdxl")
     rows = calibration.record(
         pipe, PROMPTS, Sampling(2, height=128, width=128), samples=2, seed=0, batch_size=2
     )
@@ -108,7 +107,7 @@ def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:
         calibration.record(
             pipe, PROMPTS, Sampling(2, height=100, width=100), samples=2, seed=0, batch_size=2
         )
-    unconditional = models.load_pipeline("random:ddpm-cifar10")
+    unconditional = loading.load_pipeline("random:ddpm-cifar10")
     with pytest.raises(BadInput, match="one size only"):
         calibration.record(
             unconditional,
@@ -122,11 +121,11 @@ def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:
 
 def test_guidance_is_embedded_as_the_pipeline_does(folders) -> None:
     """A U-Net that learnt guidance gets the scale; training shows it what drawing does."""
-    pipe = models.load_pipeline("random:lcm-sd15")
+    pipe = loading.load_pipeline("random:lcm-sd15")
     rows = calibration.record(pipe, PROMPTS, Sampling(1), samples=2, seed=0, batch_size=2)
     embedding = guidance_embedding(pipe.unet.config, choose_sampling("random:lcm-sd15").guidance)
     assert torch.allclose(embedding.expand(2, -1), rows["timestep_cond"])
-    assert guidance_embedding(models.unet_config("random:sd15"), 7.5) is None
+    assert guidance_embedding(locating.unet_config("random:sd15"), 7.5) is None
 
 
 def test_criteria_that_draw_take_models_without_a_prompt(folders) -> None:
@@ -138,8 +137,8 @@ def test_criteria_that_draw_take_models_without_a_prompt(folders) -> None:
 
 def test_later_stages_name_the_pipeline_that_they_do_not_take_yet(folders) -> None:
     with pytest.raises(Unsupported, match=r"StableDiffusionInpaintPipeline; export takes"):
-        models.need_whole_chain("random:sd15-inpainting", "export")
-    models.need_whole_chain("random:sd15", "export")
+        locating.need_whole_chain("random:sd15-inpainting", "export")
+    locating.need_whole_chain("random:sd15", "export")
 
 
 def test_a_pruned_unconditional_model_loads_in_stock_diffusers_with_its_own_class(folders) -> None:
@@ -150,6 +149,6 @@ def test_a_pruned_unconditional_model_loads_in_stock_diffusers_with_its_own_clas
     pipe = diffusers.DiffusionPipeline.from_pretrained(pruned, trust_remote_code=True)
     assert type(pipe.unet).__name__ == "LaptopUNet2DModel"
     pipe.save_pretrained(folders / "again")
-    again = models.load_unet(str(folders / "again"))
-    for name, value in models.load_unet(str(pruned)).state_dict().items():
+    again = loading.load_unet(str(folders / "again"))
+    for name, value in loading.load_unet(str(pruned)).state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

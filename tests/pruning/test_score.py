@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_sd15
-from laptop import models
 from laptop.errors import BadInput, OutputExists, Unsupported
 from laptop.generate import generate
+from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.ledger import Ledger
@@ -34,7 +34,7 @@ def test_a_score_is_the_mean_squared_change_of_the_output(tiny_folder, tmp_path)
     out = score(str(tiny_folder), tmp_path / "scores", CONFIG, PROMPTS)
     rows, output = calibration.load(out / "calibration.safetensors")
     assert {len(v) for v in (*rows.values(), output)} == {CONFIG.samples}
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     assert torch.allclose(forward_rows(unet, rows, 3), output, atol=1e-6)
     for unit in json.loads((out / "scores.json").read_text())["units"][::8]:
         before = forward_rows(prune_unet(unet, unit["needs"]), rows, 6)
@@ -75,7 +75,7 @@ def test_the_other_granularities_go_through_to_a_pruned_folder(
     assert json.loads((scores / "scores.json").read_text())["granularity"] == granularity
     plan = make_plan(scores, tmp_path / "plan.json", PlanConfig(ratio=0.6))
     out = prune(str(tiny_folder), plan, tmp_path / "pruned")
-    student, content = models.load_unet(str(out)), json.loads(plan.read_text())
+    student, content = loading.load_unet(str(out)), json.loads(plan.read_text())
     assert student.num_parameters() == content["params"]["after"]
     rows, output = calibration.load(scores / "calibration.safetensors")
     error = float((forward_rows(student, rows, 4) - output).square().mean())
@@ -98,7 +98,7 @@ def test_an_sd15_pipeline_is_scored_planned_pruned_and_drawn_with(tmp_path) -> N
 def test_a_changed_text_encoder_is_another_model(tiny_folder, tmp_path) -> None:
     copy = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
     score(str(copy), tmp_path / "scores", CONFIG, PROMPTS)
-    pipe = models.load_pipeline(str(copy))
+    pipe = loading.load_pipeline(str(copy))
     pipe.text_encoder.text_model.embeddings.token_embedding.weight.data.mul_(2)
     pipe.text_encoder.save_pretrained(copy / "text_encoder")
     with pytest.raises(OutputExists, match="input model changed"):
@@ -152,6 +152,6 @@ def test_a_unet_that_cannot_be_calibrated_is_refused_by_its_config(
 def test_a_resolution_that_does_not_fit_is_refused_before_anything_is_loaded(
     tiny_folder, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(models, "load_pipeline", None)
+    monkeypatch.setattr(loading, "load_pipeline", None)
     with pytest.raises(BadInput, match="multiple of"):
         score(str(tiny_folder), tmp_path / "s", replace(CONFIG, resolution=33), PROMPTS)

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from laptop import models
+from laptop.models import loading, locating
 from laptop.models.precision import stored_dtype
 from laptop.pruning import surgery
 from laptop.pruning.surgery import prune, prune_unet, write_model
@@ -92,13 +92,13 @@ def _write_plan(path, unet, names) -> None:
 
 @pytest.mark.parametrize("names", [[], LAST_BLOCKS, RESNETS])
 def test_the_written_folder_gives_the_same_output(tiny_folder, rows, tmp_path, names) -> None:
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     _write_plan(tmp_path / "plan.json", unet, names)
     out = prune(str(tiny_folder), tmp_path / "plan.json", tmp_path / "pruned")
     with removed(unet, names):
         wanted = forward_rows(unet, rows, 3)
-    assert torch.equal(forward_rows(models.load_unet(str(out)), rows, 3), wanted)
-    assert models.load_pipeline(str(out)).unet.num_parameters() <= unet.num_parameters()
+    assert torch.equal(forward_rows(loading.load_unet(str(out)), rows, 3), wanted)
+    assert loading.load_pipeline(str(out)).unet.num_parameters() <= unet.num_parameters()
     index = json.loads((out / "model_index.json").read_text())
     shipped = (out / "unet" / "laptop_unet_v1.py").exists()
     assert shipped == (names == RESNETS) == (index["unet"][0] == "laptop_unet_v1")
@@ -107,7 +107,7 @@ def test_the_written_folder_gives_the_same_output(tiny_folder, rows, tmp_path, n
 def test_the_stored_precision_is_kept(tmp_path) -> None:
     half = architecture.pipeline(0).to(torch.float16)
     half.save_pretrained(tmp_path / "half")
-    unet = models.load_unet(str(tmp_path / "half"))
+    unet = loading.load_unet(str(tmp_path / "half"))
     assert unet.dtype == torch.float32
     _write_plan(tmp_path / "plan.json", unet, RESNETS)
     out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
@@ -145,34 +145,34 @@ def test_a_large_model_is_read_and_written_in_shards(tmp_path, tiny_pipe, monkey
     out = prune(str(tmp_path / "whole"), tmp_path / "plan.json", tmp_path / "pruned")
     assert len(list((out / "unet").glob("*-of-*.safetensors"))) > 2
     wanted = prune_unet(tiny_pipe.unet, RESNETS).state_dict()
-    for name, value in models.load_pipeline(str(out)).unet.state_dict().items():
+    for name, value in loading.load_pipeline(str(out)).unet.state_dict().items():
         assert torch.equal(value, wanted[name]), name
 
 
 def test_a_folder_of_the_fp16_variant_stays_one(tmp_path) -> None:
     half = architecture.pipeline(0).to(torch.float16)
     half.save_pretrained(tmp_path / "half", variant="fp16")
-    assert models.variant(str(tmp_path / "half")) == "fp16"
-    unet = models.load_unet(str(tmp_path / "half"))
+    assert locating.variant(str(tmp_path / "half")) == "fp16"
+    unet = loading.load_unet(str(tmp_path / "half"))
     _write_plan(tmp_path / "plan.json", unet, RESNETS)
     out = prune(str(tmp_path / "half"), tmp_path / "plan.json", tmp_path / "pruned")
     pipe = DiffusionPipeline.from_pretrained(out, variant="fp16", trust_remote_code=True)
     assert stored_dtype(str(out)) == torch.float16
     assert pipe.unet.num_parameters() < unet.num_parameters()
     wanted = prune_unet(unet, RESNETS).state_dict()
-    for name, value in models.load_unet(str(out)).state_dict().items():
+    for name, value in loading.load_unet(str(out)).state_dict().items():
         assert torch.equal(value, wanted[name]), name
 
 
 def test_both_precisions_in_one_folder_are_no_variant(tmp_path) -> None:
     architecture.pipeline(0).to(torch.float16).save_pretrained(tmp_path / "m", variant="fp16")
     architecture.pipeline(0).save_pretrained(tmp_path / "m")
-    assert models.variant(str(tmp_path / "m")) is None
+    assert locating.variant(str(tmp_path / "m")) is None
     assert stored_dtype(str(tmp_path / "m")) == torch.float32
 
 
 def test_pruning_holds_no_second_copy_of_the_weights(tiny_folder) -> None:
-    unet = models.load_unet(str(tiny_folder))
+    unet = loading.load_unet(str(tiny_folder))
     places = {p.data_ptr() for p in unet.parameters()}
     for names in (RESNETS, LAST_BLOCKS):
         assert {p.data_ptr() for p in prune_unet(unet, names).parameters()} < places
@@ -200,6 +200,6 @@ def test_a_stock_unet_does_without_its_mid_block(tiny_pipe, rows, names, kind) -
 
 
 def test_a_written_model_does_not_say_where_it_was_loaded_from(tiny_folder, tmp_path) -> None:
-    unet = prune_unet(models.load_unet(str(tiny_folder)), ["down_blocks.0.resnets.1"])
+    unet = prune_unet(loading.load_unet(str(tiny_folder)), ["down_blocks.0.resnets.1"])
     write_model(tmp_path / "pruned", unet, str(tiny_folder))
     assert str(tiny_folder) not in (tmp_path / "pruned" / "unet" / "config.json").read_text()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from laptop import models
+from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.pruning.units import Anatomy, anatomy
 from laptop.studies.handmade import FAMILIES, handmade
@@ -10,7 +10,7 @@ from laptop.studies.handmade import FAMILIES, handmade
 
 @pytest.fixture(scope="module")
 def known() -> Anatomy:
-    return anatomy(models.empty_unet("tiny-sdxl"), context_length("tiny-sdxl"))
+    return anatomy(loading.empty_unet("tiny-sdxl"), context_length("tiny-sdxl"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

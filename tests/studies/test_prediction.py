@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from laptop import models
 from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.files import read_json
+from laptop.models import loading
 from laptop.pruning.units import anatomy
 from laptop.studies import latency_budget
 from laptop.studies import latency_prediction as prediction
@@ -37,7 +37,7 @@ def scored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() -> None:
-    known = anatomy(models.empty_unet("tiny-sdxl"), granularity="fine")
+    known = anatomy(loading.empty_unet("tiny-sdxl"), granularity="fine")
     units = {unit.name: unit for unit in known.units}
     for seed in range(5):
         gone = prediction.random_plan(list(known.units), 0.4, known.params, seed)

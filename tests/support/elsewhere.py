@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from laptop import models
+from laptop.models import loading
 
 PROMPT = "a large red circle above a small green cross on black"
 
@@ -72,6 +72,6 @@ def check_elsewhere(folder: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["no laptop here", "laptop_unet_v1 False"]
-    here = draw(models.load_pipeline(str(folder)))
+    here = draw(loading.load_pipeline(str(folder)))
     for name in ("first", "again"):
         assert np.abs(np.load(tmp_path / f"{name}.npy") - here).max() < 1e-5, name

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 
-from laptop import __version__, models
+from laptop import __version__
+from laptop.models import locating
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,15 +88,17 @@ def models_report() -> dict[str, Any]:
                 "title": known.title,
                 "unet_params": known.unet_params,
                 "resolution": known.resolution,
-                "source": "this package" if known.source == str(models.EMBEDDED) else known.source,
+                "source": "this package"
+                if known.source == str(locating.EMBEDDED)
+                else known.source,
                 "local": _local_folder(known),
             }
-            for name, known in models.KNOWN.items()
+            for name, known in locating.KNOWN.items()
         ]
     }
 
 
-def _local_folder(known: models.Known) -> str | None:
+def _local_folder(known: locating.Known) -> str | None:
     """The folder that holds the model's weights on this machine; None when they must be fetched."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -289,11 +289,11 @@ def targets(text: str | None) -> tuple[str, ...] | None:
 
 def need_models(*names: str | None) -> None:
     """Raise for names that are no models, before a recipe is read, which imports every stage."""
-    from laptop import models
+    from laptop.models import locating
 
     for name in names:
-        if name is not None and not models.random_name(name):
-            models.locate(name)
+        if name is not None and not locating.random_name(name):
+            locating.locate(name)
 
 
 def need_folder(path: Path) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from laptop import models
 from laptop.errors import Unsupported
 from laptop.files import read_json, shown
+from laptop.models import component_classes, locating
 from laptop.models.shapes import VAE_LEVELS, Size, latent_pixels, native_size
 
 if TYPE_CHECKING:
@@ -66,18 +66,18 @@ class Description:
 
 def describe(model: str) -> Description:
     """The description of a model by name, folder or Hub id; reads its configs only."""
-    pipeline = models.pipeline_class(model)
-    if models.random_name(model) and models.TASKS[pipeline] != "unconditional":
+    pipeline = locating.pipeline_class(model)
+    if locating.random_name(model) and component_classes.TASKS[pipeline] != "unconditional":
         source = ""  # its folder is made when weights are needed, and has Stable Diffusion's VAE
     else:
-        source = models.locate(model)
+        source = locating.locate(model)
     vae, scheduler = (_config(source, n) for n in ("vae/config.json", SCHEDULER))
-    return of_configs(pipeline, models.unet_config(model), vae=vae, scheduler=scheduler)
+    return of_configs(pipeline, locating.unet_config(model), vae=vae, scheduler=scheduler)
 
 
 def _config(source: str, name: str) -> dict[str, Any]:
-    path = models.find_file(source, name) if source else None
-    return models.with_defaults(read_json(path)) if path else {}
+    path = locating.find_file(source, name) if source else None
+    return locating.with_defaults(read_json(path)) if path else {}
 
 
 def of_pipeline(pipe: Any) -> Description:
@@ -96,7 +96,7 @@ def of_configs(
 ) -> Description:
     """The description that configs give together; `Unsupported` for one that contradicts itself."""
     latents = Latents(unet["in_channels"], native_size(unet), 1)
-    if models.TASKS.get(pipeline) != "unconditional":
+    if component_classes.TASKS.get(pipeline) != "unconditional":
         latents = _of_vae(pipeline, unet, vae)
     return Description(pipeline, unet, scheduler, latents)
 
@@ -135,11 +135,11 @@ def _of_vae(pipeline: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> L
 
 def context_length(model: str) -> int:
     """Tokens of a prompt that the text encoders read; CLIP's 77 where the model does not say."""
-    if models.random_name(model):
+    if locating.random_name(model):
         return CLIP_TOKENS
-    source = models.locate(model)
+    source = locating.locate(model)
     for tokenizer in ("tokenizer", "tokenizer_2"):  # SDXL's refiner has the second one only
-        path = models.find_file(source, f"{tokenizer}/tokenizer_config.json")
+        path = locating.find_file(source, f"{tokenizer}/tokenizer_config.json")
         if path is not None and (length := read_json(path).get("model_max_length")):
             return int(length)
     return CLIP_TOKENS

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from laptop import models
 from laptop.errors import Unsupported
+from laptop.models import locating
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ def stored_dtypes(model: str) -> dict[str, "torch.dtype"]:
     from safetensors import safe_open
 
     dtypes = {}
-    for path in models.weight_files(model):
+    for path in locating.weight_files(model):
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             for name in names:

@@ -38,8 +38,8 @@ def _outputs(part: str, network: Any) -> "dict[str, tuple[Tensor, tuple[int, ...
         return {"its output": (_unet(network, shapes), (batch, config["out_channels"], *size))}
     if part == "vae":
         side = LATENTS * latent_pixels(config)
-        picture = _empty(1, config["in_channels"], side, side)
-        latents = _empty(1, config["latent_channels"], LATENTS, LATENTS)
+        picture = empty_network(1, config["in_channels"], side, side)
+        latents = empty_network(1, config["latent_channels"], LATENTS, LATENTS)
         encoded = network.encode(picture)
         coded = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         decoded = network.decode(latents).sample
@@ -58,13 +58,13 @@ def _outputs(part: str, network: Any) -> "dict[str, tuple[Tensor, tuple[int, ...
 
 
 def _unet(network: Any, shapes: "Mapping[str, tuple[int, ...]]") -> "Tensor":
-    inputs = {name: _empty(*shape) for name, shape in shapes.items()}
+    inputs = {name: empty_network(*shape) for name, shape in shapes.items()}
     added = {k: inputs.pop(k) for k in ("text_embeds", "time_ids") if k in inputs}
     output: Tensor = network(**inputs, **({"added_cond_kwargs": added} if added else {})).sample
     return output
 
 
-def _empty(*shape: int) -> "Tensor":
+def empty_network(*shape: int) -> "Tensor":
     import torch
 
     return torch.empty(shape, device="meta")

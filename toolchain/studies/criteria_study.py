@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from laptop import models
 from laptop.benchmarks.quality import EvalConfig, draw
 from laptop.benchmarks.report.figures import additivity_chart, rivals_chart
 from laptop.console import say, track
 from laptop.files import write_json
+from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
@@ -62,7 +62,7 @@ class Study:
 
     def __init__(self, folder: Path, prompts: int):
         self.log = folder / "accuracy.jsonl"
-        self.pipe = models.load_pipeline(MODEL)
+        self.pipe = loading.load_pipeline(MODEL)
         self.prompts = evaluation_prompts(MODEL, prompts)
         samples = calibration.load(folder / "output-loss" / CALIBRATION)
         self.joint = JointLoss(self.pipe.unet, *samples, 64, folder / "joint.jsonl")
@@ -180,7 +180,7 @@ def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
 
     Forwards are counted as `score` counts them: a walk of each batch for the units still running.
     """
-    known = anatomy(models.empty_unet(MODEL), context_length(MODEL))
+    known = anatomy(loading.empty_unet(MODEL), context_length(MODEL))
     values = load_file(folder / "values.safetensors")["values"]
     true, params = values.mean(1), [u.params for u in known.units]
     place = {u.name: i for i, u in enumerate(known.units)}

@@ -15,11 +15,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from laptop import models
 from laptop.benchmarks.latency.unet_graph import examples, export_unet
 from laptop.console import say
 from laptop.export import job
 from laptop.machine import machine
+from laptop.models import locating
 
 ROUNDS = 3
 
@@ -37,7 +37,7 @@ def optimums(model: str, _precision: str, _given: Path, out: Path) -> None:
         from optimum.exporters.onnx import export
         from optimum.exporters.onnx.model_configs import UNetOnnxConfig
 
-        unet = UNet2DConditionModel.from_pretrained(models.folder(model), subfolder="unet")
+        unet = UNet2DConditionModel.from_pretrained(locating.folder(model), subfolder="unet")
         config = UNetOnnxConfig(unet.config, task="semantic-segmentation")
         export(unet.eval(), config, out / "model.onnx", opset=18)
 

@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from laptop import models
 from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Workload
 from laptop.benchmarks.latency.bench import measure
@@ -36,6 +35,7 @@ from laptop.fields import Count, Name, Range
 from laptop.files import write_json
 from laptop.hosts.place import Local
 from laptop.machine import machine
+from laptop.models import loading
 from laptop.pruning.latency_table import SCHEMA
 from laptop.pruning.plan_file import LatencyTable, Median, Milliseconds
 from laptop.pruning.surgery import prune_unet, write_model
@@ -103,7 +103,7 @@ def time_plans(
                 found.append(replace(timed_graph(whole, graph), label=label))
             else:
                 folder.mkdir()
-                write_model(folder, prune_unet(models.load_unet(model), remove), model)
+                write_model(folder, prune_unet(loading.load_unet(model), remove), model)
                 found.append(replace(whole, label=label, source=str(folder)))
         return measure(found, config, Computer(Local()), facts_here())
 
@@ -172,7 +172,7 @@ def read_predictions(path: Path) -> Json:
 
 def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig) -> Json:
     """Predict and measure random plans, those that `out` has not yet; write it after each."""
-    known = anatomy(models.empty_unet(model), granularity=table["granularity"])
+    known = anatomy(loading.empty_unet(model), granularity=table["granularity"])
     work = out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     asked = {"plans": plans, "table": table["samples_ms"], **asdict(config)}

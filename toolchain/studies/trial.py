@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from laptop import models
 from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.frechet import frechet_distance, latent_features
 from laptop.benchmarks.quality import EvalConfig, draw
@@ -20,6 +19,7 @@ from laptop.distill.encoding import DataConfig
 from laptop.distill.session import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
 from laptop.fields import Count, Length, OneOf, Range, Samples, Share, Steps, check_fields
+from laptop.models import loading
 from laptop.models.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
@@ -97,13 +97,13 @@ def make_shared(out: Path, config: StudyConfig) -> None:
 def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
     """The result of one run; what it has in `folder` when it is killed, it goes on from."""
     start = time.process_time()
-    teacher = models.load_unet(MODEL, stored_dtype(MODEL))
+    teacher = loading.load_unet(MODEL, stored_dtype(MODEL))
     write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
     student = folder / "student"
     pruned, data = str(folder / "pruned"), out / DATA
     distill(MODEL, pruned, data, student, run.config, TRAINING, overwrite="stale")
     found = {
-        **judged(models.load_unet(str(student)), out, config),
+        **judged(loading.load_unet(str(student)), out, config),
         **last_terms(read_lines(student / "metrics.jsonl", LossRow)),
         "removed": list(run.remove),
         "seconds": round(time.process_time() - start, 1),
@@ -123,7 +123,7 @@ def last_terms(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
 
 def judge_teacher(out: Path, config: StudyConfig) -> dict[str, Any]:
     """What students are compared with."""
-    return judged(models.load_unet(MODEL), out, config)
+    return judged(loading.load_unet(MODEL), out, config)
 
 
 @torch.inference_mode()
@@ -164,7 +164,7 @@ def as_hex(right: list[bool]) -> str:
 
 @cache
 def _teacher() -> Any:
-    pipe = models.load_pipeline(MODEL)
+    pipe = loading.load_pipeline(MODEL)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

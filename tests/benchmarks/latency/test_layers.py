@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
-from laptop import models
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round
 from laptop.benchmarks.latency import graph_layers
@@ -18,6 +17,7 @@ from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
 from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.hosts.place import Local
+from laptop.models import loading
 from laptop.pruning.units import anatomy
 from support.onnx_files import onnx_folder
 from support.unets import model
@@ -27,7 +27,7 @@ QUICK = BenchConfig(rounds=2, iterations=4, seconds=0, warmup_s=0, guidance=Fals
 
 
 def check_table(table: dict, folder: Path) -> None:
-    known = anatomy(models.empty_unet(str(folder)), granularity=table["granularity"])
+    known = anatomy(loading.empty_unet(str(folder)), granularity=table["granularity"])
     assert [u["name"] for u in table["units"]] == [u.name for u in known.units]
     assert table["params"] == known.params
     times = [u["latency_ms"] for u in table["units"]]

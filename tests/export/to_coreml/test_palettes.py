@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from laptop import models
 from laptop.errors import Unsupported
 from laptop.export import closeness, components, parity
 from laptop.export.job import Job
@@ -18,6 +17,7 @@ from laptop.export.to_coreml import palettes
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.mil_program import read, read_spec
 from laptop.export.to_coreml.split_einsum import use_split_einsum_
+from laptop.models import loading
 from support.packages import exact_output, output_of, weights_of
 
 
@@ -58,7 +58,7 @@ def test_a_saved_palette_gives_back_the_values_that_were_chosen(
     palettized: dict[str, Path], small_folder: Path
 ) -> None:
     found = weights_of(read(palettized["palette4"]))
-    layers = palettes.layers(models.load_unet(str(small_folder)))
+    layers = palettes.layers(loading.load_unet(str(small_folder)))
     assert len(layers) > 20
     for name, layer in layers.items():
         value = found[f"{name}.weight".replace(".", "_")].float()
@@ -109,7 +109,7 @@ def test_mixed_bits_leave_the_model_as_it_was_and_refuse_what_cannot_be(
 
 def test_a_palette_is_no_worse_than_a_slow_k_means(small_folder: Path) -> None:
     """Lloyd's iterations on all weights from many random starts."""
-    weight = models.load_unet(str(small_folder)).conv_in.weight.detach().half().float().reshape(-1)
+    weight = loading.load_unet(str(small_folder)).conv_in.weight.detach().half().float().reshape(-1)
     generator = torch.Generator().manual_seed(0)
     best = float("inf")
     for _ in range(20):
@@ -139,7 +139,7 @@ def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
     one = job("split-einsum", CoremlConfig(attention="split-einsum"))
     to_coreml.export(one)
     kinds = [op.kind for op in read(one.path).operations]
-    unet = models.load_unet(one.model)
+    unet = loading.load_unet(one.model)
     heads = sum(m.heads for m in unet.modules() if hasattr(m, "heads"))
     assert kinds.count("einsum") == 2 * heads
     assert "matmul" not in kinds
@@ -147,7 +147,7 @@ def test_a_split_einsum_package_holds_einsums_by_head_and_no_matmul(
 
 
 def test_attention_that_split_einsum_does_not_cover_is_refused(small_folder: Path) -> None:
-    unet = models.load_unet(str(small_folder))
+    unet = loading.load_unet(str(small_folder))
     attention = next(m for m in unet.modules() if hasattr(m, "set_processor"))
     attention.group_norm = torch.nn.GroupNorm(1, 16)
     with pytest.raises(Unsupported, match="has group_norm, which the split-einsum form"):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from laptop import models
 from laptop.errors import BadInput, LaptopError
 from laptop.export import closeness, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -23,6 +22,7 @@ from laptop.export.to_coreml import mil_interpreter
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.mil_program import read, read_spec, spec_path
 from laptop.export.to_coreml.target import feeds_angles, library
+from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
 from support.packages import exact_output, output_of, weights_of
 
@@ -97,13 +97,13 @@ def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> 
     files = [p for p in (exported / row["file"]).rglob("*") if p.is_file()]
     assert row["bytes"] == sum(p.stat().st_size for p in files)
     (weights,) = (p.stat().st_size for p in files if p.name == "weight.bin")
-    params = models.load_unet(str(pruned_folder)).num_parameters()
+    params = loading.load_unet(str(pruned_folder)).num_parameters()
     assert weights == pytest.approx(2 * params, rel=0.03)
 
 
 def test_the_weights_read_back_are_those_of_the_model(exported: Path, pruned_folder: Path) -> None:
     found = weights_of(read(exported / "coreml" / "unet.mlpackage"))
-    unet = models.load_unet(str(pruned_folder))
+    unet = loading.load_unet(str(pruned_folder))
     wanted = {k: v for k, v in unet.state_dict().items() if k.endswith("weight") and v.ndim > 1}
     for name, weight in wanted.items():
         value = found[name.replace(".", "_")].float()
@@ -210,7 +210,7 @@ def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(
         ["coreml/unet_chunk1.mlpackage", "coreml/unet_chunk2.mlpackage"]
     ]
     assert max(sizes[1:]) < 0.6 * sizes[0]
-    pipe = models.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_folder))
     example = record(pipe, PROMPTS, Sampling(1), seed=3)["unet"][0]
     to_coreml.check_chunks(whole, {k: v.numpy() for k, v in example.items()})
 
@@ -272,7 +272,7 @@ def test_resources_of_an_xl_model_take_what_apples_runner_gives(
         "merges.txt",
         "compile.sh",
     }
-    pipe = models.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_folder))
     recorded = record(pipe, PROMPTS, Sampling(1), seed=0)
     example = recorded["unet"][0]
     given: dict[str, Any] = swift_inputs(example)
@@ -297,7 +297,7 @@ def test_resources_of_an_older_model_take_what_apples_runner_gives(
     small: Path, small_folder: Path
 ) -> None:
     folder = small / "coreml" / "Resources"
-    pipe = models.load_pipeline(str(small_folder))
+    pipe = loading.load_pipeline(str(small_folder))
     recorded = record(pipe, PROMPTS, Sampling(1), seed=0)
     run = mil_interpreter.runner(folder / "Unet.mlpackage")
     example = recorded["unet"][0]

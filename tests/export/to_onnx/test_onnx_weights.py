@@ -10,7 +10,6 @@ import onnxslim
 import pytest
 import torch
 
-from laptop import models
 from laptop.errors import BadInput
 from laptop.export import components, onnx_runner
 from laptop.export.closeness import psnr
@@ -18,6 +17,7 @@ from laptop.export.job import Job
 from laptop.export.settings import ExportConfig, OnnxConfig
 from laptop.export.to_onnx import onnx_graph, onnx_weights
 from laptop.export.to_onnx import target as to_onnx
+from laptop.models import loading
 from support.onnx_files import lowest_psnr, weights
 
 FLOORS = {"fp32": 60, "fp16": 40, "int8": 30, "int8-qdq": 30}
@@ -91,7 +91,7 @@ def test_large_weights_lie_in_one_file_beside_the_graph(
 
 def test_every_weight_of_the_model_is_in_the_file_once(onnx_job: Job) -> None:
     to_onnx.export(onnx_job)
-    unet = models.load_unet(onnx_job.model)
+    unet = loading.load_unet(onnx_job.model)
     saved = weights(onnx_job.path)
     for name, value in unet.state_dict().items():
         array = saved.pop(f"unet.{name}")
@@ -103,7 +103,7 @@ def test_every_weight_of_the_model_is_in_the_file_once(onnx_job: Job) -> None:
 def test_weights_in_eight_bits_are_the_nearest(onnx_job: Job) -> None:
     job = replace(onnx_job, precision="int8")
     to_onnx.export(job)
-    saved, unet = weights(job.path), models.load_unet(job.model).state_dict()
+    saved, unet = weights(job.path), loading.load_unet(job.model).state_dict()
     checked = 0
     for name, codes in saved.items():
         if not name.endswith(".int8"):

@@ -12,7 +12,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 from conftest import small_sd15
-from laptop import models
 from laptop.errors import BadInput, MissingExtra, NoSpace
 from laptop.export import artifacts, components, onnx_runner
 from laptop.export.artifacts import ExportConfig, export_model
@@ -20,6 +19,7 @@ from laptop.export.closeness import psnr
 from laptop.export.settings import OnnxConfig
 from laptop.export.to_onnx import target as to_onnx
 from laptop.generate import generate
+from laptop.models import loading, locating
 from laptop.pruning.sampling_config import SamplingConfig
 
 PROMPTS = ["a large red circle above a small green cross on black"]
@@ -27,7 +27,7 @@ PROMPTS = ["a large red circle above a small green cross on black"]
 
 @pytest.fixture(scope="module")
 def pruned(pruned_folder: Path) -> DiffusionPipeline:
-    return models.load_pipeline(str(pruned_folder))
+    return loading.load_pipeline(str(pruned_folder))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_an_sd15_pipeline_exports_and_optimum_draws_its_picture(tmp_path: Path) 
     for part in ("unet", "vae"):
         path = tmp_path / "model" / part / "config.json"
         config = json.loads(path.read_text())
-        defaults = models.with_defaults({"_class_name": config["_class_name"]})
+        defaults = locating.with_defaults({"_class_name": config["_class_name"]})
         kept = {k: v for k, v in config.items() if k.startswith("_") or defaults.get(k) != v}
         assert not {"time_cond_proj_dim", "scaling_factor"} & kept.keys()
         path.write_text(json.dumps(kept))
@@ -185,7 +185,7 @@ def test_a_full_disk_is_found_before_weights_are_read(
 ) -> None:
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
-    monkeypatch.setattr(models, "load_pipeline", None)
+    monkeypatch.setattr(loading, "load_pipeline", None)
     with pytest.raises(NoSpace, match="GB are needed"):
         export_model(str(tiny_folder), tmp_path / "a", ExportConfig(), PROMPTS)
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from laptop import models
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -27,6 +26,7 @@ from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.trtexec import Device, Version
 from laptop.hosts.place import Local, Place
 from laptop.hosts.ssh import Ssh
+from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
 from support import board as boards
 from support.board import Board, Proxy, Server, needs_sshd
@@ -82,7 +82,7 @@ def unet(folder: Path) -> Path:
 
 def real_inputs(model: Path) -> tuple[components.Graph, dict[str, torch.Tensor]]:
     """The U-Net in PyTorch, and what it gets in a sampling."""
-    pipe = models.load_pipeline(str(model))
+    pipe = loading.load_pipeline(str(model))
     return components.graph(pipe, "unet"), record(pipe, PROMPTS, Sampling(1), seed=1)["unet"][0]
 
 
@@ -111,7 +111,7 @@ def test_integer_inputs_arrive_in_the_type_of_the_version(
 ) -> None:
     board.install(version)
     run = engine.runner(here, exported / "tensorrt/text_encoder/model.onnx")
-    pipe = models.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_folder))
     graph = components.graph(pipe, "text_encoder")
     given = record(pipe, PROMPTS, Sampling(1), seed=0)["text_encoder"][0]
     got = run(arrays(given))

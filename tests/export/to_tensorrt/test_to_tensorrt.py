@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from conftest import small_sd15
-from laptop import files, models
+from laptop import files
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
@@ -25,6 +25,7 @@ from laptop.export.to_tensorrt import operators, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import Tensor, Version
+from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
 
 PROMPTS = ["a large red circle on white"]
@@ -270,7 +271,7 @@ def test_tensorrt_8_is_named_where_the_graph_keeps_attention_in_float32(
     model = shutil.copytree(small_folder, tmp_path / "model")
     config = files.read_json(model / "unet" / "config.json") | {"upcast_attention": True}
     files.write_json(model / "unet" / "config.json", config)
-    rows = record(models.load_pipeline(str(model)), PROMPTS, Sampling(1), seed=0)["unet"]
+    rows = record(loading.load_pipeline(str(model)), PROMPTS, Sampling(1), seed=0)["unet"]
     save_examples(rows, tmp_path / "unet.safetensors")
     save_examples([{"sample": torch.zeros(1, 3, 64, 64)}], tmp_path / "vae_encoder.safetensors")
     inputs, path = tmp_path / "unet.safetensors", tmp_path / "model.onnx"

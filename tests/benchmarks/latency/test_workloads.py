@@ -11,7 +11,7 @@ import pytest
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.latency.bench import bench
 from laptop.benchmarks.latency.settings import BenchConfig
-from laptop.benchmarks.latency.workloads import Found, graph_precision, shapes_of
+from laptop.benchmarks.latency.timed_components import TimedComponent, graph_precision, shapes_of
 from laptop.errors import BadInput, UnknownModel
 from laptop.hosts.place import Local
 from support.onnx_files import onnx_folder
@@ -67,7 +67,7 @@ def test_an_unconditional_model_is_timed_without_guidance(tmp_path: Path) -> Non
     config = {"sample_size": 16, "in_channels": 3, "_class_name": "UNet2DModel"}
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
-    found = Found("unet", "onnxruntime", "onnx", str(tmp_path / "unet" / "model.onnx"))
+    component = TimedComponent("unet", "onnxruntime", "onnx", str(tmp_path / "unet" / "model.onnx"))
     assert shapes_of(found, True, 77)["sample"] == (1, 3, 16, 16)
 
 

@@ -1,0 +1,242 @@
+"""Names to models: the folder or Hub repository behind a name, checked, and which bytes it is.
+
+A model is a known name, a local diffusers folder, or a Hub id. Everything that can be wrong with it
+is found from its small files, before any weight is read.
+"""
+
+import inspect
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from laptop import mistakes
+from laptop.errors import UnknownModel, Unsupported
+from laptop.files import read_json, reason, shown
+from laptop.models import component_classes, component_fit, hub, stored_weights, tokenizer_trial
+from laptop.models.architectures import PIPELINES, UNETS, unet_class_name
+from laptop.models.model_checks import check_configs, check_folder, check_unet
+from laptop.models.unet_classes import empty_network
+
+# The stages that need what a VAE's encoder gives.
+ENCODING = ("cache", "distill", "compress", "export", "verify")
+WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model with a short name."""
+
+    source: str  # a Hub id, or a folder of this package
+    title: str
+    unet_params: int
+    resolution: int  # pixels
+
+
+EMBEDDED = Path(__file__).parents[1] / "tiny" / "model"
+KNOWN = {
+    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 2_551_300, 64),
+    "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "SDXL 1.0", 2_567_463_684, 1024),
+    "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5", 859_520_964, 512),
+}
+
+
+def locate(model: str) -> str:
+    """The folder or Hub id behind a name; `UnknownModel` or `Unsupported` when it cannot be used.
+
+    Reads JSON files only. A Hub id is looked up in the local cache and then on the Hub.
+    """
+    if name := random_name(model):
+        from laptop.models import random_weights
+
+        return str(random_weights.cached_folder(name))
+    source = KNOWN[model].source if model in KNOWN else model
+    if mistakes.is_folder(source):
+        _check_local(Path(source))
+        return source
+    hint = mistakes.model_advice(source)
+    is_hub_id = source.count("/") == 1 and not source.startswith(("/", ".", "~"))
+    if hint or not is_hub_id or mistakes.is_file(Path(source)):
+        if near := get_close_matches(model, KNOWN, n=1):
+            hint = f" Did you mean {near[0]!r}?"
+        raise UnknownModel(
+            f"{shown(model)} is no known model ({', '.join(KNOWN)}), no folder, and no Hub id "
+            f"(owner/name).{hint}"
+        )
+    _check_hub(source)
+    return source
+
+
+def random_name(model: str) -> str | None:
+    """The architecture of `random:NAME`, or None for other models; `UnknownModel` for no such."""
+    prefix, _, name = model.partition(":")
+    if prefix != "random":
+        return None
+    if name not in UNETS:
+        raise UnknownModel(
+            f"there are no random weights for {name!r}; known architectures are {', '.join(UNETS)}."
+        )
+    return name
+
+
+def _check_local(folder: Path) -> None:
+    """Check everything of a folder that can be checked without reading a tensor."""
+    check_folder(folder)
+    parts = component_classes.components(read_json(folder / "model_index.json"))
+    for part in stored_weights.NETWORKS:
+        if part in parts:
+            stored_weights.check_weights(
+                folder, part, partial(empty_network, folder, part, parts[part])
+            )
+    for encoder, tokenizer in component_fit.TOKENIZERS.items():
+        if tokenizer in parts:
+            tokenizer_trial.check_tokenizer(folder / tokenizer, parts[tokenizer], folder / encoder)
+
+
+def _check_hub(source: str) -> None:
+    """Find a Hub id's small files in the local cache or on the Hub, and check them."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        index = read_json(hub.small_file(source, "model_index.json"))
+    except (OSError, HfHubHTTPError, HFValidationError) as e:
+        raise UnknownModel(
+            f"{source!r} is neither in the local Hub cache nor can it be fetched "
+            f"({reason(e)}). Check the name and the network (for a gated model: "
+            "`hf auth login`), or pass the path of a local diffusers folder."
+        ) from None
+    component_classes.check_index(index, source)
+
+    def config(name: str) -> dict[str, Any] | None:
+        try:
+            return read_json(hub.small_file(source, name))
+        except (OSError, HfHubHTTPError):
+            return None  # `folder` misses it where it is needed
+
+    check_configs(index, config, source)
+
+
+def pipeline_class(model: str) -> str:
+    """Name of the diffusers pipeline class of `model`."""
+    if name := random_name(model):
+        return PIPELINES[name]
+    index = find_file(locate(model), "model_index.json")
+    assert index is not None  # or `locate` had raised
+    return str(read_json(index)["_class_name"])
+
+
+def need_whole_chain(model: str, what: str) -> None:
+    """Raise `Unsupported` for a model that can be scored, planned and pruned, but no more yet."""
+    found = pipeline_class(model)
+    if found not in WHOLE_CHAIN:
+        raise Unsupported(
+            f"{model} is a {found}; {what} takes {' and '.join(WHOLE_CHAIN)} in this version. "
+            "`laptop score`, `plan` and `prune` take it."
+        )
+    if what in ENCODING and vae_class(model) != "AutoencoderKL":
+        raise Unsupported(
+            f"{model}: its VAE is an {vae_class(model)}, which encodes to no distribution; {what} "
+            "takes an AutoencoderKL. Put the VAE of the base model into vae/ and model_index.json. "
+            "`laptop score`, `plan`, `prune`, `generate` and `eval` take it."
+        )
+
+
+def vae_class(model: str) -> str:
+    """Name of the class of the VAE of a `model` that has one."""
+    if random_name(model):
+        return "AutoencoderKL"
+    index = find_file(locate(model), "model_index.json")
+    assert index is not None  # or `locate` had raised
+    return component_classes.components(read_json(index))["vae"]
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """A file of a folder or a Hub repository; None where it has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:
+        return None
+
+
+def unet_config(model: str) -> dict[str, Any]:
+    """The U-Net's config.json, with its class's defaults for the keys that it leaves out."""
+    import diffusers
+
+    if name := random_name(model):
+        config = {"_class_name": unet_class_name(name), **UNETS[name]}
+    else:
+        config = dict(diffusers.UNet2DModel.load_config(locate(model), subfolder="unet"))
+    config = with_defaults(config)
+    check_unet(config, model)
+    return config
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A component's config with the defaults of its diffusers class for keys that it leaves out."""
+    import diffusers
+
+    stock = getattr(diffusers, config["_class_name"].removeprefix("Laptop"))
+    parameters = inspect.signature(stock.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | config
+
+
+def variant(model: str) -> str | None:
+    """The variant, such as "fp16", where the U-Net's weights have names of variants only."""
+    if random_name(model):
+        return None
+    mistakes.need_safetensors(names := _files(locate(model)), model)
+    weights = [m for name in names if (m := stored_weights.WEIGHTS.fullmatch(name))]
+    found = {m["variant"] for m in weights if m["part"] == "unet"}
+    return None if None in found else min(found, default=None)
+
+
+def _files(source: str) -> list[str]:
+    """Names of a folder's or a Hub repository's files; of the local cache if this has weights."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    root = Path(source)
+    if not (is_local := root.is_dir()):
+        root = Path(str(try_to_load_from_cache(source, "model_index.json"))).parent
+    found = [p.relative_to(root).as_posix() for p in root.glob("unet/*")]
+    if is_local or any(name.endswith(".safetensors") for name in found):
+        return found
+    return list(HfApi().list_repo_files(source))
+
+
+def folder(model: str) -> Path:
+    """The diffusers folder of `model`; a Hub id is downloaded, or taken from the local cache."""
+    from diffusers import DiffusionPipeline
+
+    source = locate(model)
+    if Path(source).is_dir():
+        return Path(source)
+    downloaded = Path(DiffusionPipeline.download(source, variant=variant(model)))
+    _check_local(downloaded)
+    return downloaded
+
+
+def weight_files(model: str, part: str = "unet") -> list[Path]:
+    """The safetensors files of a component, in the U-Net's variant where it has that one."""
+    return stored_weights.weight_files(folder(model), part)
+
+
+def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """Inputs and settings that say which bytes `model` is: a folder's content, or a Hub commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if random_name(model):
+        return {}, {role: model}
+    source = locate(model)
+    if Path(source).is_dir():
+        return {role: Path(source)}, {}
+    index = try_to_load_from_cache(source, "model_index.json")
+    commit = Path(index).parent.name if isinstance(index, str) else "unknown"
+    return {}, {role: f"{source}@{commit}"}

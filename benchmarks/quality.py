@@ -23,7 +23,7 @@ from laptop.console import track
 from laptop.errors import BadInput
 from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.files import open_file, write_json
-from laptop.models import locating
+from laptop.models import loading, locating
 from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig

@@ -68,7 +68,7 @@ def test_an_unconditional_model_is_timed_without_guidance(tmp_path: Path) -> Non
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     component = TimedComponent("unet", "onnxruntime", "onnx", str(tmp_path / "unet" / "model.onnx"))
-    assert shapes_of(found, True, 77)["sample"] == (1, 3, 16, 16)
+    assert shapes_of(component, True, 77)["sample"] == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize(

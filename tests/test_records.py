@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -10,7 +12,7 @@ import pytest
 
 from laptop.errors import BadInput
 from laptop.fields import Name, OneOf, Range
-from laptop.records import checked, read_record
+from laptop.records import Record, checked, read_record
 
 
 class Cup(TypedDict):
@@ -63,3 +65,47 @@ def test_a_right_file_is_read_with_keys_that_the_type_lacks(tmp_path: Path) -> N
 def test_a_wrong_value_is_named_by_file_and_key(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=re.escape(message)):
         checked(TEA | wrong, Tea, "tea.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf(Record):
+    name: Name
+    grams: Annotated[float, Range(0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Record):
+    SCHEMA = "laptop.blend/1"
+    LEFT_OUT = frozenset({"best"})
+
+    leaves: tuple[Leaf, ...]
+    by_shop: Mapping[str, Leaf]
+    best: Leaf | None = None
+    size: tuple[int, int] = (1, 2)
+    price: float | None = None
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    blend = Blend(leaves=(Leaf(name="a", grams=2), Leaf(name="b")), by_shop={"x": Leaf(name="c")})
+    blend.write(tmp_path / "blend.json")
+    content = json.loads((tmp_path / "blend.json").read_text())
+    assert content["schema"] == "laptop.blend/1"
+    assert content["leaves"][1] == {"name": "b", "grams": None}
+    assert content["price"] is None
+    assert "best" not in content
+    assert Blend.read(tmp_path / "blend.json") == blend
+
+
+def test_a_record_takes_files_of_earlier_and_of_later_versions(tmp_path: Path) -> None:
+    path = tmp_path / "blend.json"
+    later = {"leaves": [{"name": "a", "colour": 3}], "by_shop": {}, "best": {"name": "b"}, "new": 1}
+    path.write_text(json.dumps({"schema": "laptop.blend/1", **later}))
+    assert Blend.read(path) == Blend(leaves=(Leaf(name="a"),), by_shop={}, best=Leaf(name="b"))
+
+
+def test_a_fault_deep_in_a_record_is_named_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "blend.json"
+    blend = {"schema": "laptop.blend/1", "leaves": [{"name": "a", "grams": -1}], "by_shop": {}}
+    path.write_text(json.dumps(blend))
+    with pytest.raises(BadInput, match=r"blend.json: leaves\[0\].grams is -1; it must be at least"):
+        Blend.read(path)

@@ -1,17 +1,23 @@
-"""What a JSON file must hold, written as a type, and checked before a value of it is used.
+"""JSON files as frozen dataclasses, whose types and limits are checked before a value is used.
 
-class Unit(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class Unit(Record):
     name: Name
     macs: Annotated[int, Range(0)]
-    kind: NotRequired[str | None]
+    kind: str | None = None
 
-class Scores(TypedDict):
-    units: list[Unit]
+@dataclass(frozen=True, kw_only=True)
+class Scores(Record):
+    SCHEMA = "laptop.scores/1"
+    units: tuple[Unit, ...]
 
-scores = read_record(path, Scores)  # BadInput: scores.json: units[3].macs is -1; it must be at …
+scores = Scores.read(path)  # BadInput: scores.json: units[3].macs is -1; it must be at …
+scores.units[3].macs
+scores.write(path)
 
-A dataclass serves as well. Keys that a type lacks may be in the file: later versions add some. A
-whole number must fit into 64 bits and a number must be finite, unless their limits say less.
+Keys that a record lacks may be in the file: later versions add some. A whole number must fit into
+64 bits and a number must be finite, unless their limits say less. What others write, such as a
+model's config.json, may be a `TypedDict` that `read_record` checks.
 """
 
 import dataclasses
@@ -24,9 +30,11 @@ from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Literal,
     NamedTuple,
     NotRequired,
+    Self,
     TypeVar,
     Union,
     cast,
@@ -38,10 +46,11 @@ from typing import (
 
 from laptop.errors import BadInput
 from laptop.fields import WORDS
-from laptop.files import read_json, reason, shown, whole_lines
+from laptop.files import read_json, reason, shown, whole_lines, write_json
 
 T = TypeVar("T")
 LARGEST = 2**63  # of whole numbers
+MAPPINGS = (dict, Mapping)
 
 
 class _MayBeInfinite:
@@ -56,6 +65,39 @@ class _MayBeInfinite:
 MayBeInfinite = Annotated[object, _MayBeInfinite()]
 AGAIN = "Make it again."
 UNFINISHED = "The unfinished work is damaged: pass --overwrite to begin again."
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A JSON object of ours: a file with its schema, or a part of one."""
+
+    SCHEMA: ClassVar[str | None] = None
+    REMEDY: ClassVar[str] = AGAIN  # the end of a message about a file that is not right
+    LEFT_OUT: ClassVar[frozenset[str]] = frozenset()  # keys that a file lacks in place of a null
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record in `path`; `BadInput` for a file that holds something else."""
+        return built(read_json(path, cls.SCHEMA), cls, str(path), cls.REMEDY)
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, object]:
+        """What the file holds: the schema, and every field as JSON has it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        kept = {k: _plain(v) for k, v in values.items() if v is not None or k not in self.LEFT_OUT}
+        return {"schema": self.SCHEMA, **kept} if self.SCHEMA else kept
+
+
+def _plain(value: object) -> object:
+    """A field's value as JSON has it."""
+    if isinstance(value, Record):
+        return value.as_json()
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 class _Fault(NamedTuple):
@@ -73,13 +115,29 @@ def read_record(path: Path, kind: type[T], schema: str | None = None, remedy: st
 
 
 def built(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
-    """The dataclass `kind` made of the mapping `value`; else `BadInput`, as `checked`.
+    """The dataclass `kind`, and those in it, made of the mapping `value`; else `BadInput`.
 
-    Keys that the dataclass lacks are left out.
+    `where` names the mapping in a message. Keys that a dataclass lacks are left out.
     """
-    whole: Any = kind
-    fields = cast(Mapping[str, Any], checked(value, kind, where, remedy))
-    return kind(**{name: fields[name] for name in _hints(whole) if name in fields})
+    return cast(T, _built(checked(value, kind, where, remedy), kind))
+
+
+def _built(value: Any, kind: Any) -> object:
+    """A checked value with dataclasses in place of tables, and tuples in place of lists."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = _hints(kind)
+        return kind(**{k: _built(value[k], hint) for k, hint in hints.items() if k in value})
+    if origin is Annotated:
+        return _built(value, args[0])
+    if origin in (Union, UnionType):
+        return _built(value, next(part for part in args if not _fault(value, part)))
+    if origin is tuple:
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return tuple(map(_built, value, kinds))
+    if origin is list:
+        return [_built(part, args[0]) for part in value]
+    return {k: _built(part, args[1]) for k, part in value.items()} if origin in MAPPINGS else value
 
 
 def read_lines(path: Path, kind: type[T]) -> list[T]:
@@ -112,7 +170,7 @@ def _fault(value: object, kind: Any) -> _Fault | None:
         return _fault_of_choice(value, args)
     if origin in (list, tuple):
         return _fault_of_list(value, args)
-    if origin in (dict, Mapping):
+    if origin in MAPPINGS:
         return _fault_of_mapping(value, args[1])
     if origin is Literal:
         is_right = any(type(value) is type(a) and value == a for a in args)
@@ -201,6 +259,8 @@ def _required(kind: Any) -> frozenset[str]:
 def _hints(kind: Any) -> dict[str, Any]:
     """The types of an object's keys, by name."""
     hints = get_type_hints(kind, include_extras=True)
+    if dataclasses.is_dataclass(kind):
+        return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     return {k: get_args(h)[0] if get_origin(h) is NotRequired else h for k, h in hints.items()}
 
 

@@ -122,12 +122,16 @@ def built(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:
     return cast(T, _built(checked(value, kind, where, remedy), kind))
 
 
+def _dataclass(value: Mapping[str, Any], kind: Any) -> object:
+    hints = _hints(kind)
+    return kind(**{k: _built(value[k], hint) for k, hint in hints.items() if k in value})
+
+
 def _built(value: Any, kind: Any) -> object:
     """A checked value with dataclasses in place of tables, and tuples in place of lists."""
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
-        return kind(**{k: _built(value[k], hint) for k, hint in hints.items() if k in value})
+        return _dataclass(value, kind)
     if origin is Annotated:
         return _built(value, args[0])
     if origin in (Union, UnionType):

@@ -10,18 +10,18 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
+from laptop.benchmarks.settings import EvalConfig
 from laptop.console import track
 from laptop.errors import BadInput
-from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.files import open_file, write_json
 from laptop.models import loading, locating
 from laptop.models.description import of_pipeline
@@ -35,24 +35,6 @@ PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
 BLACK_LEVEL = 5  # of 255: a picture with no brighter value is black
 Images = NDArray[np.uint8]  # (N, H, W, 3)
 Judge = Callable[[Images, Sequence[str]], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What is drawn to judge image quality."""
-
-    prompts: Samples = 500  # prompts, at most; the first of the list
-    steps: Steps | None = None  # denoising steps of a picture; None: as [sampling] says, or 25
-    # classifier-free guidance scale; None: as [sampling] says, or the pipeline's
-    guidance: Annotated[float, Range(0, 100)] | None = None
-    batch: Annotated[int, Range(1, 100_000)] = (
-        50  # pictures drawn at once; changes time and memory only
-    )
-    seed: Seed = 0  # seed of the noise
-    images_kept: Annotated[int, Range(0, 1_000_000)] = 8  # pictures of each model kept as PNG
-
-    def __post_init__(self) -> None:
-        check_fields(self, "eval")
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """What cannot be trained with, found from settings and configs before any expensive step."""
 
 from laptop.console import say
-from laptop.distill.session import DistillConfig
+from laptop.distill.settings import DistillConfig
 from laptop.errors import BadInput
 from laptop.models import loading, locating
 from laptop.models.shapes import native_size, text_width

@@ -10,9 +10,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from laptop.console import progress, say
 from laptop.distill import cache
 from laptop.distill.buckets import Size
 from laptop.distill.encoder import STORED, Encoder, Sample
+from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Broken, Source
 from laptop.errors import BadInput
-from laptop.fields import Count, Name, Pixels, Range, Seed, Steps, check_fields
 from laptop.files import sha256, write_json
 from laptop.models import locating
 from laptop.pruning.sampling_choice import choose_sampling
@@ -37,29 +37,6 @@ from laptop.unfinished import resume_folder
 
 RUN = 256  # records of a shard
 NAMED = 10  # skipped records that a message names
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training data, and how they are cached."""
-
-    source: Name = "prompts"  # a folder, hf:NAME, tar shards, prompts[:FILE], scenes, or a cache
-    count: Count | None = None  # examples, at most; None: all, or 8000 where they are drawn
-    seed: Seed = 1  # seed of the pictures that are drawn, and of the latents that the VAE samples
-    resolution: Pixels | None = None  # pixels a side; None: as [sampling] says
-    # keep aspect ratios, in sizes of about resolution² pixels; else crop to one size
-    buckets: bool = False
-    image_column: Name = "image"  # column of a Hugging Face dataset that holds the picture
-    # column of a Hugging Face dataset, or key in metadata.jsonl, that holds the caption
-    caption_column: Name = "text"
-    streaming: bool = False  # read a Hugging Face dataset as it arrives and do not store it
-    # records without a readable picture or a caption that may be skipped
-    corrupt_allowed: Annotated[int, Range(0, 10**9)] = 100
-    # denoising steps of the pictures that are drawn; None: as [sampling] says, or 25
-    steps: Steps | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, "data")
 
 
 def make_cache(

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from laptop.distill.optimizer import BYTES
-from laptop.distill.session import HALVES, DistillConfig, TrainConfig
+from laptop.distill.session import HALVES
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.machine import available_memory_bytes
 from laptop.models import loading
 from laptop.models.description import context_length

@@ -5,9 +5,9 @@ One code for one GPU, several, several machines and the CPU: accelerate says whi
 
 import contextlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint.state_dict as states
@@ -20,81 +20,17 @@ from laptop.distill import checkpoint, log_lines
 from laptop.distill.batches import Batch, Batches
 from laptop.distill.divergence import Diverged, Watch, explain
 from laptop.distill.ema import Average
-from laptop.distill.features import PLACES, Features, pairs
-from laptop.distill.losses import WEIGHTINGS, Terms, distillation_loss, mean_squares
-from laptop.distill.optimizer import OPTIMIZERS, SCHEDULES, learning_rate
+from laptop.distill.features import Features, pairs
+from laptop.distill.losses import Terms, distillation_loss, mean_squares
+from laptop.distill.optimizer import OPTIMIZERS, learning_rate
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.errors import BadInput
-from laptop.fields import Count, OneOf, Range, Samples, Seed, Share, Weight, check_fields
 from laptop.pruning.noising import ContinuousNoising, Noised, Noising
 from laptop.pruning.units import ADDED
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Rows = dict[str, Tensor]  # a U-Net's conditions by name, (B, ...)
 CALIBRATION_STEPS = 8  # whose teacher features the weighting is made of, with norms = calibration
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """What is learned: all of this decides the result."""
-
-    steps: Count = 1000  # optimizer steps
-    batch_size: Samples = 64  # samples of a step, of all processes and micro-batches together
-    learning_rate: Annotated[float, Range(above=0, most=1000)] = 5e-4  # peak, after the warm-up
-    # course of the learning rate after the warm-up; cosine: down to 0
-    schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
-    # steps in which the learning rate rises from 0
-    warmup_steps: Annotated[int, Range(0, 10**9)] = 50
-    # outputs that the student imitates: of blocks, self-attentions, or single layers
-    features: Annotated[str, OneOf(*PLACES)] = "blocks"
-    # factors of the feature terms, from norms of the teacher's features; none: 1
-    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "relative"
-    # samples that the norms are taken of: each batch, or the first 8 steps
-    norms: Annotated[str, OneOf("batch", "calibration")] = "batch"
-    task_weight: Weight = 1.0  # factor of the denoising loss
-    output_weight: Weight = 1.0  # factor of the loss against the teacher's output
-    feature_weight: Weight = 1.0  # factor of the sum of all feature terms
-    # min-SNR gamma of the task and output terms, usually 5; None: no weighting
-    snr_gamma: Annotated[float, Range(above=0, most=1_000_000)] | None = None
-    # share of samples that lose their caption, so that guidance still works
-    drop_caption: Annotated[float, Range(0, 1)] = 0.1
-    # L2 norm to which gradients are clipped
-    max_grad_norm: Annotated[float, Range(above=0, most=10**9)] = 1.0
-    # decay of the average of the student's weights, which is what is written; 0: no average
-    ema_decay: Share = 0.995
-    seed: Seed = 0  # seed of noise, timesteps and the order of the samples
-
-    def __post_init__(self) -> None:
-        check_fields(self, "distill")
-        if not self.task_weight + self.output_weight + self.feature_weight:
-            raise BadInput(
-                "[distill] task_weight, output_weight and feature_weight are all 0: one must be "
-                "above 0."
-            )
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How it is computed: speed and memory."""
-
-    # samples of one forward of a process; None: all of its samples of the step
-    micro_batch: Samples | None = None
-    # precision of forward passes; None: as accelerate's launcher says
-    mixed_precision: Annotated[str, OneOf("no", "bf16", "fp16")] | None = None
-    optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"  # adamw-8bit needs the extra [adam8bit]
-    # compute the student's activations again in the backward pass: less memory, more time
-    gradient_checkpointing: bool = False
-    compile: bool = False  # run torch.compile on the repeated transformer blocks
-    checkpoint_every: Count = 100  # steps between checkpoints
-    log_every: Count = 10  # steps between lines of metrics.jsonl
-    # steps between measurements of each term's gradient norm; 0: never
-    shares_every: Annotated[int, Range(0, 10**9)] = 200
-    # the loss has diverged when its running mean is this many times its least running mean
-    runaway: Annotated[float, Range(above=1, most=10**9)] = 10.0
-    # how often a diverged run returns to its checkpoint and continues at half the learning rate
-    back_offs: Annotated[int, Range(0, 1000)] = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "train")
 
 
 class Session:

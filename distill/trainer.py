@@ -24,7 +24,8 @@ from laptop.distill.forecast import (
     forecast,
     micro_batch,
 )
-from laptop.distill.session import DistillConfig, Session, TrainConfig
+from laptop.distill.session import Session
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.fields import Range
 from laptop.files import whole_lines, write_json
 from laptop.machine import need_space

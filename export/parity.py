@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +35,8 @@ from laptop.export.closeness import Comparison, compare, is_blank, worst
 from laptop.export.documents import ParityReport
 from laptop.export.inputs import record, sample
 from laptop.export.onnx_runner import Array
+from laptop.export.settings import VerifyConfig
 from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
-from laptop.fields import Range, Samples, Seed, Steps, check_fields
 from laptop.models import loading, locating
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
@@ -55,22 +55,6 @@ FAILED = "failed"
 MOST_STEPS = 8  # of sampling, unless the stage's own key asks for more
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """The sampling that gives the inputs, and what counts as equal."""
-
-    seed: Seed = 0  # seed of the sampling's noise
-    # denoising steps of the sampling that gives inputs; None: as [sampling] says, at most 8
-    steps: Steps | None = None
-    prompts: Samples = 2  # prompts that are sampled
-    # least PSNR in dB; None: by precision, from 20 for 4 bits to 60 for fp32
-    floor_db: Annotated[float, Range(-200, 200)] | None = None
-    pictures: bool = True  # also draw whole pictures with the artifacts
-
-    def __post_init__(self) -> None:
-        check_fields(self, "verify")
 
 
 def verify(

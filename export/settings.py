@@ -4,17 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from laptop.errors import BadInput
-from laptop.fields import (
-    Length,
-    Name,
-    OneOf,
-    Pixels,
-    Range,
-    Samples,
-    Seed,
-    Steps,
-    check_fields,
-)
+from laptop.fields import Length, Name, OneOf, Pixels, Range, Samples, Seed, Steps, check_fields
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
@@ -99,3 +89,19 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "export")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """The sampling that gives the inputs, and what counts as equal."""
+
+    seed: Seed = 0  # seed of the sampling's noise
+    # denoising steps of the sampling that gives inputs; None: as [sampling] says, at most 8
+    steps: Steps | None = None
+    prompts: Samples = 2  # prompts that are sampled
+    # least PSNR in dB; None: by precision, from 20 for 4 bits to 60 for fp32
+    floor_db: Annotated[float, Range(-200, 200)] | None = None
+    pictures: bool = True  # also draw whole pictures with the artifacts
+
+    def __post_init__(self) -> None:
+        check_fields(self, "verify")

@@ -9,48 +9,18 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Annotated
 
 from laptop.errors import BadInput, Infeasible, Unsupported
-from laptop.fields import Length, Name, OneOf, Range, Share, check_fields
 from laptop.models import locating
 from laptop.models.precision import stored_dtype
+from laptop.pruning.settings import DEFAULT_RATIO, PlanConfig
 from laptop.pruning.units import Anatomy, Unit
 
-EXPRESSIBLE = ("any", "stock", "comfyui")
-DEFAULT_RATIO = 0.5  # where no budget is given
 NOUNS = {  # of a million of each cost, and what it is
     "params": ("M", "parameters"),
     "macs": ("M", "multiply-accumulates"),
     "latency_ns": ("ms", "latency"),
 }
-Budgeted = Annotated[int, Range(1, 10**18)]
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """Budgets of the pruned U-Net; all that are given must hold."""
-
-    # share of the U-Net's parameters to remove, at least; 0.5 where no budget is set
-    ratio: Share | None = None
-    max_params: Budgeted | None = None  # parameters of the pruned U-Net, at most
-    # bytes of the pruned U-Net's weights in the precision that the model is stored in, at most
-    max_bytes: Budgeted | None = None
-    # multiply-accumulates of one forward, batch 1, at the model's native size, at most
-    max_macs: Budgeted | None = None
-    # milliseconds of one forward, as the latency table counts it, at most
-    max_latency_ms: Annotated[float, Range(above=0, most=10**9)] | None = None
-    latency_table: Name | None = None  # the file that `laptop bench --layers` wrote
-    # patterns of layers that stay, such as "mid_block.*"
-    keep: Annotated[tuple[Name, ...], Length(10_000)] = ()
-    # what must express the pruned U-Net; stock: a plain diffusers config; comfyui: one whose depths
-    # ComfyUI detects, too
-    expressible: Annotated[str, OneOf(*EXPRESSIBLE)] = "any"
-    # sets of layers whose joint loss may be measured to improve the solver's plan
-    refine: Annotated[int, Range(0, 1_000_000)] = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "plan")
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,6 @@ from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, r
 
 CLIP_FILES: Any = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"]}  # of a Hub id
 NOTHING: frozenset[str] = frozenset()
-OF_TASK = ("task-loss", "taylor")  # they need the targets of training
-PER_ROW = ("output-loss", "task-loss", "block-influence")
 
 
 @dataclass(frozen=True)

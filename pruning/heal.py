@@ -27,7 +27,6 @@ from laptop.pruning import calibration
 from laptop.pruning.expressible import without
 from laptop.pruning.units import SUBLAYERS, forward_rows, listed
 
-KINDS = ("none", "affine")
 HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of the manifest
 RIDGE = 1e-6  # of the mean square of x; a channel without variance is shifted only
 HELD_OUT = 4  # each fourth row: they are sorted by time step, so the last quarter would be of few

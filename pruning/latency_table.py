@@ -13,8 +13,8 @@ from pathlib import Path
 from laptop.console import say
 from laptop.errors import BadInput
 from laptop.files import shown
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan_file import LatencyTable
+from laptop.pruning.settings import PlanConfig
 from laptop.pruning.units import Anatomy
 from laptop.records import read_record
 

@@ -13,7 +13,7 @@ from laptop.errors import BadInput, Infeasible
 from laptop.files import shown, write_json
 from laptop.models import loading, locating
 from laptop.pruning import calibration
-from laptop.pruning.budgets import PlanConfig, bytes_each, check_config, conditions, with_default
+from laptop.pruning.budgets import bytes_each, check_config, conditions, with_default
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
@@ -23,6 +23,7 @@ from laptop.pruning.plan_file import SCHEMA, Plan, Scores
 from laptop.pruning.refine import refined
 from laptop.pruning.score import CALIBRATION
 from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
+from laptop.pruning.settings import PlanConfig
 from laptop.pruning.units import Anatomy, Unit, check_names
 from laptop.records import read_record
 from laptop.run import Overwrite, run_stage

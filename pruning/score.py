@@ -10,10 +10,10 @@ gone.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,67 +23,24 @@ from torch import Tensor, nn
 from laptop import processes
 from laptop.console import progress
 from laptop.errors import BadInput, Unsupported
-from laptop.fields import Name, OneOf, Pixels, Range, Samples, Seed, Steps, check_fields
 from laptop.files import write_json
 from laptop.models import loading, locating
 from laptop.models.description import context_length, describe
 from laptop.pruning import calibration, noising
-from laptop.pruning.criteria import CRITERIA, OF_TASK, PER_ROW, Subject
+from laptop.pruning.criteria import CRITERIA, Subject
 from laptop.pruning.ledger import Ledger, Race, Values
 from laptop.pruning.race import undecided
 from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
-from laptop.pruning.units import GRANULARITIES, Anatomy, Unit, anatomy, forward_rows
+from laptop.pruning.settings import OF_TASK, PER_ROW, ScoreConfig
+from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
 from laptop.run import Overwrite
 from laptop.teamwork import run_together
 from laptop.unfinished import resume_folder
 
 SCHEMA = "laptop.scores/1"
 CALIBRATION = "calibration.safetensors"
-WEIGHTINGS = ("none", "x0")
-DTYPES = ("float32", "bfloat16", "float16")
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """How layers are scored; `BadInput` for what is out of range or does not go together."""
-
-    # what counts as a layer: whole transformers, their blocks, or attentions and feed-forwards
-    granularity: Annotated[str, OneOf(*GRANULARITIES)] = "fine"
-    criterion: Annotated[str, OneOf(*CRITERIA)] = "output-loss"  # how a layer is scored
-    # weight of each calibration row; x0: by how much an output error changes the picture
-    timestep_weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "none"
-    samples: Samples = 64  # calibration rows
-    # denoising steps of the sampling that the rows come from; None: as [sampling] says, or 25
-    steps: Steps | None = None
-    batch_size: Samples = 4  # rows of one forward
-    # precision of the U-Net while it is scored; losses are float32 in any case
-    dtype: Annotated[str, OneOf(*DTYPES)] = "float32"
-    # the one ratio to plan for: layers whose fate at it is certain get no more samples
-    race: Annotated[float, Range(above=0, below=1)] | None = None
-    # pixels a side of the pictures that are drawn for it; None: as [sampling] says
-    resolution: Pixels | None = None
-    clip_model: Name | None = None  # folder or Hub id of a CLIP model, for the criterion clip
-    seed: Seed = 0  # seed of the noise and of the choice of the rows
-
-    def __post_init__(self) -> None:
-        check_fields(self, "score")
-        if self.timestep_weighting != "none" and self.criterion not in PER_ROW:
-            raise BadInput(
-                f"criterion {self.criterion!r} has no value for each timestep, so there is nothing "
-                f"to weigh; those that have are {', '.join(PER_ROW)}."
-            )
-        if self.race is not None and self.criterion not in PER_ROW:
-            raise BadInput(
-                f"a race by {self.criterion!r} is not possible: the criterion must be one of "
-                f"{', '.join(PER_ROW)}."
-            )
-        if self.criterion == "clip" and self.clip_model is None:
-            raise BadInput(
-                "criterion 'clip' needs a CLIP model: set clip_model in the recipe's [score] to a "
-                "folder or Hub id, such as openai/clip-vit-large-patch14."
-            )
 
 
 def score(

@@ -6,49 +6,28 @@ the stock config is, and which weights go where.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from laptop.errors import BadInput
-from laptop.fields import OneOf, check_fields
 from laptop.files import copy_folder, files_in, read_json, reason, write_json
 from laptop.machine import need_space
 from laptop.models import component_classes, loading, locating
 from laptop.models.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
-from laptop.pruning.heal import (
-    HEALING,
-    KINDS,
-    Correction,
-    Rows,
-    check_rows,
-    fit,
-    fold,
-    with_corrections,
-)
+from laptop.pruning.heal import HEALING, Correction, Rows, check_rows, fit, fold, with_corrections
 from laptop.pruning.plan import read_plan, read_scores, scores_file
 from laptop.pruning.sampling_choice import of_folders
 from laptop.pruning.sampling_config import SamplingConfig, of_values, write_file
 from laptop.pruning.score import CALIBRATION
+from laptop.pruning.settings import PruneConfig
 from laptop.run import Overwrite, manifest_of, run_stage
 
 SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """How layers are removed."""
-
-    # affine: fit a scale and a shift of each channel where layers are removed
-    heal: Annotated[str, OneOf(*KINDS)] = "none"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "prune")
 
 
 def prune_unet(

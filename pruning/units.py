@@ -29,9 +29,9 @@ from laptop.errors import BadInput, Unsupported
 from laptop.files import shown
 from laptop.models import unet_classes
 from laptop.models.shapes import input_shapes
+from laptop.pruning.settings import GRANULARITIES
 
 ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
-GRANULARITIES = ("coarse", "fine", "sublayer")
 SUBLAYERS = unet_classes.shipped_module().SUBLAYERS
 
 

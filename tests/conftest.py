@@ -18,7 +18,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from laptop.distill.encoding import DataConfig, make_cache
+from laptop.distill.encoding import make_cache
+from laptop.distill.settings import DataConfig
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
 from laptop.export.settings import CoremlConfig, ExportConfig

@@ -9,8 +9,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from laptop import recipe
+from laptop.distill import features, losses, optimizer
+from laptop.distill import settings as distill_settings
 from laptop.errors import BadInput
 from laptop.fields import Length, OneOf, Plain, Range, check_value
+from laptop.pruning import criteria
+from laptop.pruning import settings as pruning_settings
 from laptop.studies.trial import StudyConfig
 
 RECIPE = recipe.Recipe()
@@ -145,3 +149,11 @@ def test_a_recipe_may_write_a_whole_number_for_any_number(tmp_path) -> None:
     file.write_text("[plan]\nmax_latency_ms = 5\n[distill]\nmax_grad_norm = 2\n")
     read = recipe.read("tiny-sdxl", file)
     assert (repr(read.plan.max_latency_ms), repr(read.distill.max_grad_norm)) == ("5.0", "2.0")
+
+
+def test_the_choices_of_settings_are_what_is_implemented() -> None:
+    assert pruning_settings.CRITERIA == tuple(criteria.CRITERIA)
+    assert distill_settings.PLACES == tuple(features.PLACES)
+    assert distill_settings.WEIGHTINGS == tuple(losses.WEIGHTINGS)
+    assert distill_settings.OPTIMIZERS == tuple(optimizer.OPTIMIZERS)
+    assert distill_settings.SCHEDULES == tuple(optimizer.SCHEDULES)

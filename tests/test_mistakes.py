@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from laptop import mistakes
 from laptop.benchmarks.compare import compare
 from laptop.benchmarks.report.report import write_report
-from laptop.distill.encoding import DataConfig
+from laptop.distill.settings import DataConfig
 from laptop.errors import BadInput, LaptopError, UnknownModel
 from laptop.export.artifacts import read_list
 from laptop.models import locating

@@ -8,7 +8,8 @@ import pytest
 
 from laptop import processes
 from laptop.errors import BadInput
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import ScoreConfig
 
 LAUNCH = [
     sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",

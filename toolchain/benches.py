@@ -10,8 +10,8 @@ from laptop.benchmarks.latency import bench as latency
 from laptop.benchmarks.latency import layers
 from laptop.benchmarks.latency.bench import SCHEMA, bench
 from laptop.benchmarks.latency.layers import bench_layers
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.sustained import plot
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_json
 from laptop.pruning.sampling_config import SamplingConfig

@@ -9,8 +9,8 @@ from laptop.files import has_schema, read_json
 from laptop.pruning import plan as planning
 from laptop.pruning.additivity import SCHEMA as ADDITIVITY_SCHEMA
 from laptop.pruning.additivity import make_additivity
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.presets import make_preset_plan
+from laptop.pruning.settings import PlanConfig
 
 Made = tuple[dict[str, Any], str]
 

@@ -14,20 +14,15 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from laptop.benchmarks.latency.settings import BenchConfig
-from laptop.benchmarks.quality import EvalConfig
-from laptop.distill.encoding import DataConfig
-from laptop.distill.session import DistillConfig, TrainConfig
+from laptop.benchmarks.settings import BenchConfig, EvalConfig
+from laptop.distill.settings import DataConfig, DistillConfig, TrainConfig
 from laptop.errors import BadInput
-from laptop.export.parity import VerifyConfig
-from laptop.export.settings import ExportConfig
+from laptop.export.settings import ExportConfig, VerifyConfig
 from laptop.fields import Name, Samples, check_fields
 from laptop.files import read_text, reason, shown
 from laptop.models.locating import random_name
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.sampling_config import SamplingConfig
-from laptop.pruning.score import ScoreConfig
-from laptop.pruning.surgery import PruneConfig
+from laptop.pruning.settings import PlanConfig, PruneConfig, ScoreConfig
 
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "recipes"

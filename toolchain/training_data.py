@@ -9,8 +9,9 @@ from PIL import Image
 
 from laptop import mistakes
 from laptop.distill.cache import check_cache, is_cache
-from laptop.distill.encoding import DataConfig, check_config, make_cache
+from laptop.distill.encoding import check_config, make_cache
 from laptop.distill.hf_dataset import Table
+from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, runs
 from laptop.distill.tar_shards import ENDINGS, Tars
 from laptop.errors import BadInput

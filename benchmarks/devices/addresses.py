@@ -20,7 +20,7 @@ from typing import Any
 from laptop.benchmarks.devices import android, ios
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Device
-from laptop.benchmarks.latency.settings import BenchConfig
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, LaptopError
 from laptop.hosts import adb, ssh
 from laptop.hosts.place import Local

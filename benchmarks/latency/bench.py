@@ -29,13 +29,9 @@ from laptop.benchmarks.devices.device import (
 from laptop.benchmarks.documents import Group
 from laptop.benchmarks.latency import sustained, whole_image
 from laptop.benchmarks.latency.image_sampling import STEPS, with_sampling
-from laptop.benchmarks.latency.settings import BenchConfig
-from laptop.benchmarks.latency.validity import (
-    invalid_reasons,
-    ratio,
-    summary,
-)
-from laptop.benchmarks.latency.workloads import IMAGE, Places, workloads
+from laptop.benchmarks.latency.validity import invalid_reasons, ratio, summary
+from laptop.benchmarks.latency.workloads import Places, workloads
+from laptop.benchmarks.settings import IMAGE, BenchConfig
 from laptop.console import say, track
 from laptop.errors import BadInput, LaptopError
 from laptop.files import read_json, sha256, write_json

@@ -17,9 +17,9 @@ from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round, Workload
 from laptop.benchmarks.latency.bench import share
 from laptop.benchmarks.latency.layer_table import measured, timed_modules
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.unet_graph import make_graph
 from laptop.benchmarks.latency.workloads import IMPORTS
+from laptop.benchmarks.settings import BenchConfig
 from laptop.console import track
 from laptop.models import loading
 from laptop.pruning.units import Unit

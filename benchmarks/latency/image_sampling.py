@@ -15,7 +15,7 @@ from laptop.pruning.sampling_choice import picture_size, rows_each, settle
 from laptop.pruning.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
-    from laptop.benchmarks.latency.settings import BenchConfig
+    from laptop.benchmarks.settings import BenchConfig
 
 STEPS = 20  # where nothing says more
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from laptop.benchmarks.devices.device import Round
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.validity import invalid_reasons, summary, unsteady
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import LaptopError
 from laptop.pruning.units import SUBLAYERS
 

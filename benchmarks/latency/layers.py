@@ -25,8 +25,8 @@ from laptop.benchmarks.latency import graph_layers
 from laptop.benchmarks.latency.bench import conditions, device_identity, known_facts, share
 from laptop.benchmarks.latency.image_sampling import with_sampling
 from laptop.benchmarks.latency.layer_table import measured, timed_modules
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.workloads import workloads
+from laptop.benchmarks.settings import BenchConfig
 from laptop.console import track
 from laptop.errors import BadInput, Unsupported
 from laptop.files import write_json

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from laptop.benchmarks.devices.device import Round
+from laptop.benchmarks.settings import NEEDED_S, NEEDED_SAMPLES
 from laptop.errors import CheckFailed
 
-NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
-NEEDED_S = 10.0
 NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that holds what it says
 SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
 OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbers

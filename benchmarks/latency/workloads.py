@@ -17,13 +17,13 @@ from laptop.benchmarks.latency.timed_components import (
     shapes_of,
     timed_components,
 )
+from laptop.benchmarks.settings import IMAGE
 from laptop.console import say
 from laptop.errors import BadInput, MissingExtra
 from laptop.export.settings import COMPONENTS
 from laptop.files import shown
 from laptop.models.shapes import Size
 
-IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
 IMPORTS = {  # before the clock of the first load starts
     "pytorch": ("torch", "diffusers.models.unets.unet_2d_condition"),

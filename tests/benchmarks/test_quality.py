@@ -10,7 +10,8 @@ from scipy.linalg import sqrtm
 
 from laptop.benchmarks import quality
 from laptop.benchmarks.frechet import frechet_distance, gaussian_distance
-from laptop.benchmarks.quality import PSNR_CAP_DB, EvalConfig, evaluate, psnr_db, to_uint8
+from laptop.benchmarks.quality import PSNR_CAP_DB, evaluate, psnr_db, to_uint8
+from laptop.benchmarks.settings import EvalConfig
 from laptop.errors import BadInput
 from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling

@@ -21,7 +21,8 @@ from laptop.distill import encoding
 from laptop.distill.buckets import fit
 from laptop.distill.cache import Cache, check_cache
 from laptop.distill.encoder import Encoder, NotFinite
-from laptop.distill.encoding import DataConfig, make_cache
+from laptop.distill.encoding import make_cache
+from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Example, Folder, Prompts
 from laptop.errors import BadInput
 from laptop.files import sha256

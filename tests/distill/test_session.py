@@ -13,7 +13,8 @@ from laptop.distill.batches import Batch, MadeUp
 from laptop.distill.features import Features, pairs
 from laptop.distill.forecast import activation_bytes
 from laptop.distill.optimizer import learning_rate
-from laptop.distill.session import DistillConfig, Session, TrainConfig
+from laptop.distill.session import Session
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.distill.trainer import start
 from laptop.errors import BadInput, MissingExtra
 from laptop.models import loading, locating

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from laptop.distill import sources
-from laptop.distill.encoding import DataConfig
 from laptop.distill.hf_dataset import Table
+from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source
 from laptop.distill.tar_shards import Tars
 from laptop.errors import BadInput, MissingExtra

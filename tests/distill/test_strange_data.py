@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from laptop.cli import main
 from laptop.distill import addresses, sources, tar_shards
-from laptop.distill.encoding import DataConfig
+from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Broken, Example, Folder
 from laptop.distill.tar_shards import Tars
 from laptop.errors import BadInput

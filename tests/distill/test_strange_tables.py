@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from laptop.distill.encoding import DataConfig
 from laptop.distill.hf_dataset import Table
+from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Broken, Example
 from laptop.errors import BadInput
 from laptop.training_data import source_of

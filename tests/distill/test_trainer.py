@@ -21,7 +21,7 @@ from laptop.distill import checkpoint, checks, trainer
 from laptop.distill.cache import Cache
 from laptop.distill.divergence import Diverged, Watch
 from laptop.distill.optimizer import OPTIMIZERS
-from laptop.distill.session import DistillConfig, TrainConfig
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill, rehearse, start
 from laptop.errors import BadInput, NoSpace
 from laptop.models import loading

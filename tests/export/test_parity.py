@@ -18,7 +18,8 @@ from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.closeness import compare, cosine, psnr, worst
-from laptop.export.parity import VerifyConfig, verify
+from laptop.export.parity import verify
+from laptop.export.settings import VerifyConfig
 from laptop.models import loading
 
 PROMPTS = ["a large red circle on white"]

@@ -14,10 +14,10 @@ from laptop.errors import BadInput
 from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.additivity import RATIOS, agreement, make_additivity, random_sets
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.criteria import output_loss
 from laptop.pruning.plan import make_plan, predicted_loss, read_scores
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import PlanConfig, ScoreConfig
 
 CONFIG = ScoreConfig(granularity="coarse", samples=4, steps=2, batch_size=3)
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]

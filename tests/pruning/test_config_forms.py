@@ -9,8 +9,9 @@ from diffusers import UNet2DConditionModel
 from laptop.distill.checks import check_pair, check_smaller
 from laptop.errors import BadInput
 from laptop.models.shapes import input_shapes
+from laptop.pruning.settings import GRANULARITIES
 from laptop.pruning.surgery import prune_unet
-from laptop.pruning.units import GRANULARITIES, anatomy, removed
+from laptop.pruning.units import anatomy, removed
 
 BASE: dict[str, Any] = {
     "sample_size": 8,

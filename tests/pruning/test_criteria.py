@@ -14,7 +14,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.criteria import CRITERIA
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import ScoreConfig
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import anatomy, forward_rows
 from laptop.tiny import architecture

@@ -24,21 +24,22 @@ from safetensors.torch import load_file
 from conftest import small_sd15
 from laptop.benchmarks import quality
 from laptop.benchmarks.latency.image_sampling import ImageSampling, image_sampling
-from laptop.distill.encoding import DataConfig
+from laptop.benchmarks.settings import EvalConfig
+from laptop.distill.settings import DataConfig
 from laptop.errors import BadInput
 from laptop.export import parity
 from laptop.export.artifacts import export_model
-from laptop.export.settings import ExportConfig
+from laptop.export.settings import ExportConfig, VerifyConfig
 from laptop.export.to_coreml import swift_resources
 from laptop.files import read_json, write_json
 from laptop.generate import generate
 from laptop.models import component_classes, loading
 from laptop.pruning import calibration, sampling_choice
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
 from laptop.pruning.sampling_choice import GUIDANCE, choose_sampling
 from laptop.pruning.sampling_config import FILE, SCHEMA, Sampling, SamplingConfig
-from laptop.pruning.score import ScoreConfig, prompts_needed, score
+from laptop.pruning.score import prompts_needed, score
+from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.surgery import prune
 from laptop.training_data import make
 
@@ -149,7 +150,7 @@ def test_artifacts_are_of_one_row_and_draw_as_the_model_does(
     assert unet["shapes"]["sample"] == [1, 4, 8, 8]
     assert ("timestep_cond" in unet["shapes"]) == (name == "lcm")
     assert listed["sampling"]["steps"] == arguments["num_inference_steps"]
-    parity.verify(out, model, tmp_path / "parity", parity.VerifyConfig(), PROMPTS)  # no flags
+    parity.verify(out, model, tmp_path / "parity", VerifyConfig(), PROMPTS)  # no flags
     report = read_json(tmp_path / "parity" / "report.json")
     parity.check(report)
     samples = {row["component"]: row["samples"] for row in report["results"]}
@@ -168,8 +169,8 @@ def test_judged_pictures_are_those_of_the_models_own_call(
     request, tmp_path, name, config, arguments
 ) -> None:
     model = request.getfixturevalue(name)
-    settings = quality.EvalConfig(prompts=1, images_kept=1)
-    out = quality.evaluate({"m": model}, tmp_path / "e", settings, PROMPTS, sampling=config)
+    judged = EvalConfig(prompts=1, images_kept=1)
+    out = quality.evaluate({"m": model}, tmp_path / "e", judged, PROMPTS, sampling=config)
     report = read_json(out / "eval.json")
     assert report["steps"] == arguments["num_inference_steps"]
     latents = torch.from_numpy(quality.noise(0, 0, (4, 8, 8)))[None]

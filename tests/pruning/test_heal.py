@@ -16,8 +16,9 @@ from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.expressible import without
 from laptop.pruning.heal import Correction, Rows, fit, fold, places, with_corrections
-from laptop.pruning.surgery import PruneConfig, prune, prune_unet
-from laptop.pruning.units import GRANULARITIES, anatomy, layers
+from laptop.pruning.settings import GRANULARITIES, PruneConfig
+from laptop.pruning.surgery import prune, prune_unet
+from laptop.pruning.units import anatomy, layers
 from support.elsewhere import check_elsewhere
 from support.unets import LAST_BLOCKS, model, rows_for
 

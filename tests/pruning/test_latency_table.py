@@ -9,10 +9,11 @@ from click.testing import CliRunner, Result
 
 from laptop.cli import main
 from laptop.errors import BadInput, Infeasible
-from laptop.pruning.budgets import PlanConfig, budgets, check_config, conditions
+from laptop.pruning.budgets import budgets, check_config, conditions
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, choose
+from laptop.pruning.settings import PlanConfig
 from laptop.pruning.units import Anatomy, Unit
 from support.scores import TABLE, brute_force, scores_for, table_for
 

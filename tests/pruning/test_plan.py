@@ -12,14 +12,11 @@ import pytest
 from laptop.errors import BadInput, Infeasible
 from laptop.models import loading
 from laptop.pruning import knapsack
-from laptop.pruning.budgets import (
-    PlanConfig,
-    check_budgets,
-    check_config,
-)
+from laptop.pruning.budgets import check_budgets, check_config
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.knapsack import solve
 from laptop.pruning.plan import as_anatomy, choose, make_menu, make_plan, read_plan
+from laptop.pruning.settings import PlanConfig
 from laptop.pruning.units import Anatomy, Unit, anatomy
 from support.scores import brute_force, scores_for
 from support.unets import model

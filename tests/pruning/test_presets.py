@@ -27,7 +27,8 @@ from laptop.models.architectures import UNETS
 from laptop.pruning.layouts import PRESETS, changes, check_layout
 from laptop.pruning.plan import read_plan
 from laptop.pruning.presets import make_preset_plan, preset_plan
-from laptop.pruning.surgery import PruneConfig, apply_plan, prune, transplant
+from laptop.pruning.settings import PruneConfig
+from laptop.pruning.surgery import apply_plan, prune, transplant
 from laptop.pruning.units import forward_rows
 from laptop.publish import model_card
 from laptop.tiny import architecture

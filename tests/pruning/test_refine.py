@@ -6,12 +6,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from laptop.pruning.budgets import Conditions, PlanConfig
+from laptop.pruning.budgets import Conditions
 from laptop.pruning.criteria import output_loss
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.plan import make_plan
 from laptop.pruning.refine import neighbours, refined
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.units import anatomy, forward_rows
 from support.unets import model, rows_for
 

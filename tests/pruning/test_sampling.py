@@ -10,12 +10,12 @@ import torch
 from laptop.errors import BadInput, Unsupported
 from laptop.models import architectures, loading, locating, random_weights
 from laptop.pruning import calibration
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan
 from laptop.pruning.sampling import draw, guidance_embedding, starts
 from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.surgery import prune
 from laptop.pruning.units import forward_rows
 

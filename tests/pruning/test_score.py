@@ -14,10 +14,10 @@ from laptop.errors import BadInput, OutputExists, Unsupported
 from laptop.generate import generate
 from laptop.models import loading
 from laptop.pruning import calibration
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.plan import make_plan
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.surgery import prune, prune_unet
 from laptop.pruning.units import Unit, forward_rows
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from laptop.models import loading, locating
 from laptop.models.precision import stored_dtype
 from laptop.pruning import surgery
+from laptop.pruning.settings import GRANULARITIES
 from laptop.pruning.surgery import prune, prune_unet, write_model
-from laptop.pruning.units import GRANULARITIES, anatomy, forward_rows, removed
+from laptop.pruning.units import anatomy, forward_rows, removed
 from laptop.tiny import architecture
 from support.unets import LAST_BLOCKS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from laptop.benchmarks.latency.settings import BenchConfig
+from laptop.benchmarks.settings import BenchConfig
 from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.files import read_json

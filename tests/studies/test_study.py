@@ -10,7 +10,7 @@ import pytest
 
 from laptop.benchmarks.report.figures import interval_chart
 from laptop.distill.losses import WEIGHTINGS
-from laptop.distill.session import DistillConfig
+from laptop.distill.settings import DistillConfig
 from laptop.errors import BadInput, OutputExists
 from laptop.studies import retraining as studies
 from laptop.studies.design import (

@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 
-from laptop.distill.session import DistillConfig, Session, TrainConfig
+from laptop.distill.session import Session
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
 
 

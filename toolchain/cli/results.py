@@ -135,7 +135,7 @@ def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None
     With ADDRESSES, of those only; exit 1 when one of them cannot be reached.
     """
     from laptop import benches
-    from laptop.benchmarks.latency.settings import BenchConfig
+    from laptop.benchmarks.settings import BenchConfig
 
     document, text = benches.of_devices(addresses, BenchConfig(python=python))
     click.echo(json.dumps(document, indent=1) if as_json else printable(text))

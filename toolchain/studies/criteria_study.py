@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from laptop.benchmarks.quality import EvalConfig, draw
+from laptop.benchmarks.quality import draw
 from laptop.benchmarks.report.figures import additivity_chart, rivals_chart
+from laptop.benchmarks.settings import EvalConfig
 from laptop.console import say, track
 from laptop.files import write_json
 from laptop.models import loading
@@ -25,7 +26,7 @@ from laptop.models.description import context_length
 from laptop.prompts import calibration_prompts, evaluation_prompts
 from laptop.pruning import calibration
 from laptop.pruning.additivity import random_set, random_sets, report
-from laptop.pruning.budgets import PlanConfig, conditions, implications
+from laptop.pruning.budgets import conditions, implications
 from laptop.pruning.heal import Rows, fit, with_corrections
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
@@ -33,7 +34,8 @@ from laptop.pruning.plan import as_anatomy, choose, read_scores
 from laptop.pruning.race import replay
 from laptop.pruning.refine import refined
 from laptop.pruning.sampling_config import Sampling
-from laptop.pruning.score import CALIBRATION, ScoreConfig, forwards_in_all, score
+from laptop.pruning.score import CALIBRATION, forwards_in_all, score
+from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.units import anatomy, removed
 from laptop.records import read_lines
 from laptop.studies.handmade import FAMILIES, handmade

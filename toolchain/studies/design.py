@@ -15,10 +15,10 @@ from functools import cached_property
 from typing import Any
 
 from laptop.distill.losses import WEIGHTINGS
-from laptop.distill.session import DistillConfig
+from laptop.distill.settings import DistillConfig
 from laptop.pruning.additivity import random_set
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import as_anatomy, choose
+from laptop.pruning.settings import PlanConfig
 from laptop.studies.handmade import FAMILIES, handmade
 
 METHOD = "output-loss"  # the paper's criterion, and

@@ -14,15 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from laptop.benchmarks.latency.settings import BenchConfig
+from laptop.benchmarks.settings import BenchConfig
 from laptop.console import say
 from laptop.errors import BadInput
 from laptop.fields import Share
 from laptop.files import write_json
 from laptop.machine import machine
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.plan import make_plan, read_scores
 from laptop.pruning.plan_file import Plan
+from laptop.pruning.settings import PlanConfig
 from laptop.records import read_record
 from laptop.studies.latency_prediction import read_table, time_plans
 

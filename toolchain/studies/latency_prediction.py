@@ -24,11 +24,11 @@ from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Workload
 from laptop.benchmarks.latency.bench import measure
 from laptop.benchmarks.latency.graph_layers import timed_graph
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.unet_graph import make_graph
 from laptop.benchmarks.latency.workloads import workloads
 from laptop.benchmarks.report.figures import THEMES, new_figure, save_figure
 from laptop.benchmarks.report.run_files import RUNTIMES
+from laptop.benchmarks.settings import BenchConfig
 from laptop.console import say
 from laptop.errors import BadInput
 from laptop.fields import Count, Name, Range

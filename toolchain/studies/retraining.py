@@ -30,7 +30,8 @@ from laptop.files import read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts
 from laptop.pruning.plan import read_scores
-from laptop.pruning.score import ScoreConfig, score
+from laptop.pruning.score import score
+from laptop.pruning.settings import ScoreConfig
 from laptop.records import read_lines
 from laptop.studies.design import (
     GROUPS,

@@ -35,7 +35,8 @@ from laptop.benchmarks.latency.validity import ratio
 from laptop.console import say
 from laptop.distill.batches import Batch
 from laptop.distill.forecast import of_unets
-from laptop.distill.session import HALVES, TrainConfig
+from laptop.distill.session import HALVES
+from laptop.distill.settings import TrainConfig
 from laptop.machine import machine, peak_memory_bytes
 from laptop.models.architectures import UNETS
 from laptop.pruning.additivity import random_set

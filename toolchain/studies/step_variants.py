@@ -34,7 +34,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from laptop.distill.batches import Batch
-from laptop.distill.session import DistillConfig, Session, TrainConfig, accelerator
+from laptop.distill.session import Session, accelerator
+from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.pruning.noising import Noising
 from laptop.pruning.units import ADDED
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.frechet import frechet_distance, latent_features
-from laptop.benchmarks.quality import EvalConfig, draw
-from laptop.distill.encoding import DataConfig
-from laptop.distill.session import DistillConfig, TrainConfig
+from laptop.benchmarks.quality import draw
+from laptop.benchmarks.settings import EvalConfig
+from laptop.distill.settings import DataConfig, DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
 from laptop.fields import Count, Length, OneOf, Range, Samples, Share, Steps, check_fields
 from laptop.models import loading

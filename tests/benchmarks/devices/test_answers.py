@@ -14,8 +14,8 @@ from laptop.benchmarks.devices.device import Heat, Ready, Round
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.hosts.place import Done
 from laptop.pruning import plan
-from laptop.pruning.budgets import PlanConfig
 from laptop.pruning.latency_table import read_table
+from laptop.pruning.settings import PlanConfig
 from support.garbage import accepted, refused_in
 from support.scores import scores_for, table_for
 

@@ -19,8 +19,8 @@ from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Workload
 from laptop.benchmarks.devices.ios import Apple
 from laptop.benchmarks.latency.bench import bench
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.report.latency_section import _placements
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.hosts.place import Local
 

@@ -14,7 +14,7 @@ from laptop.benchmarks.devices.device import Round
 from laptop.benchmarks.latency import graph_layers
 from laptop.benchmarks.latency.layer_table import measured, timed_modules
 from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
-from laptop.benchmarks.latency.settings import BenchConfig
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.hosts.place import Local
 from laptop.models import loading

@@ -10,8 +10,8 @@ import pytest
 
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.latency.bench import bench
-from laptop.benchmarks.latency.settings import BenchConfig
 from laptop.benchmarks.latency.timed_components import TimedComponent, graph_precision, shapes_of
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, UnknownModel
 from laptop.hosts.place import Local
 from support.onnx_files import onnx_folder

@@ -9,8 +9,9 @@ from onnx import helper
 
 from laptop.benchmarks import compare, gate_files
 from laptop.benchmarks.devices.device import Facts
-from laptop.benchmarks.latency.workloads import IMAGE, workloads
+from laptop.benchmarks.latency.workloads import workloads
 from laptop.benchmarks.report import latency_section, report
+from laptop.benchmarks.settings import IMAGE
 from laptop.errors import BadInput
 from laptop.export import artifacts, parity
 from support.garbage import refused_in

@@ -17,7 +17,7 @@ from laptop.export import closeness, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job
-from laptop.export.settings import CoremlConfig
+from laptop.export.settings import CoremlConfig, VerifyConfig
 from laptop.export.to_coreml import mil_interpreter
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.mil_program import read, read_spec, spec_path
@@ -85,7 +85,7 @@ def test_the_network_computes_in_fp16_and_only_its_time_embeddings_in_fp32(spec:
 
 
 def reports(artifacts: Path, model: Path, out: Path) -> list[dict[str, Any]]:
-    parity.verify(artifacts, str(model), out, parity.VerifyConfig(steps=2), PROMPTS)
+    parity.verify(artifacts, str(model), out, VerifyConfig(steps=2), PROMPTS)
     return json.loads((out / "report.json").read_text())["results"]
 
 

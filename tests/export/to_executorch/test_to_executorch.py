@@ -15,14 +15,14 @@ from torch import nn
 
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.latency.bench import bench
-from laptop.benchmarks.latency.settings import BenchConfig
+from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.closeness import psnr
 from laptop.export.components import Graph
 from laptop.export.components import run as run_graph
-from laptop.export.settings import CoremlConfig
+from laptop.export.settings import CoremlConfig, VerifyConfig
 from laptop.export.to_executorch import target as to_executorch
 from laptop.export.to_executorch.lowering import fewer_repeats
 from laptop.files import write_json
@@ -179,7 +179,7 @@ def test_a_text_encoder_goes_through_export_and_verify(tiny_folder: Path, tmp_pa
     (row,) = listed["artifacts"]
     assert row["file"] == "executorch/text_encoder.pte"
     found = parity.verify(
-        out, str(tiny_folder), tmp_path / "parity", parity.VerifyConfig(steps=1), PROMPTS
+        out, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS
     )
     (result,) = json.loads((found / "report.json").read_text())["results"]
     assert result["state"] == "verified", result

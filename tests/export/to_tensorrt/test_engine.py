@@ -20,7 +20,7 @@ from laptop.export import components, parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.closeness import psnr
 from laptop.export.inputs import record
-from laptop.export.settings import TensorrtConfig
+from laptop.export.settings import TensorrtConfig, VerifyConfig
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.trtexec import Device, Version
@@ -344,7 +344,7 @@ def test_an_old_tensorrt_is_refused(board: Board, here: Place) -> None:
 def test_where_an_engine_can_be_built_parity_is_that_of_the_engine(
     exported: Path, pruned_folder: Path, board: Board, here: Place, tmp_path: Path
 ) -> None:
-    config = parity.VerifyConfig(steps=1)
+    config = VerifyConfig(steps=1)
     out = parity.verify(exported, str(pruned_folder), tmp_path / "parity", config, PROMPTS)
     rows = json.loads((out / "report.json").read_text())["results"]
     assert {row["state"] for row in rows} == {"verified"}

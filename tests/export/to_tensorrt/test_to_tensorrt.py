@@ -19,7 +19,7 @@ from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
 from laptop.export.onnx_runner import onnx_runner
-from laptop.export.settings import TensorrtConfig
+from laptop.export.settings import TensorrtConfig, VerifyConfig
 from laptop.export.to_onnx import folding
 from laptop.export.to_tensorrt import operators, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
@@ -107,7 +107,7 @@ def test_the_plan_shows_the_flags_of_each_version(exported: Path) -> None:
 def test_parity_holds_and_the_report_says_that_no_engine_was_built(
     exported: Path, pruned_folder: Path, tmp_path: Path
 ) -> None:
-    config = parity.VerifyConfig(steps=2)
+    config = VerifyConfig(steps=2)
     out = parity.verify(exported, str(pruned_folder), tmp_path / "parity", config, PROMPTS)
     report = json.loads((out / "report.json").read_text())
     parity.check(report)

@@ -1,17 +1,45 @@
-"""How latency is measured, as the table `[bench]` of a recipe says it."""
+"""How latency is measured and pictures are judged, as a recipe says it in [bench], [eval]."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from laptop.benchmarks.latency.validity import NEEDED_S, NEEDED_SAMPLES
-from laptop.benchmarks.latency.workloads import IMAGE
 from laptop.export.settings import COMPONENTS
-from laptop.fields import Length, Name, OneOf, Plain, Range, Seconds, Seed, Steps, check_fields
+from laptop.fields import (
+    Length,
+    Name,
+    OneOf,
+    Plain,
+    Range,
+    Samples,
+    Seconds,
+    Seed,
+    Steps,
+    check_fields,
+)
 
 MOST_THREADS = 1024
-
-
 RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
+NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
+NEEDED_S = 10.0
+IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is drawn to judge image quality."""
+
+    prompts: Samples = 500  # prompts, at most; the first of the list
+    steps: Steps | None = None  # denoising steps of a picture; None: as [sampling] says, or 25
+    # classifier-free guidance scale; None: as [sampling] says, or the pipeline's
+    guidance: Annotated[float, Range(0, 100)] | None = None
+    batch: Annotated[int, Range(1, 100_000)] = (
+        50  # pictures drawn at once; changes time and memory only
+    )
+    seed: Seed = 0  # seed of the noise
+    images_kept: Annotated[int, Range(0, 1_000_000)] = 8  # pictures of each model kept as PNG
+
+    def __post_init__(self) -> None:
+        check_fields(self, "eval")
 
 
 class Runtime:

@@ -52,7 +52,7 @@ def cli_page() -> str:
 
 def _command(command: click.Command, context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    rows = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
+    rows = [record for p in command.params if (record := p.get_help_record(context))]
     example = (command.epilog or "").partition("Example:")[2].replace("\b", "").strip("\n")
     return (
         f"\n## laptop {context.info_name}\n\n{_joined(command.help or '')}\n\n"

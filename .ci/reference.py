@@ -52,14 +52,29 @@ def cli_page() -> str:
 
 def _command(command: click.Command, context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    rows = [record for p in command.params if (record := p.get_help_record(context))]
+    rows = [row for p in command.params if (row := _option(p, context))]
     example = (command.epilog or "").partition("Example:")[2].replace("\b", "").strip("\n")
     return (
         f"\n## laptop {context.info_name}\n\n{_joined(command.help or '')}\n\n"
         f"```sh\n{usage}\n```\n\n"
-        + _table(("option", "meaning"), [(f"`{option}`", _joined(text)) for option, text in rows])
+        + _table(("option", "meaning"), rows)
         + f"\nExample:\n\n```sh\n{_dedented(example)}\n```\n"
     )
+
+
+def _option(option: click.Parameter, context: click.Context) -> tuple[str, str] | None:
+    """The option and its meaning; choices stand in the meaning, where a line can break."""
+    record = option.get_help_record(context)
+    if record is None:
+        return None
+    name, text = record[0], _joined(record[1])
+    if isinstance(option.type, click.Choice):
+        choices = f"[{'|'.join(option.type.choices)}]"
+        name = name.replace(choices, "NAME")
+        text, bracket, default = text.partition(" [")
+        text = f"{text.rstrip('.')}: {', '.join(f'`{c}`' for c in option.type.choices)}"
+        text += bracket + default
+    return f"`{name}`", text
 
 
 def _joined(text: str) -> str:

@@ -15,37 +15,6 @@ Side = Annotated[int, Range(1, 1 << 20)]
 Levels = Annotated[list[Side], Length(10)]
 
 
-class BeforeAfter(TypedDict):
-    """A number of the teacher and of the student."""
-
-    before: Amount
-    after: Amount
-
-
-class RunPlan(TypedDict):
-    """plan.json, as far as a report shows it."""
-
-    remove: list[Layer]
-    model: NotRequired[Text | None]
-    params: NotRequired[BeforeAfter]
-    macs: NotRequired[BeforeAfter]
-    predicted_loss: NotRequired[Loss | None]
-    measured_loss: NotRequired[Loss | None]
-
-
-class ScoredUnit(TypedDict):
-    """A layer in scores.json."""
-
-    name: Layer
-    score: NotRequired[Loss | None]
-
-
-class RunScores(TypedDict):
-    """scores.json, as far as a report shows it."""
-
-    units: list[ScoredUnit]
-
-
 class LoggedStage(TypedDict):
     """A stage in laptop.json."""
 

@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from laptop.errors import BadInput, Infeasible, Unsupported
 from laptop.models import locating
 from laptop.models.precision import stored_dtype
+from laptop.pruning.scores import Anatomy, Unit
 from laptop.pruning.settings import DEFAULT_RATIO, PlanConfig
-from laptop.pruning.units import Anatomy, Unit
 
 NOUNS = {  # of a million of each cost, and what it is
     "params": ("M", "parameters"),

@@ -38,7 +38,8 @@ from laptop.pruning.prefix import walk
 from laptop.pruning.sampling import draw, starts
 from laptop.pruning.sampling_choice import set_scheduler_
 from laptop.pruning.sampling_config import Sampling
-from laptop.pruning.units import SUBLAYERS, Anatomy, Unit, call, forward_rows, removed
+from laptop.pruning.scores import Anatomy, Unit
+from laptop.pruning.units import SUBLAYERS, call, forward_rows, removed
 
 CLIP_FILES: Any = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"]}  # of a Hub id
 NOTHING: frozenset[str] = frozenset()

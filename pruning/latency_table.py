@@ -7,23 +7,108 @@ whole nanoseconds, so that the solver adds integers as it does for every other c
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Self
 
 from laptop.console import say
 from laptop.errors import BadInput
+from laptop.fields import Name, Range
 from laptop.files import shown
-from laptop.pruning.plan_file import LatencyTable
+from laptop.pruning.plan_file import Milliseconds
+from laptop.pruning.scores import Anatomy, Size
 from laptop.pruning.settings import PlanConfig
-from laptop.pruning.units import Anatomy
-from laptop.records import read_record
+from laptop.records import Record
 
-SCHEMA = "laptop.latency-table/1"
 NS = 1e6  # in a millisecond
 
 
-def with_latencies(known: Anatomy, config: PlanConfig) -> Anatomy:
-    """`known` with the times of the config's latency table; as it is where none is asked for.
+@dataclass(frozen=True, kw_only=True)
+class TimedUnit(Record):
+    """What removing a layer saves of a forward."""
+
+    name: Name
+    latency_ms: Milliseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardTime(Record):
+    """The latency of the whole U-Net: percentiles and spread, in ms but for `cv`."""
+
+    LEFT_OUT = frozenset({"p90", "p95", "p99", "mean", "stdev", "cv"})
+
+    p50: Annotated[float, Range(above=0, below=86_400_000)]
+    p90: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    mean: float | None = None
+    stdev: float | None = None
+    cv: float | None = None  # stdev / mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable(Record):
+    """What `laptop bench MODEL --layers` writes."""
+
+    SCHEMA = "laptop.latency-table/1"
+    REMEDY = "Measure again."
+
+    model: Name | None = None
+    granularity: Name | None = None
+    params: Size | None = None  # of the whole U-Net
+    runtime: Name | None = None
+    precision: Name | None = None
+    device: Name | None = None
+    address: Name = "local"
+    probe: Mapping[str, object] = field(default_factory=dict)  # facts of the device
+    conditions: Mapping[str, object] = field(default_factory=dict)
+    n: int | None = None  # samples
+    unet_ms: ForwardTime
+    without_layers: float | None = None  # a forward without all layers, as a share of a whole one
+    units: tuple[TimedUnit, ...]
+    valid: bool | None = None
+    invalid_reasons: tuple[str, ...] = ()
+    samples_ms: tuple[Milliseconds, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The table in `path`, in which every layer has one time and all fit into a forward."""
+        table = super().read(path)
+        whole = table.unet_ms.p50
+        if len(table.times_ms) != len(table.units):
+            raise BadInput(f"{path} names a layer twice. Measure again.")
+        if (total := math.fsum(table.times_ms.values())) > whole:
+            raise BadInput(
+                f"{path}: the layers take {total:.3f} ms together, the whole U-Net only "
+                f"{whole:.3f} ms. What removing each layer saves must not add up to more. "
+                "Measure again."
+            )
+        return table
+
+    @property
+    def times_ms(self) -> dict[str, float]:
+        """What removing each layer saves, by name."""
+        return {unit.name: unit.latency_ms for unit in self.units}
+
+    def check_layers(self, anatomy: Anatomy, where: str) -> None:
+        """Raise `BadInput` unless the table, read from `where`, is of the layers of `anatomy`."""
+        names, times = {u.name for u in anatomy.units}, self.times_ms
+        what = f"{where} is of {shown(self.model)} with granularity {shown(self.granularity)}"
+        advice = "Make it from the scored model: laptop bench MODEL --layers --granularity G."
+        if strange := sorted(names ^ times.keys()):
+            raise BadInput(
+                f"{what}, {len(times)} layers; here are {len(names)}, and {len(strange)} are only "
+                f"in one of both, such as {shown(strange[0])}. {advice}"
+            )
+        if self.params not in (None, anatomy.params):
+            raise BadInput(
+                f"{what}, a U-Net of {self.params} parameters; this one has {anatomy.params}. "
+                f"{advice}"
+            )
+
+
+def with_latencies(anatomy: Anatomy, config: PlanConfig) -> Anatomy:
+    """`anatomy` with the times of the config's latency table, if it names one.
 
     Raises `BadInput` for a limit without a table or the reverse, and for a table that is broken or
     was made for other layers.
@@ -31,7 +116,7 @@ def with_latencies(known: Anatomy, config: PlanConfig) -> Anatomy:
     limit, table = config.max_latency_ms, config.latency_table
     if table is None:
         if limit is None:
-            return known
+            return anatomy
         raise BadInput(
             f"--max-latency-ms {limit:g} needs the time of each layer: pass --latency-table T, "
             "which `laptop bench MODEL --layers -o T` makes."
@@ -41,46 +126,16 @@ def with_latencies(known: Anatomy, config: PlanConfig) -> Anatomy:
             f"--latency-table {table} is there without a limit: pass --max-latency-ms X too, or "
             "leave the table out."
         )
-    return read_table(Path(table), known)
+    return with_table(anatomy, Path(table))
 
 
-def read_table(path: Path, known: Anatomy) -> Anatomy:
-    """`known` with the times that stand in `path`."""
-    table = read_record(path, LatencyTable, SCHEMA, "Measure again.")
-    whole = table["unet_ms"]["p50"]
-    times = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
-    if len(times) != len(table["units"]):
-        raise BadInput(f"{path} names a layer twice. Measure again.")
-    _check_layers(path, table, times, known)
-    _check_times(path, whole, times)
-    if reasons := table.get("invalid_reasons"):
-        say(f"the times in {path} cannot be trusted: {shown(reasons)}. Measure again.")
+def with_table(anatomy: Anatomy, path: Path) -> Anatomy:
+    """`anatomy` with the times of the latency table in `path`."""
+    table = LatencyTable.read(path)
+    table.check_layers(anatomy, str(path))
+    if table.invalid_reasons:
+        reasons = shown(list(table.invalid_reasons))
+        say(f"the times in {path} cannot be trusted: {reasons}. Measure again.")
     # rounded down: what layers save must not add up to more than there is
-    ns = {name: math.floor(time * NS) for name, time in times.items()}
-    return replace(known, latency_ns=round(whole * NS), latencies_ns=ns)
-
-
-def _check_layers(
-    path: Path, table: LatencyTable, times: Mapping[str, float], known: Anatomy
-) -> None:
-    names = {u.name for u in known.units}
-    model, granularity = shown(table.get("model")), shown(table.get("granularity"))
-    what = f"{path} is of {model} with granularity {granularity}"
-    advice = "Make it from the scored model: laptop bench MODEL --layers --granularity G."
-    if strange := sorted(names ^ times.keys()):
-        raise BadInput(
-            f"{what}, {len(times)} layers; here are {len(names)}, and {len(strange)} are only in "
-            f"one of both, such as {shown(strange[0])}. {advice}"
-        )
-    if (params := table.get("params", known.params)) != known.params:
-        raise BadInput(
-            f"{what}, a U-Net of {params} parameters; this one has {known.params}. {advice}"
-        )
-
-
-def _check_times(path: Path, whole: float, times: Mapping[str, float]) -> None:
-    if (total := math.fsum(times.values())) > whole:
-        raise BadInput(
-            f"{path}: the layers take {total:.3f} ms together, the whole U-Net only {whole:.3f} ms."
-            " What removing each layer saves must not add up to more. Measure again."
-        )
+    ns = {name: math.floor(ms * NS) for name, ms in table.times_ms.items()}
+    return replace(anatomy, latency_ns=round(table.unet_ms.p50 * NS), latencies_ns=ns)

@@ -1,48 +1,46 @@
-"""Choose the layers to drop: the cheapest set that meets the budgets, exactly (`knapsack`)."""
+"""Choose the layers to drop: exactly by their scores (`knapsack`), then refined by measured losses.
 
-from collections.abc import Mapping, Sequence
+The solver believes in sums; layers that make up for each other are worth more together than the sum
+says. So refinement measures neighbours of the plan (one layer put back, with or without another one
+dropped for it), the most promising by their sums first. The best one that is better becomes the
+plan. It cannot end worse than it began.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from laptop import mistakes, processes
+from laptop import processes
+from laptop.console import progress
 from laptop.errors import BadInput, Infeasible
-from laptop.files import shown, write_json
 from laptop.models import loading, locating
 from laptop.pruning import calibration
-from laptop.pruning.budgets import bytes_each, check_config, conditions, with_default
+from laptop.pruning.budgets import Conditions, bytes_each, check_config, conditions, with_default
 from laptop.pruning.expressible import stock_config
-from laptop.pruning.joint import JointLoss
+from laptop.pruning.joint import AT_ONCE, JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
-from laptop.pruning.layouts import PRESETS, changes, check_layout
-from laptop.pruning.plan_file import SCHEMA, Plan, Scores
-from laptop.pruning.refine import refined
+from laptop.pruning.plan_file import Change, Menu, MenuPoint, Plan, Times
 from laptop.pruning.score import CALIBRATION
-from laptop.pruning.score import SCHEMA as SCORES_SCHEMA
+from laptop.pruning.scores import Anatomy, Scores, Unit, scores_file
 from laptop.pruning.settings import PlanConfig
-from laptop.pruning.units import Anatomy, Unit, check_names
-from laptop.records import read_record
+from laptop.pruning.units import check_names, check_size
 from laptop.run import Overwrite, run_stage
 from laptop.unfinished import resume_folder
 
-MENU_SCHEMA = "laptop.menu/1"
+
+def choose(scores: Scores, config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
+    """The layers to drop, in the order in which they run."""
+    return _cheapest(scores, with_latencies(scores.anatomy, config), config, bytes_each)
 
 
-def choose(scores: Mapping[str, Any], config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
-    """The layers to drop, from the content of a scores.json; in the order in which they run."""
-    return _cheapest(scores, with_latencies(as_anatomy(scores), config), config, bytes_each)
-
-
-def _cheapest(
-    scores: Mapping[str, Any], known: Anatomy, config: PlanConfig, bytes_each: int
-) -> list[Unit]:
-    c = conditions(known, config, bytes_each)
-    chosen = solve([u["score"] for u in scores["units"]], c.savings, c.implied, c.stay)
-    return [known.units[i] for i in chosen]
+def _cheapest(scores: Scores, anatomy: Anatomy, config: PlanConfig, bytes_each: int) -> list[Unit]:
+    c = conditions(anatomy, config, bytes_each)
+    chosen = solve([unit.score for unit in scores.units], c.savings, c.implied, c.stay)
+    return [anatomy.units[i] for i in chosen]
 
 
 def make_plan(
@@ -51,36 +49,40 @@ def make_plan(
     """Write plan.json from scores.json; the joint loss is measured on the scores' own samples."""
     scores_path, config = scores_file(scores_path), with_default(config)
     scores = read_checked(scores_path)
-    model, known = scores["model"], with_latencies(as_anatomy(scores), config)
-    check_config(config, known, model)
-    check_race(scores.get("race"), config, str(scores_path))
+    model, anatomy = scores.model, with_latencies(scores.anatomy, config)
+    check_config(config, anatomy, model)
+    check_race(scores.race, config, str(scores_path))
     each = bytes_each(config, model)
     samples = read_samples(scores_path, model)
 
     def work(folder: Path) -> None:
         joint = joint_loss(scores, samples, folder, str(scores_path))
-        names = [u.name for u in _cheapest(scores, known, config, each)]
-        losses = {"measured_loss": joint([frozenset(names)])[frozenset(names)]}
+        names = [u.name for u in _cheapest(scores, anatomy, config, each)]
+        measured, one_shot, unrestricted = joint([frozenset(names)])[frozenset(names)], None, None
         if config.refine:
-            losses["one_shot_loss"] = losses["measured_loss"]
-            rules = conditions(known, config, each)
-            names, losses["measured_loss"] = refined(joint, scores, rules, names, config.refine)
-        losses["predicted_loss"] = predicted_loss(scores, names)
-        plan = as_plan(model, known, names, asdict(config))
+            one_shot, rules = measured, conditions(anatomy, config, each)
+            names, measured = refined(joint, scores, rules, names, config.refine)
+        plan = as_plan(model, anatomy, names, asdict(config))
         if config.expressible != "any":
-            if not plan["stock_config"]:
+            if not plan.stock_config:
                 raise RuntimeError(f"a plan for {config.expressible} that no stock config can say")
-            free = _cheapest(scores, known, replace(config, expressible="any"), each)
-            losses["unrestricted_predicted_loss"] = predicted_loss(scores, [u.name for u in free])
-        solver = {"solver": "scipy.optimize.milp (HiGHS), optimal"}
-        sampling = {"sampling": scores.get("sampling", {})}  # for the student's folder
-        write_json(folder / out.name, plan | sampling | solver | losses)
+            free = _cheapest(scores, anatomy, replace(config, expressible="any"), each)
+            unrestricted = scores.predicted_loss([u.name for u in free])
+        replace(
+            plan,
+            sampling=scores.sampling,
+            solver="scipy.optimize.milp (HiGHS), optimal",
+            measured_loss=measured,
+            one_shot_loss=one_shot,
+            predicted_loss=scores.predicted_loss(names),
+            unrestricted_predicted_loss=unrestricted,
+        ).write(folder / out.name)
 
-    inputs, which = locating.identity("model", model)
+    inputs, identity = locating.identity("model", model)
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
     if config.latency_table is not None:
         inputs["latency_table"] = Path(config.latency_table)
-    settings = asdict(config) | which
+    settings = asdict(config) | identity
     return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
 
 
@@ -93,31 +95,24 @@ def read_samples(scores_path: Path, model: str) -> tuple[dict[str, Tensor], Tens
 
 
 def joint_loss(
-    scores: Mapping[str, Any], samples: tuple[dict[str, Tensor], Tensor], folder: Path, what: str
+    scores: Scores, samples: tuple[dict[str, Tensor], Tensor], folder: Path, what: str
 ) -> JointLoss:
     """Joint losses of the scored model on its own samples, kept in the stage's `folder`.
 
     Raises `BadInput` when the model does not give the recorded output.
     """
-    unet = loading.load_unet(scores["model"], getattr(torch, scores.get("dtype", "float32")))
-    unet, size = nn.Module.to(unet, processes.device()), scores.get("batch_size", 1)
+    unet = loading.load_unet(scores.model, getattr(torch, scores.dtype))
+    unet, size = nn.Module.to(unet, processes.device()), scores.batch_size
     calibration.check_output(unet, *samples, size, what)
     return JointLoss(unet, *samples, size, resume_folder(folder) / "joint.jsonl")
 
 
-def scores_file(path: Path) -> Path:
-    """The scores.json that is meant by a file or by the folder that `laptop score` made."""
-    if path.is_dir() and not (path / "scores.json").exists():
-        raise BadInput(mistakes.refusal(path, "scores"))
-    return path / "scores.json" if path.is_dir() else path
-
-
-def read_checked(path: Path) -> dict[str, Any]:
-    """The content of a scores.json, checked against the model that it names."""
-    scores = read_scores(path)
-    unet = loading.empty_unet(scores["model"])
-    check_names(unet, [u["name"] for u in scores["units"]], str(path))
-    _check_size(unet, scores["base"]["params"], str(path))
+def read_checked(path: Path) -> Scores:
+    """The scores in a scores.json, checked against the model that it names."""
+    scores = Scores.read(path)
+    unet = loading.empty_unet(scores.model)
+    check_names(unet, [unit.name for unit in scores.units], str(path))
+    check_size(unet, scores.base.params, str(path))
     return scores
 
 
@@ -132,43 +127,80 @@ def check_race(raced: float | None, config: PlanConfig, what: str) -> None:
 
 
 def as_plan(
-    model: str, known: Anatomy, names: Sequence[str], budget: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The content of a plan.json that removes the units `names`, without its losses."""
-    gone = [u for u in known.units if u.name in set(names)]
-    plan = {
-        "schema": SCHEMA,
-        "model": model,
-        "budget": dict(budget),
-        "remove": [u.name for u in gone],
-        "params": _change(known.params, sum(u.params for u in gone)),
-        "macs": _change(known.macs, sum(u.macs for u in gone)),
-        "stock_config": stock_config(loading.empty_unet(model), names) is not None,
-    }
-    if (before := known.latency_ns) is not None:
-        after = before - sum(known.latencies_ns[u.name] for u in gone)
-        plan["latency_ms"] = {"before": before / NS, "after": after / NS}
-    return plan
-
-
-def predicted_loss(scores: Mapping[str, Any], names: Sequence[str]) -> float:
-    """The sum of the units' own losses."""
-    return float(sum(u["score"] for u in scores["units"] if u["name"] in set(names)))
-
-
-def as_anatomy(scores: Mapping[str, Any]) -> Anatomy:
-    """Units and costs from the content of a scores.json."""
-    return Anatomy(
-        tuple(
-            Unit(u["name"], u["kind"], u["params"], u["macs"], tuple(u.get("needs", ())))
-            for u in scores["units"]
-        ),
-        params=scores["base"]["params"],
-        macs=scores["base"]["macs"],
+    model: str, anatomy: Anatomy, names: Sequence[str], budget: Mapping[str, object]
+) -> Plan:
+    """A plan that removes the layers `names`, without its losses."""
+    gone = [unit for unit in anatomy.units if unit.name in set(names)]
+    times = None
+    if (before := anatomy.latency_ns) is not None:
+        after = before - sum(anatomy.latencies_ns[unit.name] for unit in gone)
+        times = Times(before=before / NS, after=after / NS)
+    return Plan(
+        model=model,
+        budget=budget,
+        remove=tuple(unit.name for unit in gone),
+        params=_change(anatomy.params, sum(unit.params for unit in gone)),
+        macs=_change(anatomy.macs, sum(unit.macs for unit in gone)),
+        stock_config=stock_config(loading.empty_unet(model), names) is not None,
+        latency_ms=times,
     )
 
 
-def menu(scores: Mapping[str, Any], config: PlanConfig) -> list[dict[str, Any]]:
+def _change(before: int, less: int) -> Change:
+    return Change(before=before, after=before - less)
+
+
+def refined(
+    joint: JointLoss,
+    scores: Scores,
+    rules: Conditions,
+    names: Sequence[str],
+    evaluations: int,
+) -> tuple[list[str], float]:
+    """The best plan by measured joint loss, and this loss; `names` is the plan to begin with.
+
+    At most `evaluations` more sets are measured.
+    """
+    units = [unit.name for unit in scores.units]
+    values = [unit.score for unit in scores.units]
+    plan = frozenset(units.index(name) for name in names)
+
+    def names_of(chosen: Set[int]) -> frozenset[str]:
+        return frozenset(units[i] for i in chosen)
+
+    loss = joint([names_of(plan)])[names_of(plan)]
+    tried = {plan}
+    with progress("refine", evaluations) as advance:
+        while len(tried) <= evaluations:
+            ranked = sorted(
+                neighbours(plan, rules) - tried,
+                key=lambda s: (sum(values[i] for i in s), sorted(s)),
+            )
+            some = ranked[: min(AT_ONCE, evaluations + 1 - len(tried))]
+            if not some:
+                break
+            tried |= set(some)
+            losses = joint(map(names_of, some), advance)
+            best = min(some, key=lambda s: losses[names_of(s)])
+            if losses[names_of(best)] < loss:
+                plan, loss = best, losses[names_of(best)]
+    return [units[i] for i in sorted(plan)], loss
+
+
+def neighbours(plan: Set[int], rules: Conditions) -> set[frozenset[int]]:
+    """Sets that keep to the rules, with a layer of `plan` put back or exchanged for another."""
+    return {s for s in map(frozenset, _changed(plan, len(rules.stay))) if s and rules.hold(s)}
+
+
+def _changed(plan: Set[int], count: int) -> Iterator[Set[int]]:
+    others = [j for j in range(count) if j not in plan]
+    for i in plan:
+        yield plan - {i}
+        for j in others:
+            yield plan - {i} | {j}
+
+
+def menu(scores: Scores, config: PlanConfig) -> list[MenuPoint]:
     """The best plan at every hundredth of pruning ratio that can be reached."""
     points = [_point(scores, [])]
     for hundredth in range(1, 100):
@@ -177,20 +209,21 @@ def menu(scores: Mapping[str, Any], config: PlanConfig) -> list[dict[str, Any]]:
         except Infeasible:
             break
         point = _point(scores, chosen)
-        if point["params"] < points[-1]["params"]:
+        if point.params < points[-1].params:
             points.append(point)
     return points
 
 
-def _point(scores: Mapping[str, Any], chosen: Sequence[Unit]) -> dict[str, Any]:
-    params = scores["base"]["params"] - sum(u.params for u in chosen)
-    return {
-        "ratio": 1 - params / scores["base"]["params"],
-        "params": params,
-        "macs": scores["base"]["macs"] - sum(u.macs for u in chosen),
-        "predicted_loss": predicted_loss(scores, names := [u.name for u in chosen]),
-        "remove": names,
-    }
+def _point(scores: Scores, chosen: Sequence[Unit]) -> MenuPoint:
+    params = scores.base.params - sum(unit.params for unit in chosen)
+    names = tuple(unit.name for unit in chosen)
+    return MenuPoint(
+        ratio=1 - params / scores.base.params,
+        params=params,
+        macs=scores.base.macs - sum(unit.macs for unit in chosen),
+        predicted_loss=scores.predicted_loss(names),
+        remove=names,
+    )
 
 
 def make_menu(
@@ -203,67 +236,10 @@ def make_menu(
     scores_path = scores_file(scores_path)
     scores = read_checked(scores_path)
     free = PlanConfig(ratio=0.0, keep=config.keep, expressible=config.expressible)
-    check_config(free, as_anatomy(scores), scores["model"])
-    check_race(scores.get("race"), free, str(scores_path))
+    check_config(free, scores.anatomy, scores.model)
+    check_race(scores.race, free, str(scores_path))
 
     def work(folder: Path) -> None:
-        document = {"schema": MENU_SCHEMA, "model": scores["model"], "points": menu(scores, free)}
-        write_json(folder / out.name, document)
+        Menu(model=scores.model, points=tuple(menu(scores, free))).write(folder / out.name)
 
     return run_stage("menu", out, free, {"scores": scores_path}, work, overwrite=overwrite)
-
-
-def _change(before: int, less: int) -> dict[str, int]:
-    return {"before": before, "after": before - less}
-
-
-def read_scores(path: Path) -> dict[str, Any]:
-    """The content of a scores.json (or of its folder), checked as far as it can be alone."""
-    path = scores_file(path)
-    scores = read_record(path, Scores, SCORES_SCHEMA, "Score the model again.")
-    names = {unit["name"] for unit in scores["units"]}
-    if len(names) < len(scores["units"]):
-        raise BadInput(f"{path} names a layer twice. Score the model again.")
-    for unit in scores["units"]:
-        if not names.issuperset(unit.get("needs", ())):
-            raise BadInput(f"{path}: {unit['name']} needs a layer that is not scored.")
-    return {**scores}
-
-
-def read_plan(path: Path, unet: Any) -> Mapping[str, Any]:
-    """The content of a plan.json, checked against the U-Net that it is to be applied to."""
-    if path.is_dir():
-        raise BadInput(mistakes.refusal(path, "plan"))
-    plan = read_record(path, Plan, SCHEMA, "Make the plan again.")
-    if "preset" not in plan:
-        check_names(unet, plan["remove"], str(path))
-    _check_size(unet, plan["params"]["before"], str(path))
-    if "preset" in plan:
-        _check_preset(plan, unet, str(path))
-    return {**plan}
-
-
-def _check_preset(plan: Plan, unet: Any, where: str) -> None:
-    """Raise `BadInput` unless a plan changes what its preset changes in this U-Net."""
-    name = plan["preset"]
-    if name not in PRESETS:
-        raise BadInput(f"{where}: preset {shown(name)} is unknown; known are {', '.join(PRESETS)}.")
-    if "config" not in plan or "rename" not in plan:
-        raise BadInput(
-            f"{where} lacks the preset's 'config' or 'rename'; it is no whole plan.json."
-        )
-    check_layout(unet, name)
-    for key, needed in (("config", changes(unet.config, name)), ("rename", PRESETS[name].rename)):
-        if plan.get(key) != needed:
-            raise BadInput(
-                f"{where}: {key} is not what the preset {name} changes in this model. It was "
-                "edited, or made by another version. Make the plan again."
-            )
-
-
-def _check_size(unet: Any, params: int, what: str) -> None:
-    if params != unet.num_parameters():
-        raise BadInput(
-            f"{what} was made for another model: a U-Net of {params:,} parameters; this one has "
-            f"{unet.num_parameters():,}. Make the plan from this model's own scores."
-        )

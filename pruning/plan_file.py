@@ -1,110 +1,86 @@
-"""What scores.json, plan.json and latency tables hold: types, checked when one is read."""
+"""plan.json and the menu of plans: the layers to remove, and what is left of the U-Net."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Self
 
-from laptop.fields import Length, Name, Range, Samples
+from laptop import mistakes
+from laptop.errors import BadInput
+from laptop.fields import Name, Range
+from laptop.pruning.scores import Cost, Loss, Names, Size
+from laptop.records import Record
 
-SCHEMA = "laptop.plan/1"
-Costs = Annotated[int, Range(0, 10**18)]  # parameters, multiply-accumulates
-Size = Annotated[int, Range(1, 10**18)]
 Milliseconds = Annotated[float, Range(0, below=86_400_000)]  # a day
-Loss = Annotated[float, Range(-1e30, 1e30)]
-Names = Annotated[list[Name], Length(1_000_000)]
 
 
-class ScoredUnit(TypedDict):
-    """A layer of a scores.json."""
-
-    name: Name
-    kind: Name
-    params: Costs
-    macs: Costs
-    score: Loss
-    needs: NotRequired[Names]
-
-
-class Base(TypedDict):
-    """The costs of a whole U-Net."""
-
-    params: Size
-    macs: Size
-
-
-class Scores(TypedDict):
-    """A scores.json."""
-
-    model: Name
-    units: Annotated[list[ScoredUnit], Length(1_000_000, least=1)]
-    base: Base
-    granularity: NotRequired[Name]
-    criterion: NotRequired[Name]
-    timestep_weighting: NotRequired[Name]
-    dtype: NotRequired[Literal["float32", "bfloat16", "float16"]]
-    batch_size: NotRequired[Samples]
-    samples: NotRequired[Samples]
-    race: NotRequired[Annotated[float, Range(above=0, below=1)] | None]
-    seed: NotRequired[int]
-    sampling: NotRequired[Mapping[str, Any]]
-
-
-class Change(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class Change(Record):
     """A cost of a U-Net before and after pruning."""
 
     before: Size
-    after: NotRequired[Costs]
+    after: Cost
 
 
-class Times(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class Times(Record):
     """The latency of a U-Net before and after pruning."""
 
     before: Milliseconds
     after: Milliseconds
 
 
-class Plan(TypedDict):
-    """A plan.json; config and rename are those of a preset."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """A plan.json; `config` and `rename` are those of a preset."""
 
-    remove: Names
+    SCHEMA = "laptop.plan/1"
+    REMEDY = "Make the plan again."
+    LEFT_OUT = frozenset(
+        {"preset", "latency_ms", "one_shot_loss", "unrestricted_predicted_loss", "config", "rename"}
+    )
+
+    model: Name | None = None
+    preset: Name | None = None
+    budget: Mapping[str, object] = field(default_factory=dict)  # a PlanConfig, as it was set
+    remove: Names  # module paths, in the order in which they run
     params: Change
-    model: NotRequired[Name]
-    macs: NotRequired[Change]
-    latency_ms: NotRequired[Times]
-    budget: NotRequired[Mapping[str, Any]]
-    preset: NotRequired[Name]
-    config: NotRequired[Mapping[str, Any]]
-    rename: NotRequired[dict[str, Name]]
-    stock_config: NotRequired[bool]
-    solver: NotRequired[Name | None]
-    predicted_loss: NotRequired[Loss | None]
-    measured_loss: NotRequired[Loss | None]
-    one_shot_loss: NotRequired[Loss | None]
-    unrestricted_predicted_loss: NotRequired[Loss | None]
-    sampling: NotRequired[Mapping[str, Any]]
+    macs: Change | None = None
+    stock_config: bool | None = None  # whether a plain diffusers config can say the student
+    latency_ms: Times | None = None
+    sampling: Mapping[str, object] = field(default_factory=dict)  # for the student's folder
+    solver: Name | None = None
+    measured_loss: Loss | None = None  # of removing all these layers together
+    one_shot_loss: Loss | None = None  # measured, before refinement
+    predicted_loss: Loss | None = None  # the sum of the layers' own
+    unrestricted_predicted_loss: Loss | None = None  # of the plan without `expressible`
+    config: Mapping[str, object] | None = None  # what the stock config changes in the teacher's
+    rename: Mapping[str, Name] | None = None  # paths of modules in the student: in the teacher
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The plan in a file that `laptop plan` made; no folder."""
+        if path.is_dir():
+            raise BadInput(mistakes.refusal(path, "plan"))
+        return super().read(path)
 
 
-class TimedUnit(TypedDict):
-    """What removing a layer saves of a forward."""
+@dataclass(frozen=True, kw_only=True)
+class MenuPoint(Record):
+    """The best plan at a pruning ratio."""
 
-    name: Name
-    latency_ms: Milliseconds
-    kind: NotRequired[Name]
-    params: NotRequired[Costs]
-
-
-class Median(TypedDict):
-    """The latency of a whole U-Net."""
-
-    p50: Annotated[float, Range(above=0, below=86_400_000)]
+    ratio: float
+    params: Cost
+    macs: Cost
+    predicted_loss: Loss
+    remove: Names
 
 
-class LatencyTable(TypedDict):
-    """A latency table of `laptop bench MODEL --layers`."""
+@dataclass(frozen=True, kw_only=True)
+class Menu(Record):
+    """What `laptop plan --menu` writes: the best plan at every hundredth of pruning ratio."""
 
-    units: list[TimedUnit]
-    unet_ms: Median
-    model: NotRequired[Name]
-    granularity: NotRequired[Name]
-    params: NotRequired[Size]
-    valid: NotRequired[bool]
-    invalid_reasons: NotRequired[list[str]]
+    SCHEMA = "laptop.menu/1"
+
+    model: Name
+    points: tuple[MenuPoint, ...]

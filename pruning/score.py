@@ -10,7 +10,7 @@ gone.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,20 @@ from torch import Tensor, nn
 from laptop import processes
 from laptop.console import progress
 from laptop.errors import BadInput, Unsupported
-from laptop.files import write_json
 from laptop.models import loading, locating
 from laptop.models.description import context_length, describe
 from laptop.pruning import calibration, noising
 from laptop.pruning.criteria import CRITERIA, Subject
-from laptop.pruning.ledger import Ledger, Race, Values
-from laptop.pruning.race import undecided
+from laptop.pruning.ledger import Ledger, Race, Values, undecided
 from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
+from laptop.pruning.scores import Anatomy, Costs, Forwards, ScoredUnit, Scores, Unit
 from laptop.pruning.settings import OF_TASK, PER_ROW, ScoreConfig
-from laptop.pruning.units import Anatomy, Unit, anatomy, forward_rows
+from laptop.pruning.units import anatomy, forward_rows
 from laptop.run import Overwrite
 from laptop.teamwork import run_together
 from laptop.unfinished import resume_folder
 
-SCHEMA = "laptop.scores/1"
 CALIBRATION = "calibration.safetensors"
 RACE_BATCHES = 16  # at least so many looks at what is certain by then
 
@@ -76,8 +74,8 @@ def score(
     def finish(folder: Path) -> dict[str, Any]:
         found = _ledger(folder, known.units, config)  # of all processes
         weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
-        document = _document(model, config, known, found, weights.numpy())
-        write_json(folder / "scores.json", document | {"sampling": stated})
+        scores = _scores(model, config, known, found, weights.numpy())
+        replace(scores, sampling=stated).write(folder / "scores.json")
         save_file({"values": found.values}, folder / "values.safetensors")
         return {"units": len(known.units)}
 
@@ -152,33 +150,30 @@ def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-def _document(
+def _scores(
     model: str, config: ScoreConfig, known: Anatomy, ledger: Ledger, weights: Values
-) -> dict[str, Any]:
-    """The content of scores.json."""
+) -> Scores:
+    """The scores of all units, from their values on each row."""
     seen = ~np.isnan(ledger.values)
     if not seen.any(1).all():
         raise RuntimeError("a layer has no value, though all processes are done")
-    scores = (np.nan_to_num(ledger.values) * weights).sum(1) / (seen * weights).sum(1)
-    scored = zip(known.units, scores.tolist(), strict=True)
-    return {
-        "schema": SCHEMA,
-        "model": model,
-        "granularity": config.granularity,
-        "criterion": config.criterion,
-        "timestep_weighting": config.timestep_weighting,
-        "race": config.race,
-        "samples": config.samples,
-        "batch_size": config.batch_size,
-        "dtype": config.dtype,
-        "seed": config.seed,
-        "units": [asdict(unit) | {"score": value} for unit, value in scored],
-        "base": {"params": known.params, "macs": known.macs},
-        "forwards": {
-            "naive": len(_sets(known.units)) + 1,
-            "spent": round(forwards_in_all(known, ledger.values, ledger.batches.values()), 3),
-        },
-    }
+    values = (np.nan_to_num(ledger.values) * weights).sum(1) / (seen * weights).sum(1)
+    scored = zip(known.units, values.tolist(), strict=True)
+    spent = forwards_in_all(known, ledger.values, ledger.batches.values())
+    return Scores(
+        model=model,
+        granularity=config.granularity,
+        criterion=config.criterion,
+        timestep_weighting=config.timestep_weighting,
+        race=config.race,
+        samples=config.samples,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        seed=config.seed,
+        units=tuple(ScoredUnit(**vars(unit), score=score) for unit, score in scored),
+        base=Costs(params=known.params, macs=known.macs),
+        forwards=Forwards(naive=len(_sets(known.units)) + 1, spent=round(spent, 3)),
+    )
 
 
 def forwards_in_all(known: Anatomy, values: Values, batches: Iterable[slice]) -> float:

@@ -13,18 +13,21 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from laptop.errors import BadInput
-from laptop.files import copy_folder, files_in, read_json, reason, write_json
+from laptop.files import copy_folder, files_in, read_json, write_json
 from laptop.machine import need_space
 from laptop.models import component_classes, loading, locating
 from laptop.models.precision import round_to_, stored_dtype, stored_dtypes
 from laptop.pruning import calibration
 from laptop.pruning.expressible import build, stock_config
 from laptop.pruning.heal import HEALING, Correction, Rows, check_rows, fit, fold, with_corrections
-from laptop.pruning.plan import read_plan, read_scores, scores_file
+from laptop.pruning.plan_file import Plan
+from laptop.pruning.presets import check_preset, transplant
 from laptop.pruning.sampling_choice import of_folders
 from laptop.pruning.sampling_config import SamplingConfig, of_values, write_file
 from laptop.pruning.score import CALIBRATION
+from laptop.pruning.scores import Scores, scores_file
 from laptop.pruning.settings import PruneConfig
+from laptop.pruning.units import check_names, check_size
 from laptop.run import Overwrite, manifest_of, run_stage
 
 SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they write it
@@ -51,52 +54,20 @@ def prune_unet(
     return student
 
 
-def transplant(
-    unet: UNet2DConditionModel, config: Mapping[str, Any], rename: Mapping[str, str]
-) -> UNet2DConditionModel:
-    """A stock U-Net of `unet`'s config changed by `config`; it shares its weights with `unet`.
-
-    `rename` maps module paths of the new U-Net to those of `unet` where they differ. Raises
-    `BadInput` for a tensor that `unet` lacks or has in another shape.
-    """
-    try:
-        student = build(UNet2DConditionModel, {**unet.config, **config})
-    except Exception as e:  # noqa: BLE001 - whatever the config of a foreign plan makes it raise
-        raise BadInput(
-            f"the plan's config describes no U-Net that can be built: {reason(e)}. Make the plan "
-            "again."
-        ) from None
-    weights, taken = dict(unet.state_dict()), {}
-    for name, tensor in student.state_dict().items():
-        source = source_of(name, rename)
-        if source not in weights or weights[source].shape != tensor.shape:
-            found = list(weights[source].shape) if source in weights else "missing"
-            raise BadInput(
-                f"the plan fills {name} {list(tensor.shape)} from {source}, which is {found} in "
-                "this model. Make the plan from this model."
-            )
-        taken[name] = weights[source]
-    student.load_state_dict(taken, assign=True)
-    return student.train(unet.training)
+def apply_plan(unet: Any, plan: Plan, corrections: Mapping[str, Correction] | None = None) -> Any:
+    """The student of a plan that fits `unet` (`check_plan`); it shares its weights with `unet`."""
+    if plan.config is not None and plan.rename is not None:
+        return transplant(unet, plan.config, plan.rename)
+    return prune_unet(unet, plan.remove, corrections)
 
 
-def source_of(name: str, rename: Mapping[str, str]) -> str:
-    """Where the tensor `name` comes from; of several renamed modules around it, the innermost."""
-    path = name
-    while path:
-        path = path.rpartition(".")[0]
-        if path in rename:
-            return rename[path] + name[len(path) :]
-    return name
-
-
-def apply_plan(
-    unet: Any, plan: Mapping[str, Any], corrections: Mapping[str, Correction] | None = None
-) -> Any:
-    """The student of a plan.json's content; it shares its weights with `unet`."""
-    if "preset" in plan:
-        return transplant(unet, plan["config"], plan["rename"])
-    return prune_unet(unet, plan["remove"], corrections)
+def check_plan(plan: Plan, unet: Any, where: str) -> None:
+    """Raise `BadInput` unless the plan, which was read from `where`, fits the U-Net."""
+    if plan.preset is None:
+        check_names(unet, plan.remove, where)
+    check_size(unet, plan.params.before, where)
+    if plan.preset is not None:
+        check_preset(plan, plan.preset, unet, where)
 
 
 def prune(
@@ -114,9 +85,10 @@ def prune(
     """
     config = config or PruneConfig()
     teacher = loading.empty_unet(model)
-    plan = read_plan(plan_path, teacher)
+    plan = Plan.read(plan_path)
+    check_plan(plan, teacher, str(plan_path))
     apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
-    stated = of_values(plan.get("sampling", {}), f"{plan_path}: sampling")
+    stated = of_values(plan.sampling, f"{plan_path}: sampling")
     inputs, settings = locating.identity("model", model)
     inputs["plan"] = plan_path
     rows = None
@@ -132,12 +104,12 @@ def prune(
         if rows is not None:
             unet = loading.load_unet(model, dtype)
             calibration.check_output(unet, rows.inputs, rows.output, rows.size, str(scores))
-            corrections, facts = fit(unet, plan["remove"], rows)
+            corrections, facts = fit(unet, plan.remove, rows)
             del unet  # the stored precision may be another one
         unet = loading.load_unet(model, stored_dtype(model))
         student = apply_plan(unet, plan, corrections)
         write_model(folder, student, model, stated)
-        return {"unet_class": type(student).__name__, "removed": len(plan["remove"]), **facts}
+        return {"unet_class": type(student).__name__, "removed": len(plan.remove), **facts}
 
     return run_stage("prune", out, settings, inputs, work, overwrite=overwrite)
 
@@ -148,11 +120,11 @@ def healing(folder: Path) -> dict[str, Any]:
     return {k: facts[k] for k in HEALING if k in facts}
 
 
-def _need_scores(config: PruneConfig, plan: Mapping[str, Any], scores: Path | None) -> Path:
+def _need_scores(config: PruneConfig, plan: Plan, scores: Path | None) -> Path:
     """The scores.json to heal from; `BadInput` where there is none, or nothing to heal."""
-    if "preset" in plan:
+    if plan.preset is not None:
         raise BadInput(
-            f"--heal {config.heal} cannot be had for the plan of the preset {plan['preset']!r}: "
+            f"--heal {config.heal} cannot be had for the plan of the preset {plan.preset!r}: "
             "it moves weights between layers. Leave --heal out, or plan from SCORES."
         )
     if scores is None:
@@ -165,11 +137,11 @@ def _need_scores(config: PruneConfig, plan: Mapping[str, Any], scores: Path | No
 
 def _recorded(unet: Any, scores: Path) -> tuple[Rows, torch.dtype]:
     """The rows of a score stage, checked by their shapes, and the precision they were run in."""
-    made = read_scores(scores)
-    rows, output = calibration.load(scores.parent / CALIBRATION)
-    found = Rows(rows, output, made.get("batch_size", 1))
-    check_rows(unet, found, str(scores.parent / CALIBRATION))
-    return found, getattr(torch, made.get("dtype", "float32"))
+    scored = Scores.read(scores)
+    inputs, output = calibration.load(scores.parent / CALIBRATION)
+    rows = Rows(inputs, output, scored.batch_size)
+    check_rows(unet, rows, str(scores.parent / CALIBRATION))
+    return rows, getattr(torch, scored.dtype)
 
 
 def write_model(folder: Path, unet: Any, like: str, sampling: SamplingConfig | None = None) -> None:

@@ -14,7 +14,6 @@ upsamplers, the first and last convolution and the embeddings are not removable.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,38 +28,11 @@ from laptop.errors import BadInput, Unsupported
 from laptop.files import shown
 from laptop.models import unet_classes
 from laptop.models.shapes import input_shapes
+from laptop.pruning.scores import Anatomy, Unit
 from laptop.pruning.settings import GRANULARITIES
 
 ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
 SUBLAYERS = unet_classes.shipped_module().SUBLAYERS
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One removable layer; `params` and `macs` are what removing it saves."""
-
-    name: str  # module path in the U-Net
-    kind: str
-    params: int
-    macs: int  # multiply-accumulates of one forward, batch 1, at the model's native size
-    needs: tuple[str, ...] = ()  # removable only together with these
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """The removable layers in the order in which they run, and the whole U-Net's cost."""
-
-    units: tuple[Unit, ...]
-    params: int
-    macs: int
-    macs_before: Mapping[str, int] = field(default_factory=dict)  # of all that runs before a unit
-    latency_ns: int | None = None  # of a forward; from a latency table, where there is one
-    latencies_ns: Mapping[str, int] = field(default_factory=dict)  # what removing a unit saves
-
-    @property
-    def largest_ratio(self) -> float:
-        """The pruning ratio at which every removable layer is gone."""
-        return sum(u.params for u in self.units) / self.params
 
 
 def example_inputs(config: Mapping[str, Any], tokens: int, batch: int = 1) -> dict[str, Any]:
@@ -207,6 +179,15 @@ def check_names(unet: nn.Module, names: Sequence[str], what: str) -> None:
         raise BadInput(
             f"{what} was made for another model: {len(missing)} of its {len(names)} layers do not "
             f"exist here, such as {shown(missing[0])}. Make the plan from this model's own scores."
+        )
+
+
+def check_size(unet: Any, params: int, what: str) -> None:
+    """Raise `BadInput` unless `unet` has the number of parameters that a file states."""
+    if params != unet.num_parameters():
+        raise BadInput(
+            f"{what} was made for another model: a U-Net of {params:,} parameters; this one has "
+            f"{unet.num_parameters():,}. Make the plan from this model's own scores."
         )
 
 

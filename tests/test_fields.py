@@ -152,8 +152,8 @@ def test_a_recipe_may_write_a_whole_number_for_any_number(tmp_path) -> None:
 
 
 def test_the_choices_of_settings_are_what_is_implemented() -> None:
-    assert pruning_settings.CRITERIA == tuple(criteria.CRITERIA)
-    assert distill_settings.PLACES == tuple(features.PLACES)
-    assert distill_settings.WEIGHTINGS == tuple(losses.WEIGHTINGS)
-    assert distill_settings.OPTIMIZERS == tuple(optimizer.OPTIMIZERS)
-    assert distill_settings.SCHEDULES == tuple(optimizer.SCHEDULES)
+    assert tuple(criteria.CRITERIA) == pruning_settings.CRITERIA
+    assert tuple(features.PLACES) == distill_settings.PLACES
+    assert tuple(losses.WEIGHTINGS) == distill_settings.WEIGHTINGS
+    assert tuple(optimizer.OPTIMIZERS) == distill_settings.OPTIMIZERS
+    assert tuple(optimizer.SCHEDULES) == distill_settings.SCHEDULES

@@ -18,7 +18,8 @@ from laptop.distill.settings import DataConfig
 from laptop.errors import BadInput, LaptopError, UnknownModel
 from laptop.export.artifacts import read_list
 from laptop.models import locating
-from laptop.pruning.plan import read_plan, read_scores
+from laptop.pruning.plan_file import Plan
+from laptop.pruning.scores import Scores
 from laptop.training_data import source_of
 
 RUN_FILES = (
@@ -39,8 +40,8 @@ RUN_FILES = (
 )
 READERS: dict[str, Callable[[Path], object]] = {
     "model": lambda path: locating.locate(str(path)),
-    "scores": read_scores,
-    "plan": lambda path: read_plan(path, None),
+    "scores": Scores.read,
+    "plan": Plan.read,
     "artifacts": read_list,
     "cache": lambda path: source_of("x", DataConfig(source=str(path))),
     "run": write_report,

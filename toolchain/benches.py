@@ -14,6 +14,7 @@ from laptop.benchmarks.latency.sustained import plot
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_json
+from laptop.pruning.latency_table import LatencyTable
 from laptop.pruning.sampling_config import SamplingConfig
 
 Made = tuple[dict[str, Any], str]
@@ -103,15 +104,15 @@ def of_layers(
     path = bench_layers(
         model, out, config, where, granularity, resolution, sampling=sampling, overwrite=overwrite
     )
-    table = read_json(path)
-    lines = [f"{u['latency_ms']:12.4f}  {u['name']}" for u in table["units"]]
-    total = sum(u["latency_ms"] for u in table["units"])
-    return table, "\n".join(
+    table = LatencyTable.read(path)
+    lines = [f"{unit.latency_ms:12.4f}  {unit.name}" for unit in table.units]
+    total, document = sum(table.times_ms.values()), table.as_json()
+    return document, "\n".join(
         [
             "          ms  layer",
             *lines,
             f"{total:12.4f}  all of these",
-            f"The whole U-Net: {_quality(table, table['unet_ms'])}",
+            f"The whole U-Net: {_quality(document, vars(table.unet_ms))}",
         ]
     )
 

@@ -9,7 +9,8 @@ from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.pruning.score import forwards_spent
-from laptop.pruning.units import Anatomy, anatomy
+from laptop.pruning.scores import Anatomy
+from laptop.pruning.units import anatomy
 from laptop.recipe import Recipe
 from laptop.training_data import ENDLESS
 

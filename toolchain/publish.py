@@ -1,18 +1,17 @@
 """The distilled student as a folder to share, with its model card."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from laptop.files import MANIFEST, files_in, read_json
+from laptop.files import MANIFEST, files_in
 from laptop.models.unet_classes import SHIPPED_CLASS
+from laptop.pruning.plan_file import Plan
 from laptop.run import Overwrite, run_stage
 
 
 def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
     """The distilled student as a model folder to share: weights, class file, plan, model card."""
-    plan = read_json(run / "plan.json")
+    plan = Plan.read(run / "plan.json")
 
     def work(folder: Path) -> None:
         for path in files_in(run / "distill"):
@@ -29,20 +28,22 @@ def publish(run: Path, out: Path, *, overwrite: Overwrite = False) -> Path:
     return run_stage("model", out, {}, inputs, work, overwrite=overwrite)
 
 
-def model_card(plan: Mapping[str, Any]) -> str:
+def model_card(plan: Plan) -> str:
     """README.md of a published student."""
-    params, macs = plan["params"], plan["macs"]
-    removed = "\n".join(f"- `{name}`" for name in plan["remove"])
+    params, macs = plan.params, plan.macs
+    forward = (
+        f" and\n{macs.after / 1e9:.4g} of {macs.before / 1e9:.4g} GMACs a forward" if macs else ""
+    )
+    removed = "\n".join(f"- `{name}`" for name in plan.remove)
     return f"""---
 library_name: diffusers
 pipeline_tag: text-to-image
 tags: [laptop-diff, pruned]
 ---
 
-# {plan["model"]}, compressed by layer pruning and distillation
+# {plan.model}, compressed by layer pruning and distillation
 
-The U-Net has {params["after"]:,} of {params["before"]:,} parameters and
-{macs["after"] / 1e9:.4g} of {macs["before"] / 1e9:.4g} GMACs a forward.
+The U-Net has {params.after:,} of {params.before:,} parameters{forward}.
 Made by `laptop compress`; the plan is in `plan.json`.
 
 ```python

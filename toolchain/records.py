@@ -71,7 +71,7 @@ UNFINISHED = "The unfinished work is damaged: pass --overwrite to begin again."
 class Record:
     """A JSON object of ours: a file with its schema, or a part of one."""
 
-    SCHEMA: ClassVar[str | None] = None
+    SCHEMA: ClassVar[str] = ""
     REMEDY: ClassVar[str] = AGAIN  # the end of a message about a file that is not right
     LEFT_OUT: ClassVar[frozenset[str]] = frozenset()  # keys that a file lacks in place of a null
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round, Workload
@@ -22,7 +21,8 @@ from laptop.benchmarks.latency.workloads import IMPORTS
 from laptop.benchmarks.settings import BenchConfig
 from laptop.console import track
 from laptop.models import loading
-from laptop.pruning.units import Unit
+from laptop.pruning.latency_table import LatencyTable
+from laptop.pruning.scores import Unit
 from laptop.unfinished import resume_folder
 
 MODULE = re.compile(r"/unet/(\S+)")
@@ -30,7 +30,7 @@ MODULE = re.compile(r"/unet/(\S+)")
 
 def measure(
     workload: Workload, units: Sequence[Unit], config: BenchConfig, device: Computer, folder: Path
-) -> dict[str, Any]:
+) -> LatencyTable:
     """The measured part of the table; `folder` is for the graphs, which are made once."""
     graphs = resume_folder(folder) / "graphs"
     names = [unit.name for unit in units]

@@ -7,7 +7,6 @@ Shares alone would miss what a clock or a profile does not see, such as the time
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from torch import nn
 
@@ -15,18 +14,19 @@ from laptop.benchmarks.devices.device import Round
 from laptop.benchmarks.latency.validity import invalid_reasons, summary, unsteady
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import LaptopError
+from laptop.pruning.latency_table import ForwardTime, LatencyTable, TimedUnit
 from laptop.pruning.units import SUBLAYERS
 
 
 def measured(
     whole: Sequence[Round], bare: Sequence[Round], shares: Mapping[str, float], config: BenchConfig
-) -> dict[str, Any]:
-    """What a table holds: of rounds of the U-Net, of it without its layers, and of their shares.
+) -> LatencyTable:
+    """The table, made from rounds of the U-Net, of it without its layers, and their shares.
 
     Raises `LaptopError` when the U-Net took no less without them.
     """
     samples = [sample for turn in whole for sample in turn.samples_ms]
-    found, reasons = summary(samples), invalid_reasons(whole, config.cv_bound)
+    forward, reasons = ForwardTime(**summary(samples)), invalid_reasons(whole, config.cv_bound)
     reasons += [f"without layers: {reason}" for reason in unsteady(bare, config.cv_bound)]
     left = median(
         median(without.samples_ms) / median(turn.samples_ms)
@@ -37,16 +37,16 @@ def measured(
             f"the U-Net without its layers took {left:.2f} × the time of the whole one: other work "
             "ran beside it. Measure again on a quiet machine."
         )
-    each = found["p50"] * (1 - left) / sum(shares.values())
-    return {
-        "n": len(samples),
-        "unet_ms": found,
-        "without_layers": left,
-        "units": [{"name": u, "latency_ms": round(each * x, 6)} for u, x in shares.items()],
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "samples_ms": [round(s, 4) for s in samples],
-    }
+    each = forward.p50 * (1 - left) / sum(shares.values())
+    return LatencyTable(
+        n=len(samples),
+        unet_ms=forward,
+        without_layers=left,
+        units=tuple(TimedUnit(name=u, latency_ms=round(each * x, 6)) for u, x in shares.items()),
+        valid=not reasons,
+        invalid_reasons=tuple(reasons),
+        samples_ms=tuple(round(s, 4) for s in samples),
+    )
 
 
 def timed_modules(unet: nn.Module, name: str, needs: Sequence[str] = ()) -> dict[str, int]:

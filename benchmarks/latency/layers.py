@@ -29,14 +29,14 @@ from laptop.benchmarks.latency.workloads import workloads
 from laptop.benchmarks.settings import BenchConfig
 from laptop.console import track
 from laptop.errors import BadInput, Unsupported
-from laptop.files import write_json
 from laptop.models import loading, locating
 from laptop.models.description import describe
 from laptop.models.shapes import Size
-from laptop.pruning.latency_table import SCHEMA
+from laptop.pruning.latency_table import LatencyTable
 from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import SamplingConfig
-from laptop.pruning.units import Anatomy, Unit, anatomy, removed
+from laptop.pruning.scores import Anatomy, Unit
+from laptop.pruning.units import anatomy, removed
 from laptop.run import Overwrite, run_stage
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
@@ -59,7 +59,7 @@ def bench_layers(
     in pixels; None for the model's own.
     """
     config, size = with_sampling({"model": model}, config, sampling)
-    before = None if overwrite else known_facts(out, device, SCHEMA, "probe")
+    before = None if overwrite else known_facts(out, device, LatencyTable.SCHEMA, "probe")
     facts = before or device.probe()
     runtime = _checked_runtime(config, device, facts)
     size = (resolution, resolution) if resolution else size
@@ -72,26 +72,25 @@ def bench_layers(
         facts = device.probe()
         not_ready = wait_until_cool(device, config.cool_down_s)
         if runtime == "pytorch":
-            found = measure(workload, known.units, config)
+            table = measure(workload, known.units, config)
         else:
-            told = replace(workload, runtime=runtime)
-            found = graph_layers.measure(told, known.units, config, device, folder)
+            timed = replace(workload, runtime=runtime)
+            table = graph_layers.measure(timed, known.units, config, device, folder)
         if not_ready:
-            reasons = [*found["invalid_reasons"], f"began: {not_ready}"]
-            found |= {"valid": False, "invalid_reasons": reasons}
-        table = {
-            "schema": SCHEMA,
-            "model": model,
-            "granularity": granularity,
-            "params": known.params,
-            "runtime": runtime,
-            "precision": "fp32",
-            "device": facts.name,
-            "address": device.address,
-            "probe": {"address": device.address, **asdict(facts)},
-            "conditions": conditions(replace(workload, runtime=runtime), config, facts),
-        }
-        write_json(folder / out.name, table | found)
+            reasons = (*table.invalid_reasons, f"began: {not_ready}")
+            table = replace(table, valid=False, invalid_reasons=reasons)
+        replace(
+            table,
+            model=model,
+            granularity=granularity,
+            params=known.params,
+            runtime=runtime,
+            precision="fp32",
+            device=facts.name,
+            address=device.address,
+            probe={"address": device.address, **asdict(facts)},
+            conditions=conditions(replace(workload, runtime=runtime), config, facts),
+        ).write(folder / out.name)
 
     settings = {k: v for k, v in asdict(config).items() if k not in ("devices", "components")}
     settings |= asked | which | device_identity(device, facts)
@@ -158,7 +157,7 @@ def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) 
     return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, height, width)})
 
 
-def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> dict[str, Any]:
+def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> LatencyTable:
     """The measured part of the table, by the protocol of `latency`, in this process."""
     threads = torch.get_num_threads()
     try:

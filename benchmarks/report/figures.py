@@ -13,6 +13,8 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from laptop.benchmarks.report.run_files import block_of, network_order
+from laptop.pruning.plan_file import MenuPoint
+from laptop.pruning.scores import Additivity, ScoredUnit
 
 CELL = 256  # pixels: pictures of the grid are brought near this width
 GAP = 12
@@ -78,13 +80,13 @@ def short_name(name: str) -> str:
     return f"{section} · {kind} {'.'.join(numbers)}{sublayer}"
 
 
-def menu_chart(points: Sequence[Mapping[str, Any]], stem: Path) -> None:
+def menu_chart(points: Sequence[MenuPoint], stem: Path) -> None:
     """Parameters against predicted loss, log scale; writes `stem`.svg and `stem`-dark.svg."""
-    shown = [p for p in points if p["predicted_loss"] > 0]
+    shown = [p for p in points if p.predicted_loss > 0]
     for theme in THEMES:
         figure, axes = _figure(theme, 3.2)
-        params = [p["params"] / 1e6 for p in shown]
-        losses = [p["predicted_loss"] for p in shown]
+        params = [p.params / 1e6 for p in shown]
+        losses = [p.predicted_loss for p in shown]
         axes.plot(params, losses, color=theme.curves[0], linewidth=1.6, marker=".", markersize=4)
         axes.set_yscale("log")
         axes.invert_xaxis()
@@ -93,21 +95,21 @@ def menu_chart(points: Sequence[Mapping[str, Any]], stem: Path) -> None:
         save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
-def additivity_chart(report: Mapping[str, Any], stem: Path) -> None:
+def additivity_chart(report: Additivity, stem: Path) -> None:
     """Summed scores against joint output losses, a dot for each set of layers; light and dark."""
-    ratios = sorted({row["ratio"] for row in report["sets"]})
+    ratios = sorted({row.ratio for row in report.sets})
     for theme in THEMES:
         figure, axes = _figure(theme, 3.6)
         for ratio, colour in zip(ratios, (*theme.curves, theme.kept), strict=False):
-            rows = [row for row in report["sets"] if row["ratio"] == ratio and row["sum"] > 0]
-            sums, joint = [row["sum"] for row in rows], [row["joint"] for row in rows]
+            rows = [row for row in report.sets if row.ratio == ratio and row.sum > 0]
+            sums, joint = [row.sum for row in rows], [row.joint for row in rows]
             axes.scatter(sums, joint, s=14, color=colour, label=f"{ratio:.0%} removed")
-        if report["criterion"] == "output-loss":  # in the same unit: here they should lie
+        if report.criterion == "output-loss":  # in the same unit: they should be on this line
             ends = sorted(axes.get_xlim())
             axes.plot(ends, ends, color=theme.grid, linewidth=1.2, zorder=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        label = f"sum of the layers' own scores by {report['criterion']}"
+        label = f"sum of the layers' own scores by {report.criterion}"
         axes.set_xlabel(label, color=theme.ink, fontsize=8)
         axes.set_ylabel("joint output loss", color=theme.ink, fontsize=8)
         _legend(axes, theme)
@@ -160,25 +162,25 @@ def interval_chart(rows: Sequence[Mapping[str, Any]], stem: Path, label: str) ->
         save_figure(figure, stem.with_name(f"{stem.name}{theme.suffix}.svg"))
 
 
-def score_chart(units: Sequence[Mapping[str, Any]], removed: Sequence[str], stem: Path) -> None:
+def score_chart(units: Sequence[ScoredUnit], removed: Sequence[str], stem: Path) -> None:
     """A bar for each unit in network order, log scale; writes `stem`.svg and `stem`-dark.svg."""
-    ordered = sorted(units, key=lambda u: network_order(u["name"]))
-    positive = [u["score"] for u in ordered if (u["score"] or 0) > 0]
+    ordered = sorted(units, key=lambda u: network_order(u.name))
+    positive = [u.score for u in ordered if u.score > 0]
     if not positive:
         return
     floor = min(positive) / 2  # where bars start; a score of zero has no logarithm
     for theme in THEMES:
         figure, axes = _figure(theme, 0.9 + 0.17 * len(ordered))
-        widths = [max(u["score"] or 0, floor) - floor for u in ordered]
-        colours = [theme.removed if u["name"] in removed else theme.kept for u in ordered]
+        widths = [max(u.score, floor) - floor for u in ordered]
+        colours = [theme.removed if u.name in removed else theme.kept for u in ordered]
         axes.barh(range(len(ordered)), widths, left=floor, color=colours, height=0.72)
         axes.set_xscale("log")
-        axes.set_yticks(range(len(ordered)), [short_name(u["name"]) for u in ordered])
+        axes.set_yticks(range(len(ordered)), [short_name(u.name) for u in ordered])
         axes.tick_params(axis="y", labelsize=7)
         axes.set_ylim(len(ordered) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("output loss when this layer alone is removed", color=theme.ink, fontsize=8)
-        _part_blocks(axes, [u["name"] for u in ordered], theme)
+        _part_blocks(axes, [u.name for u in ordered], theme)
         kinds = {"removed": theme.removed, "kept": theme.kept}
         _legend(axes, theme, handles=[Patch(color=c, label=k) for k, c in kinds.items()])
         save_figure(figure, Path(f"{stem}{theme.suffix}.svg"))

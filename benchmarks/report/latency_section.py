@@ -80,8 +80,8 @@ def _spread(row: Json) -> tuple[float, float]:
 
 def speed_ups(f: Findings) -> str:
     """How much faster the student is, beside what its MACs would give; empty without a ratio."""
-    macs = f.plan.get("macs", {})
-    limit = macs["before"] / macs["after"] if macs.get("after") else None
+    macs = f.plan.macs
+    limit = macs.before / macs.after if macs and macs.after else None
     rows = []
     for at in setups(f):
         if found := ratio(f, "student", at):

@@ -143,18 +143,18 @@ def _drawn(folder: Path) -> list[Path]:
 
 
 def _removed(f: Findings) -> str:
-    removed = sorted(f.plan.get("remove", []), key=network_order)
-    units = [u["name"] for u in f.scores.get("units", [])]
+    removed = sorted(f.plan.remove, key=network_order)
+    units = [unit.name for unit in f.scores.units] if f.scores else []
     of_all = f" of {len(units)}" if units else ""
     text = f"## What was removed\n\n{len(removed)}{of_all} layers."
-    predicted, measured = (f.plan.get(k) for k in ("predicted_loss", "measured_loss"))
+    predicted, measured = f.plan.predicted_loss, f.plan.measured_loss
     if predicted is not None or measured is not None:
         text += (
             f" Output loss: {number(predicted)} predicted (the sum of the layers' own), "
             f"{number(measured)} measured (all of them gone)."
         )
-    if units:
-        figures.score_chart(f.scores["units"], removed, f.folder / "images" / "scores")
+    if f.scores:
+        figures.score_chart(f.scores.units, removed, f.folder / "images" / "scores")
     if (f.folder / "images" / "scores.svg").exists() and units:
         text += "\n\n![Output loss of each layer, in network order](images/scores.svg)"
     rows = []

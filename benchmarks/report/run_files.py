@@ -17,12 +17,12 @@ from laptop.benchmarks.documents import (
     Evaluation,
     LossRow,
     RunLog,
-    RunPlan,
-    RunScores,
 )
 from laptop.errors import BadInput
 from laptop.export.documents import ParityReport
 from laptop.files import MANIFEST, lines, read_json, read_text
+from laptop.pruning.plan_file import Plan
+from laptop.pruning.scores import Scores
 from laptop.records import checked, read_record
 
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
@@ -62,9 +62,9 @@ class Findings:
     """The files of a run; empty where a stage has not run."""
 
     folder: Path
-    plan: Json
+    plan: Plan
     run: Json  # laptop.json
-    scores: Json
+    scores: Scores | None
     losses: list[Json]  # rows of metrics.jsonl, by step
     parity: Json
     benches: list[Json]  # one report a device, this machine's first
@@ -73,7 +73,7 @@ class Findings:
     @property
     def model(self) -> str:
         """The teacher's name."""
-        named = self.plan.get("model") or self.run.get("recipe", {}).get("model")
+        named = self.plan.model or self.run.get("recipe", {}).get("model")
         return str(named or "model")
 
 
@@ -102,11 +102,12 @@ def read_run(folder: Path) -> Findings:
         raise BadInput(
             f"{folder} has no plan.json yet: a run can be reported once its stage `plan` is done."
         )
+    scores = folder / "score" / "scores.json"
     return Findings(
         folder,
-        _optional(folder / "plan.json", RunPlan, "laptop.plan/1"),
+        Plan.read(folder / "plan.json"),
         _optional(folder / "laptop.json", RunLog, "laptop.run/1"),
-        _optional(folder / "score" / "scores.json", RunScores, "laptop.scores/1"),
+        Scores.read(scores) if os.path.lexists(scores) else None,
         _read_losses(folder / "distill" / "metrics.jsonl"),
         _optional(folder / "parity" / "report.json", ParityReport, "laptop.parity/1"),
         _read_benches(folder / "bench"),
@@ -147,8 +148,8 @@ def measures(findings: Findings, label: str) -> Measures:
     when = "before" if label == "teacher" else "after"
     quality, timed = evaluated(findings, label), setups(findings)
     return Measures(
-        findings.plan.get("params", {}).get(when),
-        findings.plan.get("macs", {}).get(when),
+        getattr(findings.plan.params, when),
+        getattr(findings.plan.macs, when, None),
         _size(findings, label),
         {at: benched(findings, label, at).get("latency_ms", {}).get("p50") for at in timed},
         {at: ratio(findings, label, at).get("median") for at in timed},

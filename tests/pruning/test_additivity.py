@@ -15,8 +15,9 @@ from laptop.models import loading
 from laptop.pruning import calibration
 from laptop.pruning.additivity import RATIOS, agreement, make_additivity, random_sets
 from laptop.pruning.criteria import output_loss
-from laptop.pruning.plan import make_plan, predicted_loss, read_scores
+from laptop.pruning.plan import make_plan
 from laptop.pruning.score import score
+from laptop.pruning.scores import Additivity, Agreement, LayerSet, Scores
 from laptop.pruning.settings import PlanConfig, ScoreConfig
 
 CONFIG = ScoreConfig(granularity="coarse", samples=4, steps=2, batch_size=3)
@@ -28,44 +29,47 @@ def scores(tiny_folder, tmp_path_factory):
     return score(str(tiny_folder), tmp_path_factory.mktemp("scores") / "s", CONFIG, PROMPTS)
 
 
+def sets(sums: list[float], joint: list[float]) -> list[LayerSet]:
+    pairs = zip(sums, joint, strict=True)
+    return [LayerSet(ratio=0.5, remove=(), sum=s, joint=j) for s, j in pairs]
+
+
 def test_sums_that_are_the_joint_losses_agree_wholly() -> None:
     joint = np.geomspace(1e-6, 1e-1, 9).tolist()
     perfect = {"pearson_log": 1, "spearman": 1, "slope_log": 1}
-    assert agreement(joint, joint) == pytest.approx(perfect)
-    assert agreement([j**0.5 for j in joint], joint)["slope_log"] == pytest.approx(2)
-    assert agreement(joint[::-1], joint)["spearman"] == pytest.approx(-1)
+    assert vars(agreement(sets(joint, joint))) == pytest.approx(perfect)
+    assert agreement(sets([j**0.5 for j in joint], joint)).slope_log == pytest.approx(2)
+    assert agreement(sets(joint[::-1], joint)).spearman == pytest.approx(-1)
 
 
 def test_there_is_no_agreement_where_nothing_can_be_said() -> None:
-    nothing = {"pearson_log": None, "spearman": None, "slope_log": None}
-    assert agreement([1.0, 2.0], [1.0, 2.0]) == nothing
-    assert agreement([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]) == nothing
-    assert agreement([-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]) == nothing
+    assert agreement(sets([1.0, 2.0], [1.0, 2.0])) == Agreement()
+    assert agreement(sets([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0])) == Agreement()
+    assert agreement(sets([-1.0, -2.0, 0.0], [1.0, 2.0, 3.0])) == Agreement()
 
 
 def test_random_sets_reach_their_ratio_and_are_not_alike(scores) -> None:
-    document = read_scores(scores)
-    sets = random_sets(document, 5)
-    assert {ratio for ratio, _ in sets} == set(RATIOS)
-    params = {u["name"]: u["params"] for u in document["units"]}
-    for ratio, names in sets:
+    scored = Scores.read(scores)
+    chosen = random_sets(scored, 5)
+    assert {ratio for ratio, _ in chosen} == set(RATIOS)
+    params = {unit.name: unit.params for unit in scored.units}
+    for ratio, names in chosen:
         gone = sum(params[n] for n in names)
-        assert gone >= ratio * document["base"]["params"] > gone - params[names[-1]]
-    assert len({frozenset(names) for _, names in sets}) > 15
+        assert gone >= ratio * scored.base.params > gone - params[names[-1]]
+    assert len({frozenset(names) for _, names in chosen}) > 15
 
 
 def test_a_report_holds_every_set_with_its_sum_and_its_joint_loss(
     scores, tiny_folder, tmp_path
 ) -> None:
-    made = json.loads(make_additivity(scores, tmp_path / "a.json", 3).read_text())
-    assert made["schema"] == "laptop.additivity/1"
-    unet, document = loading.load_unet(str(tiny_folder)), read_scores(scores)
+    report = Additivity.read(make_additivity(scores, tmp_path / "a.json", 3))
+    unet, scored = loading.load_unet(str(tiny_folder)), Scores.read(scores)
     rows, output = calibration.load(scores / "calibration.safetensors")
-    for row in made["sets"][::4]:
-        assert row["sum"] == pytest.approx(predicted_loss(document, row["remove"]))
-        plain = output_loss(unet, row["remove"], rows, output)
-        assert row["joint"] == pytest.approx(plain, rel=1e-4)
-    assert set(made["by_ratio"]) == {str(r) for r in RATIOS}
+    for row in report.sets[::4]:
+        assert row.sum == pytest.approx(scored.predicted_loss(row.remove))
+        plain = output_loss(unet, row.remove, rows, output)
+        assert row.joint == pytest.approx(plain, rel=1e-4)
+    assert set(report.by_ratio) == {str(r) for r in RATIOS}
 
 
 def test_the_command_writes_report_and_picture(scores, tmp_path) -> None:

@@ -191,7 +191,7 @@ def write_scores(folder: Path, unet: nn.Module, rows: Rows) -> Path:
 
 
 def write_plan(path: Path, unet: nn.Module, names: list[str], **more: object) -> Path:
-    params = {"before": unet.num_parameters()}
+    params = {"before": unet.num_parameters(), "after": 1}
     path.write_text(
         json.dumps({"schema": "laptop.plan/1", "remove": names, "params": params, **more})
     )

@@ -13,8 +13,8 @@ from laptop.pruning.budgets import budgets, check_config, conditions
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.latency_table import with_latencies
 from laptop.pruning.plan import check_race, choose
+from laptop.pruning.scores import Anatomy, Costs, ScoredUnit, Scores, Unit
 from laptop.pruning.settings import PlanConfig
-from laptop.pruning.units import Anatomy, Unit
 from support.scores import TABLE, brute_force, scores_for, table_for
 
 KNOWN = Anatomy((Unit("a", "resnet", 600, 30), Unit("b", "resnet", 100, 20)), 1000, 100)
@@ -26,45 +26,45 @@ def written(folder: Path, table: object) -> str:
     return str(path)
 
 
-def random_scores(rng: np.random.Generator, count: int = 10) -> dict:
+def random_scores(rng: np.random.Generator, count: int = 10) -> Scores:
     params, macs = rng.integers(1_000, 5_000_000, (2, count)).tolist()
     scores = (10 ** rng.uniform(-6, 0, count)).tolist()
-    units = [
-        {"name": f"u{i}", "kind": "resnet", "params": p, "macs": m, "score": s, "needs": []}
+    units = tuple(
+        ScoredUnit(f"u{i}", "resnet", p, m, ("u1", "u2") if i == 3 else (), score=s)
         for i, (p, m, s) in enumerate(zip(params, macs, scores, strict=True))
-    ]
-    units[3]["needs"] = ["u1", "u2"]
-    return {"units": units, "base": {"params": 2 * sum(params), "macs": 2 * sum(macs)}}
+    )
+    base = Costs(params=2 * sum(params), macs=2 * sum(macs))
+    return Scores(model="m", units=units, base=base)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_plan_is_the_best_under_latency_parameters_and_macs(tmp_path, seed) -> None:
     rng = np.random.default_rng(seed)
     scores = random_scores(rng)
-    table, units = table_for(scores, seed), scores["units"]
+    table, units = table_for(scores, seed), scores.units
     ms = [u["latency_ms"] for u in table["units"]]
     whole, least = table["unet_ms"]["p50"], rng.uniform(0.2, 0.9, 3)
     config = PlanConfig(
         max_latency_ms=whole - least[0] * sum(ms),
         latency_table=written(tmp_path, table),
-        max_macs=int(scores["base"]["macs"] * (1 - least[1] / 2)),
+        max_macs=int(scores.base.macs * (1 - least[1] / 2)),
         ratio=least[2] / 2,
         keep=("u5",),
     )
     savings = [
         (ms, whole - config.max_latency_ms),
-        ([u["macs"] for u in units], scores["base"]["macs"] - config.max_macs),
-        ([u["params"] for u in units], config.ratio * scores["base"]["params"]),
+        ([u.macs for u in units], scores.base.macs - config.max_macs),
+        ([u.params for u in units], config.ratio * scores.base.params),
     ]
     stay = np.array([i == 5 for i in range(10)])
-    best = brute_force([u["score"] for u in units], savings, [(3, [1]), (3, [2])], stay)
+    best = brute_force([u.score for u in units], savings, [(3, [1]), (3, [2])], stay)
     if np.isinf(best):
         with pytest.raises(Infeasible):
             choose(scores, config)
         return
     names = {u.name for u in choose(scores, config)}
-    assert sum(u["score"] for u in units if u["name"] in names) == pytest.approx(best, rel=1e-6)
-    gone = sum(t for u, t in zip(units, ms, strict=True) if u["name"] in names)
+    assert scores.predicted_loss(names) == pytest.approx(best, rel=1e-6)
+    gone = sum(t for u, t in zip(units, ms, strict=True) if u.name in names)
     assert whole - gone <= config.max_latency_ms + 1e-5
 
 
@@ -123,7 +123,7 @@ def test_a_limit_in_milliseconds_is_whole_nanoseconds(limit) -> None:
     [
         ('{"schema": "laptop.latency-table/1", "un', "not valid JSON"),
         ({"schema": "laptop.bench/1"}, "schema"),
-        ({"schema": "laptop.latency-table/1"}, "units is missing"),
+        ({"schema": "laptop.latency-table/1"}, "unet_ms is missing"),
         (TABLE | {"units": [{"name": "a"}]}, r"units\[0\].latency_ms is missing"),
         (TABLE | {"units": TABLE["units"][:1]}, "only in one of both, such as .b.*bench MODEL"),
         (TABLE | {"params": 2000}, "a U-Net of 2000 parameters; this one has 1000"),

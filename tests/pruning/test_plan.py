@@ -4,7 +4,6 @@ import ctypes
 import itertools
 import json
 import time
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,10 +14,13 @@ from laptop.pruning import knapsack
 from laptop.pruning.budgets import check_budgets, check_config
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.knapsack import solve
-from laptop.pruning.plan import as_anatomy, choose, make_menu, make_plan, read_plan
+from laptop.pruning.plan import choose, make_menu, make_plan
+from laptop.pruning.plan_file import Plan
+from laptop.pruning.scores import Anatomy, Costs, ScoredUnit, Scores, Unit
 from laptop.pruning.settings import PlanConfig
-from laptop.pruning.units import Anatomy, Unit, anatomy
-from support.scores import brute_force, scores_for
+from laptop.pruning.surgery import check_plan
+from laptop.pruning.units import anatomy
+from support.scores import brute_force, scores_for, with_scores
 from support.unets import model
 
 
@@ -77,24 +79,24 @@ def test_an_impossible_budget_is_refused_with_the_numbers() -> None:
 
 def test_several_budgets_hold_together(tiny_pipe) -> None:
     scores = scores_for(tiny_pipe.unet, "fine")
-    base = scores["base"]
-    config = PlanConfig(ratio=0.3, max_macs=base["macs"] * 6 // 10, keep=("mid_block.*",))
+    params, macs = scores.base.params, scores.base.macs
+    config = PlanConfig(ratio=0.3, max_macs=macs * 6 // 10, keep=("mid_block.*",))
     chosen = choose(scores, config)
-    assert sum(u.params for u in chosen) >= 0.3 * base["params"]
-    assert base["macs"] - sum(u.macs for u in chosen) <= base["macs"] * 6 // 10
+    assert sum(u.params for u in chosen) >= 0.3 * params
+    assert macs - sum(u.macs for u in chosen) <= macs * 6 // 10
     assert not any(u.name.startswith("mid_block") for u in chosen)
 
 
 @pytest.mark.parametrize("granularity", ["fine", "sublayer"])
 def test_a_shell_goes_only_with_all_that_is_inside(tiny_pipe, granularity) -> None:
-    scores = scores_for(tiny_pipe.unet, granularity)
-    for unit in scores["units"]:
-        if unit["kind"] == "transformer_shell":
-            unit["score"] = 0.0  # as tempting as can be
+    scores = with_scores(  # shells as tempting as can be
+        scores_for(tiny_pipe.unet, granularity),
+        lambda unit: 0.0 if unit.kind == "transformer_shell" else unit.score,
+    )
     for ratio in (0.1, 0.4, 0.7):
         gone = {u.name for u in choose(scores, PlanConfig(ratio=ratio))}
-        shells = [u for u in scores["units"] if u["name"] in gone and u["needs"]]
-        assert all(set(u["needs"]) <= gone for u in shells)
+        shells = [u for u in scores.units if u.name in gone and u.needs]
+        assert all(set(u.needs) <= gone for u in shells)
     assert shells
 
 
@@ -111,8 +113,7 @@ def test_a_restricted_plan_is_a_stock_config(family, expressible, ratio) -> None
         assert names
         assert stock_config(unet, names) is not None
         free = {u.name for u in choose(scores, PlanConfig(ratio=ratio))}
-        values = {u["name"]: u["score"] for u in scores["units"]}
-        assert sum(values[n] for n in names) >= sum(values[n] for n in free)
+        assert scores.predicted_loss(names) >= scores.predicted_loss(free)
         if expressible == "comfyui":
             assert all(n.startswith("up_blocks.") for n in names)
 
@@ -132,7 +133,7 @@ def test_a_restriction_counts_before_anything_is_solved(tiny_pipe) -> None:
     ]:
         scores = scores_for(tiny_pipe.unet, granularity)
         with pytest.raises(BadInput, match=message):
-            check_config(config, as_anatomy(scores), "tiny-sdxl")
+            check_config(config, scores.anatomy, "tiny-sdxl")
 
 
 def test_budgets_that_are_missed_by_a_hair_end(tiny_pipe) -> None:
@@ -144,25 +145,22 @@ def test_budgets_that_are_missed_by_a_hair_end(tiny_pipe) -> None:
 def test_the_menu_is_the_best_plan_of_every_ratio(tiny_pipe, tmp_path) -> None:
     scores = scores_for(tiny_pipe.unet, "coarse")
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps(scores))
+    scores.write(path)
     points = json.loads(make_menu(path, tmp_path / "menu.json", PlanConfig()).read_text())["points"]
     assert points[0]["remove"] == []
     for before, after in itertools.pairwise(points):
         assert after["params"] < before["params"]
         assert after["predicted_loss"] >= before["predicted_loss"]
     for ratio in (0.25, 0.5):
-        best = sum(
-            u["score"]
-            for u in scores["units"]
-            if u["name"] in {c.name for c in choose(scores, PlanConfig(ratio=ratio))}
-        )
+        chosen = choose(scores, PlanConfig(ratio=ratio))
+        best = scores.predicted_loss([unit.name for unit in chosen])
         point = next(p for p in points if p["ratio"] >= ratio)
         assert point["predicted_loss"] == pytest.approx(best)
 
 
 def test_what_is_kept_must_exist(tiny_pipe, tmp_path) -> None:
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps(scores_for(tiny_pipe.unet, "fine")))
+    scores_for(tiny_pipe.unet, "fine").write(path)
     for config, message in [
         (PlanConfig(keep=("middle*",)), "'middle\\*' names no removable layer"),
     ]:
@@ -198,13 +196,17 @@ def test_scores_that_are_cut_off_or_not_finite_are_refused(tmp_path) -> None:
 
 def test_a_plan_for_another_model_is_refused(tmp_path, tiny_pipe) -> None:
     path = tmp_path / "plan.json"
-    plan = {"schema": "laptop.plan/1", "remove": [], "params": {"before": 2_567_463_684}}
+    plan = {
+        "schema": "laptop.plan/1",
+        "remove": [],
+        "params": {"before": 2_567_463_684, "after": 1},
+    }
     path.write_text(json.dumps(plan))
     with pytest.raises(BadInput, match="2,567,463,684"):
-        read_plan(path, tiny_pipe.unet)
+        check_plan(Plan.read(path), tiny_pipe.unet, str(path))
     path.write_text(json.dumps(plan | {"remove": ["mid_block.attentions.9"]}))
     with pytest.raises(BadInput, match="another model"):
-        read_plan(path, tiny_pipe.unet)
+        check_plan(Plan.read(path), tiny_pipe.unet, str(path))
 
 
 def test_a_set_one_parameter_short_does_not_meet_the_budget() -> None:
@@ -216,8 +218,9 @@ def test_a_set_one_parameter_short_does_not_meet_the_budget() -> None:
 def test_sublayers_of_sdxl_are_planned_within_two_seconds(seed) -> None:
     known = anatomy(loading.empty_unet("random:sdxl"), 77, "sublayer")
     losses = np.random.default_rng(seed).lognormal(-6, 2.5, len(known.units)).tolist()
-    units = [asdict(u) | {"score": s} for u, s in zip(known.units, losses, strict=True)]
-    scores = {"units": units, "base": {"params": known.params, "macs": known.macs}}
+    units = (ScoredUnit(**vars(u), score=s) for u, s in zip(known.units, losses, strict=True))
+    base = Costs(params=known.params, macs=known.macs)
+    scores = Scores(model="random:sdxl", units=tuple(units), base=base)
     for config in (PlanConfig(ratio=0.5), PlanConfig(ratio=0.72, max_macs=known.macs // 2)):
         start = time.process_time()  # not on the wall: the machine may do other things
         chosen = choose(scores, config)
@@ -237,11 +240,9 @@ def test_nothing_but_ours_reaches_stdout_from_the_solver(capfd) -> None:
 def test_a_mid_block_of_one_resnet_may_go_from_a_stock_unet() -> None:
     """Solver and brute force agree over all sets that a stock config can say."""
     unet, mid = model("ssd-1b"), "mid_block.resnets.0"
-    scores = scores_for(unet, "fine")
-    for unit in scores["units"]:
-        unit["score"] = 1e-6 if unit["name"] == mid else 1.0
-    least = next(u["params"] for u in scores["units"] if u["name"] == mid)
-    config = PlanConfig(max_params=scores["base"]["params"] - least, expressible="stock")
+    scores = with_scores(scores_for(unet, "fine"), lambda u: 1e-6 if u.name == mid else 1.0)
+    least = next(u.params for u in scores.units if u.name == mid)
+    config = PlanConfig(max_params=scores.base.params - least, expressible="stock")
     assert [u.name for u in choose(scores, config)] == [mid]
     config = stock_config(unet, [mid])
     assert config is not None

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,11 +23,17 @@ from laptop.distill.features import Features, pairs
 from laptop.errors import BadInput
 from laptop.models import loading, unet_classes
 from laptop.models.architectures import UNETS
-from laptop.pruning.layouts import PRESETS, changes, check_layout
-from laptop.pruning.plan import read_plan
-from laptop.pruning.presets import make_preset_plan, preset_plan
+from laptop.pruning.plan_file import Change, Plan
+from laptop.pruning.presets import (
+    PRESETS,
+    changes,
+    check_layout,
+    make_preset_plan,
+    preset_plan,
+    transplant,
+)
 from laptop.pruning.settings import PruneConfig
-from laptop.pruning.surgery import apply_plan, prune, transplant
+from laptop.pruning.surgery import apply_plan, check_plan, prune
 from laptop.pruning.units import forward_rows
 from laptop.publish import model_card
 from laptop.tiny import architecture
@@ -112,8 +117,8 @@ def folders(small, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def plans(small) -> dict[str, dict[str, Any]]:
-    """The content of every preset's plan, for prompts of 5 tokens."""
+def plans(small) -> dict[str, Plan]:
+    """Every preset's plan, for prompts of 5 tokens."""
     return {n: preset_plan(small[p.teacher], n, tokens=5) for n, p in PRESETS.items()}
 
 
@@ -146,25 +151,23 @@ def test_weights_come_from_where_the_authors_took_them(small, plans, name: str) 
     assert len(set(taken.values())) == len(taken), "no weight is used twice"
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         assert forward_rows(student, rows(student), 1).isfinite().all()
-    assert counter.get_total_flops() // 2 == plans[name]["macs"]["after"]
+    assert counter.get_total_flops() // 2 == plans[name].macs.after
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_plan_tells_exactly_what_is_gone(small, plans, name: str) -> None:
+def test_a_plan_tells_exactly_what_is_gone(small, plans, name: str, tmp_path) -> None:
     teacher, plan = small[PRESETS[name].teacher], plans[name]
     student = apply_plan(teacher, plan)
-    assert plan["params"] == {
-        "before": teacher.num_parameters(),
-        "after": student.num_parameters(),
-    }
-    gone = [teacher.get_submodule(n) for n in plan["remove"]]
+    assert plan.params == Change(before=teacher.num_parameters(), after=student.num_parameters())
+    gone = [teacher.get_submodule(n) for n in plan.remove]
     less = sum(p.numel() for module in gone for p in module.parameters())
-    assert less == plan["params"]["before"] - plan["params"]["after"]
-    assert json.loads(json.dumps(plan)) == plan
+    assert less == plan.params.before - plan.params.after
+    plan.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == plan
 
 
 def test_what_is_gone_is_named_as_a_whole(plans) -> None:
-    assert plans["bk-tiny"]["remove"] == [
+    assert list(plans["bk-tiny"].remove) == [
         *("down_blocks.0.attentions.1", "down_blocks.0.resnets.1"),
         *("down_blocks.1.attentions.1", "down_blocks.1.resnets.1"),
         *("down_blocks.2.attentions.1", "down_blocks.2.resnets.1"),
@@ -173,7 +176,7 @@ def test_what_is_gone_is_named_as_a_whole(plans) -> None:
         *("up_blocks.2.attentions.1", "up_blocks.2.resnets.1"),
         *("up_blocks.3.attentions.1", "up_blocks.3.resnets.1"),
     ]
-    ssd = plans["ssd-1b"]["remove"]
+    ssd = plans["ssd-1b"].remove
     assert {"mid_block.attentions.0", "mid_block.resnets.1"} < set(ssd)
     tens = [n for n in ssd if n.startswith("up_blocks.0.attentions.1.")]
     assert [n.rpartition(".")[2] for n in tens] == ["3", "4", "5", "7", "8", "9"]
@@ -221,9 +224,9 @@ def test_the_written_student_is_stock_and_draws(folders, tmp_path, family, name)
     made = run("plan", "--model", folders[family], "--preset", name, "-o", plan)
     assert made.exit_code == 0, made.output
     assert run("prune", "--model", folders[family], "--plan", plan, "-o", out).exit_code == 0
-    document = json.loads(plan.read_text())
+    document = Plan.read(plan)
     unet = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
-    assert unet.num_parameters() == document["params"]["after"]
+    assert unet.num_parameters() == document.params.after
     assert not list((out / "unet").glob("*.py"))
     taken = apply_plan(loading.load_unet(str(folders[family])), document).state_dict()
     assert all(torch.equal(tensor, taken[n]) for n, tensor in unet.state_dict().items())
@@ -237,8 +240,8 @@ def test_the_written_student_is_stock_and_draws(folders, tmp_path, family, name)
 
 def test_a_report_and_a_model_card_need_no_losses(folders, tmp_path) -> None:
     plan = make_preset_plan(str(folders["sd15"]), "bk-tiny", tmp_path / "plan.json")
-    document = json.loads(plan.read_text())
-    assert document["predicted_loss"] is document["measured_loss"] is None
+    document = Plan.read(plan)
+    assert document.predicted_loss is document.measured_loss is None
     assert "- `mid_block`" in model_card(document)
     write_report(tmp_path)
     assert "`down_blocks.3`" in (tmp_path / "report.md").read_text()
@@ -254,8 +257,8 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(folders,
         (whole | {"rename": whole["rename"] | wrong}, "rename is not what the preset bk-base"),
         (whole | {"config": whole["config"] | {"norm_eps": 0.9}}, "config is not what the preset"),
         (whole | {"preset": "bk-huge"}, "preset 'bk-huge' is unknown"),
-        (whole | {"config": None}, "config is None"),
-        (whole | {"params": {"before": 5}}, "made for another model"),
+        (whole | {"config": None}, "lacks the preset's 'config' or 'rename'"),
+        (whole | {"params": {"before": 5, "after": 5}}, "made for another model"),
     ]:
         plan.write_text(json.dumps(edited))
         with pytest.raises(BadInput, match=words):
@@ -263,7 +266,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(folders,
     assert not (tmp_path / "out").exists()
     plan.write_text(json.dumps(whole))
     with pytest.raises(BadInput, match="made for another model"):
-        read_plan(plan, on_meta(SMALL_XL))
+        check_plan(Plan.read(plan), on_meta(SMALL_XL), str(plan))
     with pytest.raises(BadInput, match="cannot be had for the plan of the preset 'bk-base'"):
         prune(str(folders["sd15"]), plan, tmp_path / "out", PruneConfig(heal="affine"), tmp_path)
 

@@ -8,11 +8,11 @@ from safetensors.numpy import load_file
 
 from laptop.errors import BadInput
 from laptop.pruning.knapsack import solve
+from laptop.pruning.ledger import replay, undecided
 from laptop.pruning.plan import make_plan
-from laptop.pruning.race import replay, undecided
 from laptop.pruning.score import score
+from laptop.pruning.scores import Unit
 from laptop.pruning.settings import PlanConfig, ScoreConfig
-from laptop.pruning.units import Unit
 
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]
 

@@ -9,9 +9,9 @@ import pytest
 from laptop.pruning.budgets import Conditions
 from laptop.pruning.criteria import output_loss
 from laptop.pruning.joint import JointLoss
-from laptop.pruning.plan import make_plan
-from laptop.pruning.refine import neighbours, refined
+from laptop.pruning.plan import make_plan, neighbours, refined
 from laptop.pruning.score import score
+from laptop.pruning.scores import Costs, ScoredUnit, Scores
 from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.units import anatomy, forward_rows
 from support.unets import model, rows_for
@@ -51,7 +51,8 @@ def test_the_search_ends_no_worse_and_keeps_to_the_rules(seed) -> None:
 
     first = frozenset(sorted(range(7), key=lambda i: own[i])[:3]) - {5} | {6}
     start = [f"u{i}" for i in first]
-    scores = {"units": [{"name": f"u{i}", "score": own[i]} for i in range(8)]}
+    units = tuple(ScoredUnit(f"u{i}", "resnet", 1, 1, score=own[i]) for i in range(8))
+    scores = Scores(model="m", units=units, base=Costs(params=9, macs=9))
     names, loss = refined(losses, scores, RULES, start, 40)
     assert loss <= joint(first)
     assert loss == pytest.approx(joint(numbers(names)))

@@ -17,9 +17,10 @@ from laptop.pruning import calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.plan import make_plan
 from laptop.pruning.score import score
+from laptop.pruning.scores import Unit
 from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.surgery import prune, prune_unet
-from laptop.pruning.units import Unit, forward_rows
+from laptop.pruning.units import forward_rows
 
 CONFIG = ScoreConfig(samples=6, steps=3, batch_size=4)
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]

@@ -86,7 +86,7 @@ def _write_plan(path, unet, names) -> None:
     plan = {
         "schema": "laptop.plan/1",
         "remove": names,
-        "params": {"before": unet.num_parameters()},
+        "params": {"before": unet.num_parameters(), "after": 1},
     }
     path.write_text(json.dumps(plan))
 

@@ -4,7 +4,8 @@ import pytest
 
 from laptop.models import loading
 from laptop.models.description import context_length
-from laptop.pruning.units import Anatomy, anatomy
+from laptop.pruning.scores import Anatomy
+from laptop.pruning.units import anatomy
 from laptop.studies.handmade import FAMILIES, handmade
 
 

@@ -55,7 +55,15 @@ def write_run(run: Path) -> None:
         {"name": n, "kind": "resnet", "params": 1, "macs": 1, "score": 10.0**-i}
         for i, n in enumerate(UNITS)
     ]
-    write(run / "score" / "scores.json", {"schema": "laptop.scores/1", "units": units})
+    write(
+        run / "score" / "scores.json",
+        {
+            "schema": "laptop.scores/1",
+            "model": "tiny-sdxl",
+            "units": units,
+            "base": {"params": 3_524_900, "macs": 61_000_000},
+        },
+    )
     losses = [
         {"step": i, "loss": 3 / i, "task": 1 / i, "output": 0.5 / i, "feature": 2 / i}
         for i in [*range(1, 60), *range(50, 100)]  # killed at 60, taken up at 50

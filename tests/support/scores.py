@@ -1,10 +1,11 @@
 """Scores, latency tables and the solver's slow reference."""
 
 import itertools
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 
+from laptop.pruning.scores import Costs, ScoredUnit, Scores
 from laptop.pruning.units import anatomy
 
 
@@ -19,16 +20,20 @@ def brute_force(scores, savings, implied=(), stay=None) -> float:
     return best
 
 
-def scores_for(unet, granularity: str, seed: int = 0) -> dict:
-    """A scores.json's content with random scores."""
-    rng, known = np.random.default_rng(seed), anatomy(unet, 16, granularity)
-    return {
-        "schema": "laptop.scores/1",
-        "model": "tiny-sdxl",
-        "granularity": granularity,
-        "units": [asdict(u) | {"score": 10 ** rng.uniform(-6, 0)} for u in known.units],
-        "base": {"params": known.params, "macs": known.macs},
-    }
+def scores_for(unet, granularity: str, seed: int = 0) -> Scores:
+    """Random scores of all layers."""
+    rng, layers = np.random.default_rng(seed), anatomy(unet, 16, granularity)
+    return Scores(
+        model="tiny-sdxl",
+        granularity=granularity,
+        units=tuple(ScoredUnit(**vars(u), score=10 ** rng.uniform(-6, 0)) for u in layers.units),
+        base=Costs(params=layers.params, macs=layers.macs),
+    )
+
+
+def with_scores(scores: Scores, score) -> Scores:
+    """The scores with `score(unit)` in place of each unit's own."""
+    return replace(scores, units=tuple(replace(u, score=score(u)) for u in scores.units))
 
 
 TABLE = {
@@ -41,12 +46,11 @@ TABLE = {
 }
 
 
-def table_for(scores: dict, seed: int = 0) -> dict:
-    """A table with random times for the units of a scores.json."""
-    ms = np.random.default_rng(seed).uniform(0, 1, len(scores["units"]))
+def table_for(scores: Scores, seed: int = 0) -> dict:
+    """The content of a table with random times for the scored units."""
+    ms = np.random.default_rng(seed).uniform(0, 1, len(scores.units))
     units = [
-        {"name": u["name"], "latency_ms": float(t)}
-        for u, t in zip(scores["units"], ms, strict=True)
+        {"name": u.name, "latency_ms": float(t)} for u, t in zip(scores.units, ms, strict=True)
     ]
-    whole = {"params": scores["base"]["params"], "unet_ms": {"p50": 1.2 * float(ms.sum())}}
+    whole = {"params": scores.base.params, "unet_ms": {"p50": 1.2 * float(ms.sum())}}
     return TABLE | whole | {"units": units}

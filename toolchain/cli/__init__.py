@@ -141,16 +141,16 @@ def score(
     }
     recipe = common.recipe(model, score=flags, sampling=sampling)
     yield recipe
-    from laptop.files import read_json
     from laptop.pruning.score import prompts_needed
     from laptop.pruning.score import score as run
+    from laptop.pruning.scores import Scores
 
     least = prompts_needed(model, recipe.score, recipe.sampling)
     texts = options.calibration(model, recipe, prompts, least)
     run(model, out, recipe.score, texts, sampling=recipe.sampling, overwrite=common.overwrite)
-    scores = read_json(out / "scores.json")
-    lines = [f"{u['score']:.3e}  {u['params']:>12,}  {u['name']}" for u in scores["units"]]
-    common.print(scores, "\n".join(["score            parameters  layer", *lines]))
+    scores = Scores.read(out)
+    lines = [f"{u.score:.3e}  {u.params:>12,}  {u.name}" for u in scores.units]
+    common.print(scores.as_json(), "\n".join(["score            parameters  layer", *lines]))
 
 
 @main.command(
@@ -194,17 +194,17 @@ def plan(
     limits += ["--menu"] * menu + ["--additivity"] * (additivity is not None)
     options.need_scores_or_preset(scores, model, preset, limits)
     from laptop import plans
-    from laptop.pruning.plan import read_scores
+    from laptop.pruning.scores import Scores
 
     if scores is None:
         assert model is not None
         assert preset is not None
         made = plans.from_preset(model, preset, out, overwrite=common.overwrite)
     elif additivity is not None:
-        seed = common.recipe(read_scores(scores)["model"]).score.seed
+        seed = common.recipe(Scores.read(scores).model).score.seed
         made = plans.additivity(scores, additivity, out, seed, overwrite=common.overwrite)
     else:
-        recipe = common.recipe(read_scores(scores)["model"], plan=budgets)
+        recipe = common.recipe(Scores.read(scores).model, plan=budgets)
         make = plans.menu if menu else plans.from_scores
         made = make(scores, recipe.plan, out, overwrite=common.overwrite)
     common.print(*made)

@@ -30,11 +30,11 @@ from laptop.pruning.budgets import conditions, implications
 from laptop.pruning.heal import Rows, fit, with_corrections
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
-from laptop.pruning.plan import as_anatomy, choose, read_scores
-from laptop.pruning.race import replay
-from laptop.pruning.refine import refined
+from laptop.pruning.ledger import replay
+from laptop.pruning.plan import choose, refined
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.score import CALIBRATION, forwards_in_all, score
+from laptop.pruning.scores import Additivity, Scores
 from laptop.pruning.settings import PlanConfig, ScoreConfig
 from laptop.pruning.units import anatomy, removed
 from laptop.records import read_lines
@@ -111,7 +111,7 @@ class Study:
 
 
 def compare(folder: Path, prompts: int) -> dict[str, Any]:
-    """Everything that is asked, as one JSON document."""
+    """Everything that is asked, as one document; its additivity reports are records."""
     scores = {}
     for criterion in CRITERIA:
         say(f"score by {criterion}")
@@ -122,7 +122,7 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
             ScoreConfig(criterion=criterion, samples=128, batch_size=64, steps=10 if few else 25),
             calibration_prompts(MODEL, 8 if few else 32),
         )
-        scores[criterion] = read_scores(out / "scores.json")
+        scores[criterion] = Scores.read(out)
     study = Study(folder, prompts)
     plans = _plans(scores, study.joint)
     say(f"{len(plans)} plans")
@@ -148,33 +148,32 @@ def compare(folder: Path, prompts: int) -> dict[str, Any]:
         "prompts": prompts,
         "teacher_accuracy": study.accuracy([]),
         "plans": rows,
-        "additivity": {name: report(found, sets, joint) for name, found in scores.items()},
+        "additivity": {name: report(scored, sets, joint) for name, scored in scores.items()},
         "races": _races(folder / "output-loss", study),
     }
 
 
-def _plans(
-    scores: Mapping[str, Mapping[str, Any]], joint: JointLoss
-) -> dict[tuple[str, float], list[str]]:
+def _plans(scores: Mapping[str, Scores], joint: JointLoss) -> dict[tuple[str, float], list[str]]:
     """What each way of choosing drops at each ratio."""
-    one = scores["output-loss"]
-    known, plans = as_anatomy(one), {}
+    losses = scores["output-loss"]
+    anatomy, plans = losses.anatomy, {}
     for ratio in RATIOS:
         config = PlanConfig(ratio=ratio)
-        for criterion, found in scores.items():
-            plans[criterion, ratio] = [u.name for u in choose(found, config)]
-        first, rules = plans["output-loss", ratio], conditions(known, config, 4)
-        plans[REFINED, ratio] = refined(joint, one, rules, first, EVALUATIONS)[0]
+        for criterion, scored in scores.items():
+            plans[criterion, ratio] = [u.name for u in choose(scored, config)]
+        first, rules = plans["output-loss", ratio], conditions(anatomy, config, 4)
+        plans[REFINED, ratio] = refined(joint, losses, rules, first, EVALUATIONS)[0]
+        units, params = anatomy.units, anatomy.params
         for family in FAMILIES:
-            plans[f"by hand: {family}", ratio] = handmade(family, known.units, ratio, known.params)
+            plans[f"by hand: {family}", ratio] = handmade(family, units, ratio, params)
         for seed in range(RANDOM_PLANS):
-            plans[f"random {seed}", ratio] = random_set(known.units, ratio * known.params, seed)
+            plans[f"random {seed}", ratio] = random_set(units, ratio * params, seed)
     return plans
 
 
-def _share(scores: Mapping[str, Any], names: Sequence[str]) -> float:
-    gone = sum(u["params"] for u in scores["units"] if u["name"] in set(names))
-    return float(1 - gone / scores["base"]["params"])
+def _share(scores: Scores, names: Sequence[str]) -> float:
+    gone = sum(unit.params for unit in scores.units if unit.name in set(names))
+    return 1 - gone / scores.base.params
 
 
 def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
@@ -236,16 +235,16 @@ def _named(plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**p, "by": chance if p["by"].startswith("random ") else p["by"]} for p in plans]
 
 
-def _additivity_table(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    within = list(next(iter(reports.values()))["by_ratio"])
+def _additivity_table(reports: Mapping[str, Additivity]) -> list[str]:
+    within = list(next(iter(reports.values())).by_ratio)
     heads = [f"Pearson at {float(r):.0%}" for r in within]
     lines = [
         "| " + " | ".join(["sums of scores by", "Pearson", "Spearman", "slope", *heads]) + " |"
     ]
     lines.append("| --- |" + " --- |" * (3 + len(within)))
-    for criterion, found in reports.items():
-        values = [found["all"][k] for k in ("pearson_log", "spearman", "slope_log")]
-        values += [found["by_ratio"][r]["pearson_log"] for r in within]
+    for criterion, sums in reports.items():
+        values = [sums.all.pearson_log, sums.all.spearman, sums.all.slope_log]
+        values += [sums.by_ratio[r].pearson_log for r in within]
         lines.append(f"| {criterion} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
     return lines
 
@@ -287,7 +286,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     study = compare(args.out, args.prompts)
-    write_json(args.out / "rivals.json", study)
+    reports = {name: sums.as_json() for name, sums in study["additivity"].items()}
+    write_json(args.out / "rivals.json", study | {"additivity": reports})
     (args.out / "rivals.md").write_text(as_markdown(study), encoding="utf-8")
     additivity_chart(study["additivity"]["output-loss"], args.out / "additivity")
     rivals_chart(_named(study["plans"]), args.out / "rivals")

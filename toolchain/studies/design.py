@@ -17,7 +17,8 @@ from typing import Any
 from laptop.distill.losses import WEIGHTINGS
 from laptop.distill.settings import DistillConfig
 from laptop.pruning.additivity import random_set
-from laptop.pruning.plan import as_anatomy, choose
+from laptop.pruning.plan import choose
+from laptop.pruning.scores import Scores
 from laptop.pruning.settings import PlanConfig
 from laptop.studies.handmade import FAMILIES, handmade
 
@@ -93,9 +94,7 @@ def _comparison() -> Iterator[tuple[str, str]]:
         yield family, UNNORMALIZED
 
 
-def runs(
-    wanted: Sequence[Arm], scores: Mapping[str, Mapping[str, Any]], base: DistillConfig
-) -> list[Run]:
+def runs(wanted: Sequence[Arm], scores: Mapping[str, Scores], base: DistillConfig) -> list[Run]:
     """One run for all arms that drop the same layers, are taught alike and have the same seed."""
     found: dict[str, Run] = {}
     for arm in wanted:
@@ -106,11 +105,13 @@ def runs(
     return list(found.values())
 
 
-def removed_by(arm: Arm, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def removed_by(arm: Arm, scores: Mapping[str, Scores]) -> list[str]:
     """Names of the layers that the arm's way of choosing drops at its ratio."""
-    known = as_anatomy(scores[METHOD])
+    anatomy = scores[METHOD].anatomy
     if arm.plan in FAMILIES:
-        return handmade(arm.plan, known.units, arm.ratio, known.params)
+        return handmade(arm.plan, anatomy.units, arm.ratio, anatomy.params)
     if arm.plan == RANDOM:
-        return random_set(known.units, arm.ratio * known.params, [arm.seed, round(1e3 * arm.ratio)])
+        return random_set(
+            anatomy.units, arm.ratio * anatomy.params, [arm.seed, round(1e3 * arm.ratio)]
+        )
     return [unit.name for unit in choose(scores[arm.plan], PlanConfig(ratio=arm.ratio))]

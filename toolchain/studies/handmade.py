@@ -16,7 +16,7 @@ left. Inner levels go first wherever there is a choice, as in the originals.
 import fnmatch
 from collections.abc import Sequence
 
-from laptop.pruning.units import Unit
+from laptop.pruning.scores import Unit
 
 DEPTH = ["*.transformer_blocks.[1-9]"]  # all but the first
 MID = ["mid_block.attentions.*", "mid_block.resnets.1", "mid_block.*"]

@@ -20,11 +20,12 @@ from laptop.errors import BadInput
 from laptop.fields import Share
 from laptop.files import write_json
 from laptop.machine import machine
-from laptop.pruning.plan import make_plan, read_scores
+from laptop.pruning.plan import make_plan
 from laptop.pruning.plan_file import Plan
+from laptop.pruning.scores import Scores
 from laptop.pruning.settings import PlanConfig
 from laptop.records import read_record
-from laptop.studies.latency_prediction import read_table, time_plans
+from laptop.studies.latency_prediction import conditions, read_table, time_plans
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 SCHEMA = "laptop.latency-budget/1"
@@ -48,33 +49,29 @@ def compare_at(
 ) -> dict[str, Any]:
     """Both plans of one ratio: parameters, MACs, losses, predicted and measured times."""
     limits = PlanConfig(ratio=ratio)
-    by_params = read_record(make_plan(scores, work / f"params-{ratio:g}.json", limits), Plan)
-    times, whole_ms = _times(table)
-    most_ms = whole_ms - sum(times[name] for name in by_params["remove"])
+    by_params = Plan.read(make_plan(scores, work / f"params-{ratio:g}.json", limits))
+    timed = read_table(table)
+    times, whole_ms = timed.times_ms, timed.unet_ms.p50
+    most_ms = whole_ms - sum(times[name] for name in by_params.remove)
     limits = replace(limits, ratio=None, max_latency_ms=most_ms, latency_table=str(table))
-    by_time = read_record(make_plan(scores, work / f"time-{ratio:g}.json", limits), Plan)
+    by_time = Plan.read(make_plan(scores, work / f"time-{ratio:g}.json", limits))
     plans = {"params": by_params, "time": by_time}
-    removed = {label: plan["remove"] for label, plan in plans.items()}
-    model = read_scores(scores)["model"]
-    report = time_plans(model, removed, read_table(table), config, work)
+    removed = {label: plan.remove for label, plan in plans.items()}
+    model = Scores.read(scores).model
+    report = time_plans(model, removed, timed, config, work)
     ratios = {(pair["a"], pair["b"]): pair for pair in report["ratios"]}
     rows = {
         label: {
-            "params": plan["params"]["after"],
-            "macs": plan["macs"]["after"],
-            "measured_loss": plan["measured_loss"],
-            "predicted_ms": whole_ms - sum(times[name] for name in plan["remove"]),
+            "params": plan.params.after,
+            "macs": plan.macs and plan.macs.after,
+            "measured_loss": plan.measured_loss,
+            "predicted_ms": whole_ms - sum(times[name] for name in plan.remove),
             "of_whole": _interval(ratios["whole", label]),
         }
         for label, plan in plans.items()
     }
     pair = _interval(ratios["params", "time"])
     return {"ratio": ratio, "plans": rows, "time_over_params": pair}
-
-
-def _times(table: Path) -> tuple[dict[str, float], float]:
-    found = read_table(table)
-    return {u["name"]: u["latency_ms"] for u in found["units"]}, found["unet_ms"]["p50"]
 
 
 def _interval(pair: dict[str, Any]) -> dict[str, float]:
@@ -92,12 +89,12 @@ def main() -> None:
     asked = parser.parse_args()
     table = read_table(asked.table)
     config = BenchConfig(
-        threads=table["conditions"]["threads"], rounds=asked.rounds, seconds=asked.seconds
+        threads=conditions(table).threads, rounds=asked.rounds, seconds=asked.seconds
     )
     work = asked.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(
-        json.dumps([asdict(config), table["samples_ms"], str(asked.scores)]).encode()
+        json.dumps([asdict(config), table.samples_ms, str(asked.scores)]).encode()
     ).hexdigest()
     before = read_record(asked.out, Results, SCHEMA) if asked.out.exists() else Results(rows=[])
     rows: list[Any] = [*before["rows"]]
@@ -107,7 +104,8 @@ def main() -> None:
     for ratio in (ratio for ratio in asked.ratios if ratio not in done):
         rows.append(compare_at(ratio, asked.scores, asked.table, config, work))
         say(f"{ratio:.0%}: {rows[-1]}")
-        told = {k: table[k] for k in ("model", "runtime", "device", "conditions", "unet_ms")}
+        kept = ("model", "runtime", "device", "conditions", "unet_ms")
+        told = {key: value for key, value in table.as_json().items() if key in kept}
         write_json(
             asked.out,
             {"schema": SCHEMA, "key": key, **told, **machine(), "rows": rows},

@@ -16,7 +16,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -36,13 +36,15 @@ from laptop.files import write_json
 from laptop.hosts.place import Local
 from laptop.machine import machine
 from laptop.models import loading
-from laptop.pruning.latency_table import SCHEMA
-from laptop.pruning.plan_file import LatencyTable, Median, Milliseconds
+from laptop.pruning.latency_table import LatencyTable
+from laptop.pruning.plan_file import Milliseconds
+from laptop.pruning.scores import Unit
 from laptop.pruning.surgery import prune_unet, write_model
-from laptop.pruning.units import Unit, anatomy
-from laptop.records import read_record
+from laptop.pruning.units import anatomy
+from laptop.records import Record, built, read_record
 
 KIND = "laptop.prediction/1"
+KEPT = ("model", "runtime", "device", "conditions", "granularity", "unet_ms")  # of a table
 Json = dict[str, Any]
 
 
@@ -58,10 +60,11 @@ def random_plan(units: list[Unit], ratio: float, total: int, seed: int) -> list[
     return list(gone)
 
 
-def time_plan(model: str, remove: list[str], table: Json, config: BenchConfig, work: Path) -> Json:
+def time_plan(
+    model: str, remove: list[str], table: LatencyTable, config: BenchConfig, work: Path
+) -> Json:
     """One random plan, predicted and measured."""
-    saves = {u["name"]: u["latency_ms"] for u in table["units"]}
-    whole = table["unet_ms"]["p50"]
+    saves, whole = table.times_ms, table.unet_ms.p50
     report = time_plans(model, {"pruned": remove}, table, config, work)
     (ratio,) = report["ratios"]
     predicted = whole - sum(saves[name] for name in remove)
@@ -80,7 +83,7 @@ def time_plan(model: str, remove: list[str], table: Json, config: BenchConfig, w
 def time_plans(
     model: str,
     plans: Mapping[str, Sequence[str]],
-    table: Json,
+    table: LatencyTable,
     config: BenchConfig,
     work: Path,
 ) -> Json:
@@ -91,13 +94,13 @@ def time_plans(
     whole = _workload(model, table)
     found = [whole]
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        if table["runtime"] == "onnxruntime":
+        if table.runtime == "onnxruntime":
             graph = work / "whole" / "model.onnx"
             make_graph(model, whole.shapes, graph)
             found = [timed_graph(whole, graph)]
         for label, remove in plans.items():
             folder = Path(scratch) / label
-            if table["runtime"] == "onnxruntime":
+            if table.runtime == "onnxruntime":
                 graph = folder / "model.onnx"
                 make_graph(model, whole.shapes, graph, remove)
                 found.append(replace(timed_graph(whole, graph), label=label))
@@ -108,31 +111,32 @@ def time_plans(
         return measure(found, config, Computer(Local()), facts_here())
 
 
-def _workload(model: str, table: dict[str, Any]) -> Workload:
+def _workload(model: str, table: LatencyTable) -> Workload:
     """The whole U-Net, with the table's shapes and threads."""
-    if table.get("address", "local") != "local":
-        raise BadInput(f"the table was measured on {table['address']}; plans are timed here.")
-    conditions = table["conditions"]
-    (found,) = workloads({"whole": model}, ("unet",), facts_here(), threads=conditions["threads"])
-    shapes = {name: tuple(shape) for name, shape in conditions["shapes"].items()}
-    return replace(found, shapes=shapes, runtime=table["runtime"])
+    if table.address != "local":
+        raise BadInput(f"the table was measured on {table.address}; plans are timed here.")
+    measured = conditions(table)
+    (found,) = workloads({"whole": model}, ("unet",), facts_here(), threads=measured.threads)
+    return replace(found, shapes=dict(measured.shapes), runtime=str(table.runtime))
 
 
-class Conditions(TypedDict):
-    """What a table was measured with."""
+@dataclass(frozen=True, kw_only=True)
+class Conditions(Record):
+    """What a table was measured with, as far as plans are timed by it."""
 
     threads: Count
-    shapes: dict[str, list[Count]]
+    shapes: Mapping[str, tuple[Count, ...]]
 
 
-class WholeTable(LatencyTable):
-    """A latency table with all that a plan is timed by."""
+def conditions(table: LatencyTable) -> Conditions:
+    """Threads and shapes of a table's measurement; `BadInput` where it lacks them."""
+    return built(table.conditions, Conditions, "the table's conditions", "Measure again.")
 
-    runtime: Name
-    conditions: Conditions
-    samples_ms: list[Milliseconds]
-    device: NotRequired[Any]
-    address: NotRequired[str]
+
+class Median(TypedDict):
+    """The latency of the whole U-Net."""
+
+    p50: Annotated[float, Range(above=0, below=86_400_000)]
 
 
 class Predicted(TypedDict):
@@ -157,12 +161,14 @@ class Predictions(TypedDict):
     rows: list[Predicted]
 
 
-def read_table(path: Path) -> Json:
-    """A latency table of `laptop bench MODEL --layers`; `BadInput` for anything else."""
-    table = read_record(path, WholeTable, SCHEMA, "Measure again.")
-    if missing := {"model", "granularity"} - set(table):
-        raise BadInput(f"{path} lacks {' and '.join(sorted(missing))}. Measure again.")
-    return {**table}
+def read_table(path: Path) -> LatencyTable:
+    """A latency table with all that a plan is timed by; `BadInput` for anything else."""
+    table = LatencyTable.read(path)
+    needed = ("granularity", "model", "runtime", "samples_ms")
+    if missing := [key for key in needed if not getattr(table, key)]:
+        raise BadInput(f"{path} lacks {' and '.join(missing)}. Measure again.")
+    conditions(table)
+    return table
 
 
 def read_predictions(path: Path) -> Json:
@@ -170,12 +176,12 @@ def read_predictions(path: Path) -> Json:
     return {**read_record(path, Predictions, KIND)}
 
 
-def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig) -> Json:
+def predict(model: str, table: LatencyTable, out: Path, plans: int, config: BenchConfig) -> Json:
     """Predict and measure random plans, those that `out` has not yet; write it after each."""
-    known = anatomy(loading.empty_unet(model), granularity=table["granularity"])
+    known = anatomy(loading.empty_unet(model), granularity=str(table.granularity))
     work = out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
-    asked = {"plans": plans, "table": table["samples_ms"], **asdict(config)}
+    asked = {"plans": plans, "table": table.samples_ms, **asdict(config)}
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     before = read_predictions(out) if out.exists() else {"rows": []}
     rows = before["rows"]
@@ -187,13 +193,18 @@ def predict(model: str, table: Json, out: Path, plans: int, config: BenchConfig)
         rows.append(time_plan(model, remove, table, config, work))
         errors = [abs(row["error"]) for row in rows]
         say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")
-        told = ("model", "runtime", "device", "conditions", "granularity", "unet_ms")
-        found = {
+        summary = {
             "median_error": statistics.median(errors),
             "worst_error": max(errors),
             "valid": sum(row["valid"] for row in rows),
         }
-        document = {"schema": KIND, "key": key, **{k: table[k] for k in told}, **found, **machine()}
+        document = {
+            "schema": KIND,
+            "key": key,
+            **{k: v for k, v in table.as_json().items() if k in KEPT},
+            **summary,
+            **machine(),
+        }
         write_json(out, document | {"rows": rows})
     shutil.rmtree(work)
     return read_predictions(out)
@@ -243,7 +254,7 @@ def main() -> None:
         parser.error("MODEL, TABLE and -o, or --figure and --of")
     table = read_table(asked.table)
     config = BenchConfig(
-        threads=table["conditions"]["threads"],
+        threads=conditions(table).threads,
         rounds=asked.rounds,
         seconds=asked.seconds,
     )

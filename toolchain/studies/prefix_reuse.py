@@ -22,7 +22,8 @@ from laptop.machine import machine, peak_memory_bytes
 from laptop.models.architectures import UNETS
 from laptop.pruning.criteria import walked
 from laptop.pruning.score import forwards_spent
-from laptop.pruning.units import Unit, anatomy, example_inputs, forward_rows, removed
+from laptop.pruning.scores import Unit
+from laptop.pruning.units import anatomy, example_inputs, forward_rows, removed
 
 Losses = dict[str, float]
 

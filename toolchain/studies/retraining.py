@@ -29,8 +29,8 @@ from laptop.errors import LaptopError, OutputExists
 from laptop.files import read_json, write_json
 from laptop.machine import machine
 from laptop.prompts import calibration_prompts
-from laptop.pruning.plan import read_scores
 from laptop.pruning.score import score
+from laptop.pruning.scores import Scores
 from laptop.pruning.settings import ScoreConfig
 from laptop.records import read_lines
 from laptop.studies.design import (
@@ -97,7 +97,7 @@ def prepare(out: Path, config: StudyConfig) -> list[Run]:
         say(f"score by {criterion}")
         settings = ScoreConfig(criterion=criterion, samples=config.rows, batch_size=64)
         folder = score(MODEL, out / criterion, settings, prompts)
-        scores[criterion] = read_scores(folder / "scores.json")
+        scores[criterion] = Scores.read(folder)
     make_shared(out, config)
     if not (out / "teacher.json").exists():
         say("judge the teacher")

@@ -14,8 +14,11 @@ from laptop.benchmarks.devices.device import Heat, Ready, Round
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.hosts.place import Done
 from laptop.pruning import plan
-from laptop.pruning.latency_table import read_table
+from laptop.pruning.latency_table import with_table
+from laptop.pruning.plan_file import Plan
+from laptop.pruning.scores import Scores
 from laptop.pruning.settings import PlanConfig
+from laptop.pruning.surgery import check_plan
 from support.garbage import accepted, refused_in
 from support.scores import scores_for, table_for
 
@@ -99,17 +102,17 @@ def test_pictures_of_unfinished_work_are_drawn_again_unless_they_are_whole(tmp_p
 
 def test_files_of_stages_are_used_or_refused(tiny_pipe: Any, tmp_path: Path) -> None:
     scores = scores_for(tiny_pipe.unet, "coarse")
-    known = plan.as_anatomy(scores)
+    anatomy = scores.anatomy
     removed = plan.choose(scores, PlanConfig(ratio=0.3))
     documents: dict[str, tuple[Any, Any]] = {
         "scores.json": (
-            scores,
-            lambda path: plan.choose(plan.read_scores(path), PlanConfig(ratio=0.1)),
+            scores.as_json(),
+            lambda path: plan.choose(Scores.read(path), PlanConfig(ratio=0.1)),
         ),
-        "table.json": (table_for(scores), lambda path: read_table(path, known)),
+        "table.json": (table_for(scores), lambda path: with_table(anatomy, path)),
         "plan.json": (
-            plan.as_plan("tiny-sdxl", known, [u.name for u in removed], {}),
-            lambda path: plan.read_plan(path, tiny_pipe.unet),
+            plan.as_plan("tiny-sdxl", anatomy, [u.name for u in removed], {}).as_json(),
+            lambda path: check_plan(Plan.read(path), tiny_pipe.unet, str(path)),
         ),
     }
     for name, (document, read) in documents.items():

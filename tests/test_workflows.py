@@ -166,6 +166,7 @@ def test_torch_is_the_one_of_the_makefile() -> None:
     assert pinned
     inputs = triggers(read("compress.yml"))["workflow_call"]["inputs"]
     assert inputs["torch"]["default"] == pinned[1]
+    assert f"ARG TORCH={pinned[1]}\n" in (ROOT / "Dockerfile").read_text()
 
 
 def test_all_inputs_are_described_and_typed() -> None:

@@ -4,23 +4,40 @@ python .ci/reference.py [--check]
 """
 
 import ast
+import importlib
 import io
 import json
+import re
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeGuard,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import click
 
 from laptop import cli
 from laptop.fields import Length, OneOf, Plain, Range
 from laptop.recipe import Recipe
+from laptop.records import Record
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = {"toolchain": "laptop"} | {
+    name: f"laptop.{name}" for name in ("pruning", "distill", "export", "benchmarks")
+}
 PAGES = ROOT / "docs" / "reference"
 MARK = "<!-- made by .ci/reference.py -->\n\n"
 PIPELINE = (
@@ -98,12 +115,12 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def recipe_page() -> str:
     """Every setting of a run: table, key, default, type and meaning."""
     text = (PAGES / "recipe.md").read_text(encoding="utf-8").partition(MARK)[0] + MARK
-    for name, config in tables(Recipe()):
+    for table, config in tables(Recipe()):
         rows = []
-        for field, hint, comment in settings(type(config)):
-            if not is_dataclass(default := getattr(config, field.name)):
-                rows.append((f"`{field.name}`", _toml(default), _words(hint), comment))
-        heading = f"## [{name}]" if name else "## Outside of all tables"
+        for name, hint, comment in settings(type(config)):
+            if not is_dataclass(default := getattr(config, name)):
+                rows.append((f"`{name}`", _toml(default), _words(hint), comment))
+        heading = f"## [{table}]" if table else "## Outside of all tables"
         text += f"{heading}\n\n{_table(('key', 'default', 'value', 'meaning'), rows)}\n"
     return text.rstrip("\n") + "\n"
 
@@ -116,8 +133,18 @@ def tables(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from tables(value, f"{name}.{field.name}".lstrip("."))
 
 
-def settings(kind: type) -> Iterator[tuple[Field[Any], Any, str]]:
-    """Each field of a dataclass with its annotation and its comment, on its line or above it."""
+def settings(kind: type) -> Iterator[tuple[str, Any, str]]:
+    """Each field of a dataclass: name, annotation, and the comment on its line or above it."""
+    hints = get_type_hints(kind, include_extras=True)
+    for owner in reversed(kind.__mro__):
+        if owner.__module__.startswith("laptop."):
+            for name, comment in _comments(owner):
+                if get_origin(hints[name]) is not ClassVar:
+                    yield name, hints[name], comment.replace("None:", "left out:")
+
+
+def _comments(kind: type) -> Iterator[tuple[str, str]]:
+    """The annotated names in the body of a class, with their comments."""
     path = Path(sys.modules[kind.__module__].__file__ or "")
     source = path.read_text(encoding="utf-8")
     comments = {
@@ -127,19 +154,18 @@ def settings(kind: type) -> Iterator[tuple[Field[Any], Any, str]]:
     }
     lines = source.splitlines()
     (node,) = (n for n in ast.walk(ast.parse(source)) if _is_class(n, kind.__name__))
-    hints = get_type_hints(kind, include_extras=True)
-    places = {n.target.id: n for n in node.body if isinstance(n, ast.AnnAssign)}  # type: ignore
-    for field in fields(kind):
-        first, last = places[field.name].lineno, places[field.name].end_lineno
-        texts = [comments[i] for i in range(first, last + 1) if i in comments]
-        above = first - 1
-        while above in comments and lines[above - 1].lstrip().startswith("#"):
-            texts.insert(0, comments[above])
-            above -= 1
-        yield field, hints[field.name], " ".join(texts).replace("None:", "left out:")
+    for place in node.body:
+        if isinstance(place, ast.AnnAssign) and isinstance(place.target, ast.Name):
+            first, last = place.lineno, place.end_lineno or place.lineno
+            texts = [comments[i] for i in range(first, last + 1) if i in comments]
+            above = first - 1
+            while above in comments and lines[above - 1].lstrip().startswith("#"):
+                texts.insert(0, comments[above])
+                above -= 1
+            yield place.target.id, " ".join(texts)
 
 
-def _is_class(node: ast.AST, name: str) -> bool:
+def _is_class(node: ast.AST, name: str) -> TypeGuard[ast.ClassDef]:
     return isinstance(node, ast.ClassDef) and node.name == name
 
 
@@ -153,27 +179,45 @@ def _toml(value: Any) -> str:
 def _parts(hint: Any) -> tuple[Any, list[Any]]:
     """The type of a field without None, and its limits."""
     limits: list[Any] = []
-    while get_origin(hint) in (Annotated, Union, UnionType):
+    while get_origin(hint) is Annotated or len(_choices(hint)) == 1:
         if get_origin(hint) is Annotated:
             hint, *more = get_args(hint)
             limits += more
         else:
-            (hint,) = (h for h in get_args(hint) if h is not NoneType)
+            (hint,) = _choices(hint)
     return hint, limits
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The types of a union but None; nothing for another type."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    return [h for h in get_args(hint) if h is not NoneType] if is_union else []
 
 
 def _words(hint: Any) -> str:
     """What a value may be, for a reader."""
     kind, limits = _parts(hint)
-    choices = next((limit.choices for limit in limits if isinstance(limit, OneOf)), ())
-    if choices:
-        return ", ".join(f"`{c}`" for c in choices)
-    if get_origin(kind) is tuple:
-        return f"list: {_words(get_args(kind)[0])}"
-    if get_origin(kind) is Mapping:
-        return "table"
+    origin, parts = get_origin(kind), get_args(kind)
+    for limit in limits:
+        if isinstance(limit, OneOf):
+            return ", ".join(f"`{c}`" for c in limit.choices)
+    if origin is Literal:
+        return ", ".join(f"`{json.dumps(c)}`" for c in parts)
+    if choices := _choices(kind):
+        return " or ".join(_words(h) for h in choices)
+    if origin in (tuple, list, Sequence):
+        return f"list: {_words(parts[0])}"
+    if origin in (Mapping, dict):
+        return "table" if _is_open(parts[1]) else f"table: {_words(parts[1])}"
+    if is_dataclass(kind) or is_typeddict(kind):
+        return f"[{kind.__name__}](#{kind.__name__.lower()})"
     ranges = [_range(limit) for limit in limits if isinstance(limit, Range)]
-    return ", ".join([WORDS[kind], *filter(None, ranges)])
+    return ", ".join([WORDS.get(kind, "any"), *filter(None, ranges)])
+
+
+def _is_open(hint: Any) -> bool:
+    """Whether a value may be anything."""
+    return hint in (Any, object)
 
 
 def _range(limit: Range) -> str:
@@ -209,15 +253,15 @@ def schema() -> str:
 
 def _object(config: Any, description: str) -> dict[str, Any]:
     properties = {}
-    for field, hint, comment in settings(type(config)):
-        value = getattr(config, field.name)
+    for name, hint, comment in settings(type(config)):
+        value = getattr(config, name)
         if is_dataclass(value):
             text = (type(value).__doc__ or "").partition("\n")[0]
-            properties[field.name] = _object(value, text)
+            properties[name] = _object(value, text)
         else:
-            properties[field.name] = {"description": comment} | _value(hint)
+            properties[name] = {"description": comment} | _value(hint)
             if value is not None:
-                properties[field.name]["default"] = value
+                properties[name]["default"] = value
     return {
         "type": "object",
         "description": description,
@@ -254,9 +298,65 @@ def _value(hint: Any) -> dict[str, Any]:
     return found
 
 
+# files.md, from the records
+
+
+def files_page() -> str:
+    """Every record that has a schema, then every record inside one, with its fields."""
+    text = (PAGES / "files.md").read_text(encoding="utf-8").partition(MARK)[0] + MARK
+    found = sorted(records(), key=lambda record: record.SCHEMA)
+    for record in found:
+        text += f"## {record.SCHEMA}\n\n{_fields(record)}\n"
+    text += "## Parts of files\n\n"
+    for part in sorted({p for r in found for p in _inner(r)}, key=lambda p: p.__name__):
+        text += f"### {part.__name__}\n\n{_fields(part)}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def records() -> list[type[Record]]:
+    """The classes with a schema; their modules are those that state one."""
+    for folder, package in PACKAGES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if re.search(r'^    SCHEMA = "laptop', path.read_text(encoding="utf-8"), re.MULTILINE):
+                parts = path.relative_to(ROOT / folder).with_suffix("").parts
+                importlib.import_module(".".join([package, *parts]))
+    return [kind for kind in _subclasses(Record) if kind.SCHEMA]
+
+
+def _subclasses(kind: type[Record]) -> Iterator[type[Record]]:
+    for other in kind.__subclasses__():
+        if other.__module__.startswith("laptop."):
+            yield other
+            yield from _subclasses(other)
+
+
+def _inner(kind: Any) -> set[Any]:
+    """The records inside of a record, at any depth."""
+    found: set[Any] = set()
+    waiting = list(get_type_hints(kind, include_extras=True).values())
+    while waiting:
+        hint = waiting.pop()
+        waiting += get_args(hint)
+        is_record = isinstance(hint, type) and (is_dataclass(hint) or is_typeddict(hint))
+        if is_record and hint not in found | {kind}:
+            found.add(hint)
+            waiting += get_type_hints(hint, include_extras=True).values()
+    return found
+
+
+def _fields(kind: Any) -> str:
+    rows = []
+    for name, hint, comment in settings(kind):
+        is_nullable = NoneType in get_args(hint)
+        rows.append((f"`{name}`", _words(hint) + ", or null" * is_nullable, comment))
+    text = " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
+    return f"{text}\n\n{_table(('key', 'value', 'meaning'), rows)}"
+
+
 MADE = {
     PAGES / "cli.md": lambda: MARK + cli_page(),
     PAGES / "recipe.md": recipe_page,
+    PAGES / "files.md": files_page,
     ROOT / "toolchain" / "recipes" / "recipe.schema.json": schema,
 }
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,10 +35,10 @@ def test_a_reference_page_is_the_one_made_from_the_code(path: Path) -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     settings = [
-        (table, field.name, comment)
+        (table, name, comment)
         for table, config in REFERENCE.tables(Recipe())
-        for field, _, comment in REFERENCE.settings(type(config))
-        if not hasattr(getattr(config, field.name), "__dataclass_fields__")
+        for name, _, comment in REFERENCE.settings(type(config))
+        if not hasattr(getattr(config, name), "__dataclass_fields__")
     ]
     assert len(settings) > 100
     assert [s for s in settings if not s[2]] == []
@@ -56,3 +57,12 @@ def test_the_schema_knows_every_key_of_the_shipped_recipes() -> None:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
         check(recipe, schema["properties"])
         check(recipe.get("smoke", {}), schema["properties"])
+
+
+def test_every_schema_stands_on_the_page_of_files() -> None:
+    folders = ("toolchain", "pruning", "distill", "export", "benchmarks")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    schema = re.compile(r'"(laptop\.[a-z.-]+/1)"')
+    written = {name for path in sources for name in schema.findall(path.read_text("utf-8"))}
+    page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    assert {name for name in written if f"`{name}`" not in page} == set()

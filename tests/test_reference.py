@@ -1,12 +1,12 @@
 """The reference pages and the JSON Schema of a recipe say what the code says."""
 
-import importlib.util
+import importlib
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,28 +16,21 @@ from laptop.recipe import FOLDER, Recipe
 ROOT = Path(__file__).parent.parent
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / ".ci" / "reference.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(ROOT / ".ci"))
+reference = importlib.import_module("reference")
+data = importlib.import_module("reference_data")
 
 
-REFERENCE = load()
-
-
-@pytest.mark.parametrize("path", REFERENCE.MADE, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", reference.MADE, ids=lambda path: path.name)
 def test_a_reference_page_is_the_one_made_from_the_code(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == REFERENCE.MADE[path](), "run .ci/reference.py"
+    assert path.read_text(encoding="utf-8") == reference.text(path), "run .ci/reference.py"
 
 
 def test_every_setting_says_what_it_means() -> None:
     settings = [
         (table, name, comment)
-        for table, config in REFERENCE.tables(Recipe())
-        for name, _, comment in REFERENCE.settings(type(config))
+        for table, config in data.tables(Recipe())
+        for name, _, comment in data.settings(type(config))
         if not hasattr(getattr(config, name), "__dataclass_fields__")
     ]
     assert len(settings) > 100

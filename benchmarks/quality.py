@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from laptop.benchmarks.eval_report import EvalReport, EvaluatedModel
 from laptop.benchmarks.frechet import FEATURE_SPACE, frechet_distance, latent_features
 from laptop.benchmarks.settings import EvalConfig
 from laptop.console import track
 from laptop.errors import BadInput
-from laptop.files import open_file, write_json
+from laptop.files import open_file
 from laptop.models import loading, locating
 from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_choice import choose_sampling, picture_size, set_scheduler_
@@ -30,7 +31,6 @@ from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.run import Overwrite, run_stage
 from laptop.unfinished import resume_folder
 
-SCHEMA = "laptop.eval/1"
 PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
 BLACK_LEVEL = 5  # of 255: a picture with no brighter value is black
 Images = NDArray[np.uint8]  # (N, H, W, 3)
@@ -73,10 +73,23 @@ def evaluate(
 
     def work(folder: Path) -> None:
         pictures = draw_all(sources, folder, config, how, chosen)
-        rows = _measure(sources, pictures, chosen, judge, reference)
+        report = EvalReport(
+            prompts=len(chosen),
+            steps=how.steps,
+            guidance=how.guidance,
+            sampling=asdict(how),
+            seed=config.seed,
+            feature_space=FEATURE_SPACE,
+            reference="the teacher's pictures"
+            if reference is None
+            else f"{len(reference)} reference pictures given by the caller",
+            psnr_cap_db=PSNR_CAP_DB,
+            captions=tuple(chosen[: config.images_kept]),
+            models=_measure(sources, pictures, chosen, judge, reference),
+        )
         for label, (images, _) in pictures.items():
             _keep(images[: config.images_kept], folder / "images" / label)
-        write_json(folder / "eval.json", _document(config, how, chosen, reference, rows))
+        report.write(folder / "eval.json")
 
     return run_stage("eval", out, settings, inputs, work, overwrite=overwrite)
 
@@ -222,8 +235,8 @@ def _measure(
     prompts: Sequence[str],
     judge: Judge | None,
     reference: Images | None,
-) -> list[dict[str, Any]]:
-    """One entry of `models` for each label; the teacher has no PSNR to itself."""
+) -> tuple[EvaluatedModel, ...]:
+    """One entry for each label; the teacher has no PSNR to itself."""
     teacher = next(iter(sources))
     teacher_images = pictures[teacher][0]
     vae = loading.load_pipeline(sources[teacher]).vae
@@ -233,40 +246,17 @@ def _measure(
         images, bad = pictures[label]
         shares = dict(judge(images, prompts)) if judge else {}
         rows.append(
-            {
-                "label": label,
-                "path": source,
-                "prompt_accuracy": shares.pop("prompt_accuracy", None),
-                "accuracy": shares,
-                "frechet": frechet_distance(latent_features(vae, images), aim),
-                "psnr_to_teacher_db": None if label == teacher else psnr_db(images, teacher_images),
-                "black_or_nan": int(bad.sum()),
-            }
+            EvaluatedModel(
+                label=label,
+                path=source,
+                prompt_accuracy=shares.pop("prompt_accuracy", None),
+                accuracy=shares,
+                frechet=frechet_distance(latent_features(vae, images), aim),
+                psnr_to_teacher_db=None if label == teacher else psnr_db(images, teacher_images),
+                black_or_nan=int(bad.sum()),
+            )
         )
-    return rows
-
-
-def _document(
-    config: EvalConfig,
-    sampling: Sampling,
-    prompts: Sequence[str],
-    reference: Images | None,
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    given = f"{0 if reference is None else len(reference)} reference pictures given by the caller"
-    return {
-        "schema": SCHEMA,
-        "prompts": len(prompts),
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "sampling": asdict(sampling),
-        "seed": config.seed,
-        "feature_space": FEATURE_SPACE,
-        "reference": "the teacher's pictures" if reference is None else given,
-        "psnr_cap_db": PSNR_CAP_DB,
-        "captions": prompts[: config.images_kept],
-        "models": rows,
-    }
+    return tuple(rows)
 
 
 def _keep(images: Images, folder: Path) -> None:

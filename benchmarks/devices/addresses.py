@@ -12,19 +12,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from laptop.benchmarks.devices import android, ios
 from laptop.benchmarks.devices.computer import Computer
-from laptop.benchmarks.devices.device import Device
+from laptop.benchmarks.devices.device import Device, Facts, Heat
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, LaptopError
 from laptop.hosts import adb, ssh
 from laptop.hosts.place import Local
 from laptop.hosts.ssh import Ssh
+from laptop.records import Record
 
 FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
@@ -66,24 +66,45 @@ def apples() -> list[str]:
     return []
 
 
-def states(addresses: Sequence[str], config: BenchConfig = DEFAULTS) -> list[dict[str, Any]]:
-    """Each device with its facts and heat, or the error of reaching it; all are asked at once."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceEntry(Record):
+    """A device with its facts and heat, or the error of reaching it."""
+
+    LEFT_OUT = frozenset({"facts", "heat", "error"})
+
+    address: str
+    facts: Facts | None = None
+    heat: Heat | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceList(Record):
+    """The report of `laptop devices`."""
+
+    SCHEMA = "laptop.devices/1"
+
+    devices: tuple[DeviceEntry, ...]
+
+
+def states(addresses: Sequence[str], config: BenchConfig = DEFAULTS) -> DeviceList:
+    """The states of devices, all of which are asked at once."""
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(partial(state, config=config), addresses))
+        return DeviceList(devices=tuple(pool.map(partial(state, config=config), addresses)))
 
 
-def state(address: str, config: BenchConfig = DEFAULTS) -> dict[str, Any]:
-    """`{"address", "facts" and "heat", or "error"}`."""
+def state(address: str, config: BenchConfig = DEFAULTS) -> DeviceEntry:
+    """The state of one device, which is asked once: no second try after a lost connection."""
     try:
-        found = device(address, config)
-        match found:  # a look, no insisting
+        target = device(address, config)
+        match target:
             case Computer(where=Ssh() as where):
-                found = replace(found, where=replace(where, tries=1))
+                target = replace(target, where=replace(where, tries=1))
             case android.Android(place=adb.Adb() as place):
-                found = replace(found, place=replace(place, tries=1))
-        return {"address": address, "facts": vars(found.probe()), "heat": vars(found.heat())}
+                target = replace(target, place=replace(place, tries=1))
+        return DeviceEntry(address=address, facts=target.probe(), heat=target.heat())
     except LaptopError as e:
-        return {"address": address, "error": str(e)}
+        return DeviceEntry(address=address, error=str(e))
 
 
 def ssh_hosts(config: Path = SSH_CONFIG) -> list[str]:

@@ -54,7 +54,9 @@ class PhoneMeter:
         A runner that tells means only is called once, and gives one sample.
         """
         calls = self._calls(iterations, seconds)
-        return Round(tuple(ms for call in calls for ms in call.samples_ms), *self.warmth())
+        temperature_c, throttled = self.warmth()
+        samples = tuple(ms for call in calls for ms in call.samples_ms)
+        return Round(samples, temperature_c=temperature_c, throttled=throttled)
 
     def stop(self) -> int | None:
         """Nothing runs between rounds."""

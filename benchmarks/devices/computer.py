@@ -247,8 +247,7 @@ class Process:
     def run_round(self, iterations: int, seconds: float) -> Round:
         answer = self._insist({"iterations": iterations, "seconds": seconds}, "running")
         self.peak_memory_bytes = _as(_Peak, answer, self.computer.address).peak_memory_bytes
-        timed = _as(Round, answer, self.computer.address)
-        return replace(timed, samples_ms=tuple(timed.samples_ms))
+        return _as(Round, answer, self.computer.address)
 
     def profile(self, iterations: int) -> list[tuple[str, float]]:
         """Names and median ms of the graph's operators, in the order in which they run."""

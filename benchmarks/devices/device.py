@@ -13,10 +13,12 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from laptop.console import say
 from laptop.fields import Range
+from laptop.records import Record
 
 Shapes = Mapping[str, tuple[int, ...]]
 PACKAGE = ".mlpackage"  # Core ML's, a folder
 AtLeast0 = Annotated[float, Range(0, 1e18)]
+Portion = Annotated[float, Range(0, 1)]
 Celsius = Annotated[float, Range(-300, 10_000)]
 
 
@@ -57,8 +59,16 @@ class Workload:
         return tuple(side * scale for side in sides) if sides and scale else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placed(Record):
+    """How much of a program runs on one kind of processor."""
+
+    operations: Portion
+    cost: Portion  # of the estimated cost of all operations
+
+
 @dataclass(frozen=True)
-class Ready:
+class Ready(Record):
     """What a meter found before its first round; None: the runtime does not tell."""
 
     cold_s: AtLeast0 | None  # the first load, the files not in the page cache where that can be had
@@ -66,18 +76,24 @@ class Ready:
     first_ms: AtLeast0 | None  # the first inference
     params: int | None = None
     precision: str | None = None  # of the computation, where it is not what the workload says
-    placement: Mapping[str, Mapping[str, float]] | None = None  # shares by cpu, gpu, neural_engine
+    placement: Mapping[str, Placed] | None = None  # by cpu, gpu, neural_engine
 
 
-@dataclass(frozen=True)
-class Round:
-    """One turn of a meter, and how the device was meanwhile; None: it does not tell."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceState(Record):
+    """The state of a device during a round; None: it does not say."""
 
-    samples_ms: tuple[AtLeast0, ...]
     temperature_c: Celsius | None = None  # the hottest sensor, at the end
     throttled: str | None = None  # how the system says that it has slowed itself down
     others: AtLeast0 | None = None  # share of the processors' time that went to other processes
     power_w: AtLeast0 | None = None  # mean
+
+
+@dataclass(frozen=True)
+class Round(DeviceState):
+    """One turn of a meter."""
+
+    samples_ms: tuple[AtLeast0, ...]
 
 
 class Meter(Protocol):
@@ -93,7 +109,7 @@ class Meter(Protocol):
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(Record):
     """How hot a device is: `why` it is too hot to begin, None when it is cool."""
 
     why: str | None = None
@@ -101,8 +117,8 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a probe found; None: not told."""
+class Facts(Record):
+    """What a device is and can run; None: it does not say."""
 
     name: str  # the board's or processor's
     os: str

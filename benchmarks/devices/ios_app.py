@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from laptop.benchmarks.devices.device import Ready, Round, Workload
+from laptop.benchmarks.devices.device import Placed, Ready, Round, Workload
 from laptop.benchmarks.devices.worker import value
 from laptop.console import say
 from laptop.errors import BadInput, LaptopError
@@ -38,7 +38,7 @@ LOOKS = 10 * CALL_S  # for an answer, which CALL_S ends long before
 ROUND_S = 60
 ENDS_S = 5  # that a launched app may take to end
 T = TypeVar("T")
-Placement = Mapping[str, Mapping[str, float]]
+Placement = Mapping[str, Placed]
 
 
 class App:
@@ -239,7 +239,7 @@ def placement(infos: list[Any]) -> Placement | None:
             cost[name] += sum(info.measurement.samples)
     total = cost.total() or 1
     return {
-        name: {"operations": n / count.total(), "cost": cost[name] / total}
+        name: Placed(operations=n / count.total(), cost=cost[name] / total)
         for name, n in count.items()
     } or None
 

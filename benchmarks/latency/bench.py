@@ -8,14 +8,24 @@ import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from laptop.benchmarks.bench_report import (
+    BenchConditions,
+    BenchGroup,
+    BenchReport,
+    BenchRow,
+    LoadSeconds,
+    ProbedDevice,
+    RatioRow,
+    RoundRow,
+    RowLatency,
+)
 from laptop.benchmarks.devices.device import (
     Device,
     Facts,
@@ -26,7 +36,6 @@ from laptop.benchmarks.devices.device import (
     size_bytes,
     wait_until_cool,
 )
-from laptop.benchmarks.documents import Group
 from laptop.benchmarks.latency import sustained, whole_image
 from laptop.benchmarks.latency.image_sampling import STEPS, with_sampling
 from laptop.benchmarks.latency.validity import invalid_reasons, ratio, summary
@@ -34,14 +43,11 @@ from laptop.benchmarks.latency.workloads import Places, workloads
 from laptop.benchmarks.settings import IMAGE, BenchConfig
 from laptop.console import say, track
 from laptop.errors import BadInput, LaptopError
-from laptop.files import read_json, sha256, write_json
+from laptop.files import sha256
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import SamplingConfig
-from laptop.records import UNFINISHED, built, read_record
 from laptop.run import Overwrite, run_stage
 from laptop.unfinished import resume_folder
-
-SCHEMA = "laptop.bench/1"
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ def bench(
     """
     config, size = with_sampling(subjects, config, sampling)
     find = partial(timed_things, subjects, config, device, size=size, unet_only=unet_only)
-    facts = (None if overwrite else known_facts(out, device)) or device.probe()
+    earlier = None if overwrite else known_facts(out, device, lambda p: BenchReport.read(p).device)
+    facts = earlier or device.probe()
     found = find(facts)
     need_fitting(found, facts, device)
     say_uncompared(found)
@@ -96,9 +103,8 @@ def bench(
     def work(folder: Path) -> None:
         facts = device.probe()
         why = wait_until_cool(device, config.cool_down_s)
-        document = {"schema": SCHEMA, "device": {"address": device.address, **asdict(facts)}}
-        measured = measure(find(facts), config, device, facts, why, resume_folder(folder))
-        write_json(folder / out.name, document | measured)
+        report = measure(find(facts), config, device, facts, why, resume_folder(folder))
+        report.write(folder / out.name)
 
     return run_stage("bench", out, identity, inputs, work, overwrite=overwrite)
 
@@ -132,7 +138,7 @@ def estimate(
     config: BenchConfig,
     device: Device,
     sampling: SamplingConfig | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `bench` would time, and how long at least; nothing is loaded or sent."""
     config, size = with_sampling(subjects, config, sampling)
     found = timed_things(subjects, config, device, device.probe(), size=size)
@@ -152,16 +158,16 @@ def device_identity(device: Device, facts: Facts) -> dict[str, str]:
 
 
 def known_facts(
-    out: Path, device: Device, schema: str = SCHEMA, key: str = "device"
+    out: Path, device: Device, read: Callable[[Path], ProbedDevice | None]
 ) -> Facts | None:
-    """What an earlier result says of a board: a finished one needs no board to be kept."""
+    """The facts of a board in an earlier result: a finished one is kept without the board."""
     if device.address == "local" or not out.is_file():
         return None
     try:
-        facts = read_json(out, schema)[key]
-        return built(facts, Facts, str(out)) if facts["address"] == device.address else None
-    except (BadInput, KeyError, TypeError):  # of another version
+        probed = read(out)
+    except BadInput:  # of another version
         return None
+    return probed if probed and probed.address == device.address else None
 
 
 def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> None:
@@ -199,28 +205,31 @@ def measure(
     facts: Facts,
     not_ready: str | None = None,
     kept: Path | None = None,
-) -> dict[str, Any]:
-    """`{"results": [...], "images": [...], "ratios": [...]}`; what is compared is interleaved.
+) -> BenchReport:
+    """Time all workloads; those that are compared take turns.
 
-    `not_ready` says why no row can be valid. In the folder `kept` lies what an earlier call has
-    measured, and goes what this one does; what is not valid there is measured again.
+    `not_ready` says why no row can be valid. The folder `kept` holds the groups that an earlier
+    call has measured, and gets those of this one; a group that is not valid is measured again.
     """
-    groups = _groups(found, apart=config.sustained_s > 0)
-    done: list[Mapping[str, Any]] = []
-    for number, group in enumerate(groups):
+    done: list[BenchGroup] = []
+    for number, group in enumerate(_groups(found, apart=config.sustained_s > 0)):
         path = kept / f"group-{number}.json" if kept else None
-        before = read_record(path, Group, None, UNFINISHED) if path and path.exists() else None
-        if before and all(row["valid"] for row in before["results"]):
+        before = BenchGroup.read(path) if path and path.exists() else None
+        if before and all(row.valid for row in before.results):
             say(f"bench: {group[0].component} {group[0].target} was measured by an earlier call")
             done.append(before)
             continue
         done.append(_measured(group, config, device, facts, not_ready))
         if path:
-            write_json(path, done[-1])
-    results, ratios = ([row for one in done for row in one[key]] for key in ("results", "ratios"))
+            done[-1].write(path)
+    results = tuple(row for group in done for row in group.results)
     is_whole = set(IMAGE) <= set(config.components)
-    images = whole_image.rows(results, config.steps or STEPS) if is_whole else []
-    return {"results": results, "images": images, "ratios": ratios}
+    return BenchReport(
+        device=ProbedDevice(**vars(facts) | {"address": device.address}),
+        results=results,
+        images=whole_image.image_rows(results, config.steps or STEPS) if is_whole else (),
+        ratios=tuple(row for group in done for row in group.ratios),
+    )
 
 
 def _groups(found: Sequence[Workload], *, apart: bool) -> list[list[Workload]]:
@@ -240,20 +249,28 @@ def _measured(
     device: Device,
     facts: Facts,
     not_ready: str | None,
-) -> dict[str, Any]:
+) -> BenchGroup:
     """Rows of one group and the ratios of each two of them."""
     if config.sustained_s:
-        return {"results": [_sustained(w, config, device, facts) for w in group], "ratios": []}
+        rows = tuple(_sustained(workload, config, device, facts) for workload in group)
+        return BenchGroup(results=rows, ratios=())
     timed = _interleave(group, config, device)
-    rows = [_row(one, config, facts, not_ready) for one in timed]
-    named = {key: getattr(group[0], key) for key in ("component", "runtime", "target")}
-    ratios = []
-    for (a, row_a), (b, row_b) in itertools.combinations(zip(timed, rows, strict=True), 2):
-        pair = {"a": a.workload.label, "b": b.workload.label}
-        of_a, of_b = ([turn.samples_ms for turn in one.rounds] for one in (a, b))
-        found = ratio(of_a, of_b, config.seed)
-        ratios.append({**named, **pair, **found, "valid": row_a["valid"] and row_b["valid"]})
-    return {"results": rows, "ratios": ratios}
+    rows = tuple(_row(each, config, facts, not_ready) for each in timed)
+    pairs = itertools.combinations(zip(timed, rows, strict=True), 2)
+    return BenchGroup(results=rows, ratios=tuple(_ratio(*a, *b, config.seed) for a, b in pairs))
+
+
+def _ratio(timed_a: Timed, a: BenchRow, timed_b: Timed, b: BenchRow, seed: int) -> RatioRow:
+    samples_a, samples_b = ([t.samples_ms for t in timed.rounds] for timed in (timed_a, timed_b))
+    return RatioRow(
+        **vars(ratio(samples_a, samples_b, seed)),
+        component=a.component,
+        runtime=a.runtime,
+        target=a.target,
+        a=a.label,
+        b=b.label,
+        valid=a.valid and b.valid,
+    )
 
 
 def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) -> list[Timed]:
@@ -282,75 +299,73 @@ def _loaded(
     return device.meter(workload, config.warmup_iterations, config.warmup_s)
 
 
-def _sustained(
-    workload: Workload, config: BenchConfig, device: Device, facts: Facts
-) -> dict[str, Any]:
+def _sustained(workload: Workload, config: BenchConfig, device: Device, facts: Facts) -> BenchRow:
     """A row of one workload that runs for long, with its medians by the minute."""
     not_ready = wait_until_cool(device, config.cool_down_s)
     with _loaded(workload, config, device) as meter:
         rounds = sustained.run(meter, config.sustained_s, workload.label)
         timed = Timed(workload, meter.ready, rounds, meter.stop())
-    return _row(timed, config, facts, not_ready) | {"sustained": sustained.summary(rounds)}
+    return replace(_row(timed, config, facts, not_ready), sustained=sustained.summary(rounds))
 
 
-def _row(timed: Timed, config: BenchConfig, facts: Facts, not_ready: str | None) -> dict[str, Any]:
+def _row(timed: Timed, config: BenchConfig, facts: Facts, not_ready: str | None) -> BenchRow:
     """One entry of `results`."""
     workload, ready, artifact = timed.workload, timed.ready, timed.workload.artifact
-    samples, may_slow = timed.samples_ms, config.sustained_s > 0
-    reasons = invalid_reasons(timed.rounds, config.cv_bound, may_slow=may_slow)
+    samples = timed.samples_ms
+    reasons = invalid_reasons(timed.rounds, config.cv_bound, may_slow=config.sustained_s > 0)
     reasons += [f"began: {not_ready}"] if not_ready else []
-    found = summary(samples)
+    spread = summary(samples)
     watts = [turn.power_w for turn in timed.rounds if turn.power_w is not None]
     power_w = float(np.mean(watts)) if watts else None
-    return {
-        "label": workload.label,
-        "component": workload.component,
-        "target": workload.target,
-        "artifact": str(artifact or workload.source),
-        "sha256": sha256(artifact) if artifact else None,
-        "size_bytes": size_bytes(artifact) if artifact else None,
-        "params": ready.params or workload.params,
-        "runtime": workload.runtime,
-        "precision": ready.precision or workload.precision,
-        "device": facts.name,
-        "conditions": conditions(workload, config, facts),
-        "n": len(samples),
-        "latency_ms": found | {"first": ready.first_ms},
-        "load_s": {"cold": ready.cold_s, "warm": ready.warm_s},
-        "peak_memory_bytes": timed.peak_memory_bytes,
-        "power_w": power_w,
-        "energy_j": power_w * found["mean"] / 1000 if power_w else None,
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "samples_ms": [round(s, 4) for s in samples],
-        "rounds": [{"n": len(t.samples_ms), **_how(t)} for t in timed.rounds],
-        **({"placement": ready.placement} if ready.placement else {}),
-    }
+    return BenchRow(
+        label=workload.label,
+        component=workload.component,
+        target=workload.target,
+        artifact=str(artifact or workload.source),
+        sha256=sha256(artifact) if artifact else None,
+        size_bytes=size_bytes(artifact) if artifact else None,
+        params=ready.params or workload.params,
+        runtime=workload.runtime,
+        precision=ready.precision or workload.precision,
+        device=facts.name,
+        conditions=conditions(workload, config, facts),
+        n=len(samples),
+        latency_ms=RowLatency(**vars(spread), first=ready.first_ms),
+        load_s=LoadSeconds(cold=ready.cold_s, warm=ready.warm_s),
+        peak_memory_bytes=timed.peak_memory_bytes,
+        power_w=power_w,
+        energy_j=power_w * spread.mean / 1000 if power_w else None,
+        valid=not reasons,
+        invalid_reasons=tuple(reasons),
+        samples_ms=tuple(round(s, 4) for s in samples),
+        rounds=tuple(_round_row(turn) for turn in timed.rounds),
+        placement=ready.placement or None,
+    )
 
 
-def _how(turn: Round) -> dict[str, Any]:
-    """How the device was in a round."""
-    return {k: v for k, v in vars(turn).items() if k != "samples_ms"}
+def _round_row(turn: Round) -> RoundRow:
+    state = {k: v for k, v in vars(turn).items() if k != "samples_ms"}
+    return RoundRow(**state, n=len(turn.samples_ms))
 
 
-def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> dict[str, Any]:
-    """All that must be equal for two rows to be compared, but for device and precision."""
+def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> BenchConditions:
+    """Everything that must be equal for two rows to be compared, but for device and precision."""
     batch = next((shape[0] for shape in workload.shapes.values() if shape), 1)
-    return {
-        "batch": batch,
+    return BenchConditions(
+        batch=batch,
         # a program of one shape runs the halves that it was made for
-        "guidance": batch > 1 if workload.component == "unet" else config.guidance is not False,
-        "steps": config.steps or STEPS,
-        "resolution": workload.resolution,
-        "shapes": {k: list(v) for k, v in workload.shapes.items()},
-        "threads": workload.threads,
-        "runtime_version": facts.runtimes.get(workload.runtime),
-        "os": facts.os,
-        "power_mode": facts.power_mode,
-        "accelerator": facts.accelerator,
-        "sustained_s": config.sustained_s,
-        "cv_bound": config.cv_bound,
-    }
+        guidance=batch > 1 if workload.component == "unet" else config.guidance is not False,
+        steps=config.steps or STEPS,
+        resolution=workload.resolution,
+        shapes=workload.shapes,
+        threads=workload.threads,
+        runtime_version=facts.runtimes.get(workload.runtime),
+        os=facts.os,
+        power_mode=facts.power_mode,
+        accelerator=facts.accelerator,
+        sustained_s=config.sustained_s,
+        cv_bound=config.cv_bound,
+    )
 
 
 def share(total: float, rounds: int) -> int:

@@ -15,7 +15,7 @@ from statistics import median
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round, Workload
 from laptop.benchmarks.latency.bench import share
-from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.unet_graph import make_graph
 from laptop.benchmarks.latency.workloads import IMPORTS
 from laptop.benchmarks.settings import BenchConfig
@@ -31,7 +31,7 @@ MODULE = re.compile(r"/unet/(\S+)")
 def measure(
     workload: Workload, units: Sequence[Unit], config: BenchConfig, device: Computer, folder: Path
 ) -> LatencyTable:
-    """The measured part of the table; `folder` is for the graphs, which are made once."""
+    """Latencies of the whole U-Net and its layers; `folder` keeps the graphs, made once."""
     graphs = resume_folder(folder) / "graphs"
     names = [unit.name for unit in units]
     whole, bare = (graphs / name / "model.onnx" for name in ("whole", "bare"))
@@ -57,7 +57,7 @@ def measure(
             without.append(other.run_round(1, seconds / 3))
             profiles.append(shares_of(signs, meter.profile(least)))
     shares = {name: median(profile[name] for profile in profiles) for name in names}
-    return measured(plain, without, shares, config)
+    return layer_table(plain, without, shares, config)
 
 
 def timed_graph(workload: Workload, graph: Path) -> Workload:

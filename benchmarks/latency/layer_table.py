@@ -18,15 +18,15 @@ from laptop.pruning.latency_table import ForwardTime, LatencyTable, TimedUnit
 from laptop.pruning.units import SUBLAYERS
 
 
-def measured(
+def layer_table(
     whole: Sequence[Round], bare: Sequence[Round], shares: Mapping[str, float], config: BenchConfig
 ) -> LatencyTable:
-    """The table, made from rounds of the U-Net, of it without its layers, and their shares.
+    """The measured part of a table, from rounds of the U-Net, rounds without layers, and shares.
 
-    Raises `LaptopError` when the U-Net took no less without them.
+    Raises `LaptopError` when the U-Net took no less without its layers.
     """
     samples = [sample for turn in whole for sample in turn.samples_ms]
-    forward, reasons = ForwardTime(**summary(samples)), invalid_reasons(whole, config.cv_bound)
+    spread, reasons = summary(samples), invalid_reasons(whole, config.cv_bound)
     reasons += [f"without layers: {reason}" for reason in unsteady(bare, config.cv_bound)]
     left = median(
         median(without.samples_ms) / median(turn.samples_ms)
@@ -37,12 +37,15 @@ def measured(
             f"the U-Net without its layers took {left:.2f} × the time of the whole one: other work "
             "ran beside it. Measure again on a quiet machine."
         )
-    each = forward.p50 * (1 - left) / sum(shares.values())
+    layers_ms = spread.p50 * (1 - left) / sum(shares.values())
     return LatencyTable(
         n=len(samples),
-        unet_ms=forward,
+        unet_ms=ForwardTime(**vars(spread)),
         without_layers=left,
-        units=tuple(TimedUnit(name=u, latency_ms=round(each * x, 6)) for u, x in shares.items()),
+        units=tuple(
+            TimedUnit(name=name, latency_ms=round(layers_ms * part, 6))
+            for name, part in shares.items()
+        ),
         valid=not reasons,
         invalid_reasons=tuple(reasons),
         samples_ms=tuple(round(s, 4) for s in samples),

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from laptop.benchmarks.bench_report import ProbedDevice
 from laptop.benchmarks.devices import eager, sensors
 from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Facts, Round, Workload, wait_until_cool
@@ -24,7 +24,7 @@ from laptop.benchmarks.devices.worker import repeat
 from laptop.benchmarks.latency import graph_layers
 from laptop.benchmarks.latency.bench import conditions, device_identity, known_facts, share
 from laptop.benchmarks.latency.image_sampling import with_sampling
-from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.workloads import workloads
 from laptop.benchmarks.settings import BenchConfig
 from laptop.console import track
@@ -37,6 +37,7 @@ from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.scores import Anatomy, Unit
 from laptop.pruning.units import anatomy, removed
+from laptop.records import built
 from laptop.run import Overwrite, run_stage
 
 Clocks = dict[str, list[float]]  # ms of each call, by module
@@ -59,56 +60,62 @@ def bench_layers(
     in pixels; None for the model's own.
     """
     config, size = with_sampling({"model": model}, config, sampling)
-    before = None if overwrite else known_facts(out, device, LatencyTable.SCHEMA, "probe")
-    facts = before or device.probe()
+    earlier = None if overwrite else known_facts(out, device, _probed)
+    facts = earlier or device.probe()
     runtime = _checked_runtime(config, device, facts)
     size = (resolution, resolution) if resolution else size
     workload = _workload(model, config, size, facts)
-    known = _known(model, granularity)
-    asked = {"granularity": granularity, "size": size, "runtime": runtime}
-    inputs, which = locating.identity("model", model)
+    unet = _anatomy(model, granularity)
+    inputs, identity = locating.identity("model", model)
 
     def work(folder: Path) -> None:
         facts = device.probe()
         not_ready = wait_until_cool(device, config.cool_down_s)
+        timed = replace(workload, runtime=runtime)
         if runtime == "pytorch":
-            table = measure(workload, known.units, config)
+            table = measure(workload, unet.units, config)
         else:
-            timed = replace(workload, runtime=runtime)
-            table = graph_layers.measure(timed, known.units, config, device, folder)
-        if not_ready:
-            reasons = (*table.invalid_reasons, f"began: {not_ready}")
-            table = replace(table, valid=False, invalid_reasons=reasons)
+            table = graph_layers.measure(timed, unet.units, config, device, folder)
+        reasons = table.invalid_reasons + ((f"began: {not_ready}",) if not_ready else ())
         replace(
             table,
             model=model,
             granularity=granularity,
-            params=known.params,
+            params=unet.params,
             runtime=runtime,
             precision="fp32",
             device=facts.name,
             address=device.address,
-            probe={"address": device.address, **asdict(facts)},
-            conditions=conditions(replace(workload, runtime=runtime), config, facts),
+            probe=ProbedDevice(**vars(facts) | {"address": device.address}).as_json(),
+            conditions=conditions(timed, config, facts).as_json(),
+            valid=not reasons,
+            invalid_reasons=reasons,
         ).write(folder / out.name)
 
     settings = {k: v for k, v in asdict(config).items() if k not in ("devices", "components")}
-    settings |= asked | which | device_identity(device, facts)
-    settings |= {"version": facts.runtimes[runtime]}
+    settings |= {"granularity": granularity, "size": size, "runtime": runtime} | identity
+    settings |= device_identity(device, facts) | {"version": facts.runtimes[runtime]}
     return run_stage("layers", out, settings, inputs, work, overwrite=overwrite)
+
+
+def _probed(table: Path) -> ProbedDevice:
+    return built(LatencyTable.read(table).probe, ProbedDevice, str(table))
 
 
 def estimate(
     model: str, config: BenchConfig, device: Computer, granularity: str = "fine"
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `bench_layers` would time, and how long at least."""
     runtime = _checked_runtime(config, device, device.probe())
-    found = {"device": device.address, "runtime": runtime}
     # rounds with all layers, and a third as long without; in PyTorch also with clocks
     rounds_s = config.seconds * (1 + 1 / 3 + (runtime == "pytorch"))
     least_s = config.warmup_s + rounds_s
-    layers = len(_known(model, granularity).units)
-    return {**found, "layers": layers, "least_seconds": round(least_s, 1)}
+    return {
+        "device": device.address,
+        "runtime": runtime,
+        "layers": len(_anatomy(model, granularity).units),
+        "least_seconds": round(least_s, 1),
+    }
 
 
 def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str:
@@ -126,12 +133,12 @@ def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str
     return runtime
 
 
-def _known(model: str, granularity: str) -> Anatomy:
-    """The U-Net's layers; `Unsupported` where none can be removed."""
-    known = anatomy(loading.empty_unet(model), granularity=granularity)
-    if not known.units:
+def _anatomy(model: str, granularity: str) -> Anatomy:
+    """The U-Net's layers; `Unsupported` if none can be removed."""
+    unet = anatomy(loading.empty_unet(model), granularity=granularity)
+    if not unet.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    return known
+    return unet
 
 
 def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) -> Workload:
@@ -158,7 +165,7 @@ def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) 
 
 
 def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> LatencyTable:
-    """The measured part of the table, by the protocol of `latency`, in this process."""
+    """Latencies of the whole U-Net and its layers, by the protocol of `latency`, here."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(workload.threads)
@@ -169,7 +176,7 @@ def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> L
         plain, bare, clocked = _rounds(unet, run, names, clocks, config)
     finally:
         torch.set_num_threads(threads)
-    return measured(plain, bare, shares_of(signs, clocks, clocked), config)
+    return layer_table(plain, bare, shares_of(signs, clocks, clocked), config)
 
 
 def _rounds(

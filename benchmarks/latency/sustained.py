@@ -5,13 +5,13 @@ heat at its end. The last over the first is what heat costs.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from laptop.benchmarks.bench_report import BenchRow, Sustained
 from laptop.benchmarks.devices.device import Meter, Round
 from laptop.benchmarks.report.figures import THEMES, new_figure, save_figure
 from laptop.console import track
@@ -30,29 +30,30 @@ def run(meter: Meter, seconds: float, label: str) -> list[Round]:
     return rounds
 
 
-def summary(rounds: Sequence[Round]) -> dict[str, Any]:
+def summary(rounds: Sequence[Round]) -> Sustained:
     """Medians by part, and the last over the first."""
-    medians = [float(np.median(turn.samples_ms)) for turn in rounds]
-    return {
-        "p50_ms": medians,
-        "seconds": [sum(turn.samples_ms) / 1000 for turn in rounds],
-        "temperature_c": [turn.temperature_c for turn in rounds],
-        "throttled": [turn.throttled for turn in rounds],
-        "last_over_first": medians[-1] / medians[0],
-    }
+    medians = tuple(float(np.median(turn.samples_ms)) for turn in rounds)
+    return Sustained(
+        p50_ms=medians,
+        seconds=tuple(sum(turn.samples_ms) / 1000 for turn in rounds),
+        temperature_c=tuple(turn.temperature_c for turn in rounds),
+        throttled=tuple(turn.throttled for turn in rounds),
+        last_over_first=medians[-1] / medians[0],
+    )
 
 
-def plot(results: Sequence[Mapping[str, Any]], stem: Path) -> None:
+def plot(results: Sequence[BenchRow], stem: Path) -> None:
     """Latency by time, one line a row, and dotted its temperature; as `stem`.svg."""
     figure, (axes,) = new_figure(THEMES[0], 3.2, 1)
     hot = axes.twinx()
     for row, color in zip(results, cycle(THEMES[0].curves)):
-        found = row["sustained"]
-        minutes = np.cumsum(found["seconds"]) / 60
-        name = f"{row['label']}: {row['component']}, {row['target']}"
-        axes.plot(minutes, found["p50_ms"], marker="o", label=name, color=color)
-        if None not in found["temperature_c"]:
-            hot.plot(minutes, found["temperature_c"], ":", color=color)
+        if (load := row.sustained) is None:
+            continue
+        minutes = np.cumsum(load.seconds) / 60
+        name = f"{row.label}: {row.component}, {row.target}"
+        axes.plot(minutes, load.p50_ms, marker="o", label=name, color=color)
+        if None not in load.temperature_c:
+            hot.plot(minutes, load.temperature_c, ":", color=color)
     axes.set(xlabel="minutes", ylabel="median, ms")
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower right", frameon=False, fontsize=8)

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from laptop.benchmarks.bench_report import Text
 from laptop.benchmarks.devices.device import Shapes
-from laptop.benchmarks.documents import TextConfig, TokenizerConfig, UnetConfig, VaeConfig
 from laptop.export.artifacts import (
     LIST,
     listed_pixels_per_latent,
@@ -19,6 +19,7 @@ from laptop.export.artifacts import (
 )
 from laptop.export.onnx_runner import check_file
 from laptop.export.to_onnx.onnx_checks import read_graph
+from laptop.fields import Length, Name, Range
 from laptop.files import read_json
 from laptop.models import locating
 from laptop.models.shapes import Size, input_shapes, latent_pixels, native_size
@@ -37,6 +38,44 @@ RUNS = {  # targets that can be timed, and where
     "tensorrt": "tensorrt",
     "coreml": "coreml",
 }
+Pixels = Annotated[int, Range(1, 1 << 20)]  # or channels
+Channels = Annotated[list[Pixels], Length(10)]
+
+
+class UnetConfig(TypedDict):
+    """config.json of a U-Net, as far as the shapes of its inputs follow from it."""
+
+    in_channels: Pixels
+    sample_size: Pixels | tuple[Pixels, Pixels]
+    cross_attention_dim: NotRequired[Pixels | list[Pixels] | None]
+    encoder_hid_dim: NotRequired[Pixels | None]
+    down_block_types: NotRequired[list[Name]]
+    mid_block_type: NotRequired[Text | None]
+    time_cond_proj_dim: NotRequired[Pixels | None]
+    addition_embed_type: NotRequired[Text | None]
+    addition_time_embed_dim: NotRequired[Pixels | None]
+    projection_class_embeddings_input_dim: NotRequired[Pixels | None]
+
+
+class VaeConfig(TypedDict):
+    """config.json of a VAE, as far as the shapes of its inputs follow from it."""
+
+    in_channels: Pixels
+    latent_channels: Pixels
+    block_out_channels: NotRequired[Channels | None]
+    decoder_block_out_channels: NotRequired[Channels | None]
+
+
+class TextConfig(TypedDict):
+    """config.json of a text encoder."""
+
+    max_position_embeddings: NotRequired[Annotated[int, Range(1, 100_000)] | None]
+
+
+class TokenizerConfig(TypedDict):
+    """tokenizer_config.json."""
+
+    model_max_length: NotRequired[Annotated[int, Range(1, 100_000)] | None]
 
 
 @dataclass(frozen=True)

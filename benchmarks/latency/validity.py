@@ -4,14 +4,15 @@ A row that does not meet the protocol says so in `valid`, and why in `invalid_re
 two models is taken round by round, for what they share of a machine's drift cancels there.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from laptop.benchmarks.bench_report import BenchReport, BenchRow, Ratio, Spread
 from laptop.benchmarks.devices.device import Round
 from laptop.benchmarks.settings import NEEDED_S, NEEDED_SAMPLES
 from laptop.errors import CheckFailed
+from laptop.pruning.latency_table import LatencyTable
 
 NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that holds what it says
 SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
@@ -19,13 +20,12 @@ OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbe
 BOOTSTRAPS = 2000
 
 
-def summary(samples_ms: Sequence[float]) -> dict[str, float]:
+def summary(samples_ms: Sequence[float]) -> Spread:
     """Percentiles, mean, standard deviation (n - 1) and coefficient of variation."""
     p50, p90, p95, p99 = np.percentile(samples_ms, [50, 90, 95, 99]).tolist()
     mean = float(np.mean(samples_ms))
     stdev = float(np.std(samples_ms, ddof=1)) if len(samples_ms) > 1 else 0.0
-    spread = {"mean": mean, "stdev": stdev, "cv": stdev / mean}
-    return {"p50": p50, "p90": p90, "p95": p95, "p99": p99, **spread}
+    return Spread(p50=p50, p90=p90, p95=p95, p99=p99, mean=mean, stdev=stdev, cv=stdev / mean)
 
 
 def invalid_reasons(
@@ -50,7 +50,7 @@ def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
     """What says that the device, or its load, changed while it was measured."""
     samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
     reasons = []
-    if (cv := summary(samples_ms)["cv"]) > cv_bound:
+    if (cv := summary(samples_ms).cv) > cv_bound:
         reasons.append(f"cv {cv:.2f} is above {cv_bound:.2f}: the machine was busy or hot")
     if (times := slowing(rounds)) > SLOWER:
         reasons.append(f"throttled: the last rounds took {times:.2f} × the first ones' time")
@@ -74,26 +74,25 @@ def slowing(rounds: Sequence[Round]) -> float:
     return float(np.median(medians[-third:]) / np.median(medians[:third])) if third >= 2 else 1.0
 
 
-def check_valid(report: Mapping[str, Any]) -> None:
+def check_valid(report: BenchReport | LatencyTable) -> None:
     """Raise `CheckFailed` where a row of a report, or a table of layers, cannot be trusted."""
-    rows = report.get("results", [report])
-    if bad := [r for r in rows if not r["valid"]]:
-        lines = "; ".join(f"{_which(r)}: {', '.join(r['invalid_reasons'])}" for r in bad)
+    rows: Sequence[BenchRow | LatencyTable]
+    rows = report.results if isinstance(report, BenchReport) else (report,)
+    if invalid := [row for row in rows if not row.valid]:
+        lines = "; ".join(f"{_title(row)}: {', '.join(row.invalid_reasons)}" for row in invalid)
         raise CheckFailed(
-            f"{len(bad)} of {len(rows)} measurements are not valid ({lines}). They are written "
+            f"{len(invalid)} of {len(rows)} measurements are not valid ({lines}). They are written "
             "down as such. Measure again on a quiet, cool device, or pass --allow-invalid."
         )
 
 
-def _which(row: Mapping[str, Any]) -> str:
-    if "label" not in row:
+def _title(row: BenchRow | LatencyTable) -> str:
+    if isinstance(row, LatencyTable):
         return "layers"
-    return " ".join(str(row[k]) for k in ("label", "component", "target", "runtime"))
+    return f"{row.label} {row.component} {row.target} {row.runtime}"
 
 
-def ratio(
-    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int
-) -> dict[str, float]:
+def ratio(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int) -> Ratio:
     """Latency of b over that of a: median over rounds, and its 95 % interval by bootstrap.
 
     A round's ratio is that of its two medians, which lie next to each other in time. Of less than
@@ -103,4 +102,4 @@ def ratio(
     rng = np.random.default_rng(seed)
     draws = rng.choice(by_round, (BOOTSTRAPS, len(by_round)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5]).tolist()
-    return {"median": float(np.median(by_round)), "low": low, "high": high}
+    return Ratio(median=float(np.median(by_round)), low=low, high=high)

@@ -6,58 +6,58 @@ What a pipeline adds, such as the scheduler's arithmetic, is not in it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from laptop.benchmarks.bench_report import BenchRow, ImageLatency, ImageRow
 
 SHARED = ("text_encoder", "text_encoder_2", "vae_decoder")  # that pruning does not change
 
 
-def rows(results: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """One row for each U-Net beside which all lies that a picture needs.
+def image_rows(results: Sequence[BenchRow], steps: int) -> tuple[ImageRow, ...]:
+    """One row for each U-Net for which everything else that a picture needs was timed, too.
 
     That is a VAE decoder, a text encoder (the second one for SDXL), and whatever was timed in any
     other runtime. A component that was not timed under its label is another label's, of the same
     runtime and target: `parts` says whose.
     """
-    found = {(r["component"], r["label"], r["runtime"], r["target"]): r for r in results}
-    timed = {r["component"] for r in results} & set(SHARED) | {"vae_decoder"}
-    made = []
-    for unet in (r for r in results if r["component"] == "unet"):
-        where = (unet["runtime"], unet["target"])
+    rows = {(r.component, r.label, r.runtime, r.target): r for r in results}
+    timed = {r.component for r in results} & set(SHARED) | {"vae_decoder"}
+    images = []
+    for unet in (r for r in results if r.component == "unet"):
+        where = (unet.runtime, unet.target)
         parts = {"unet": unet} | {
             name: part
             for name in SHARED
-            if (part := found.get((name, unet["label"], *where)) or _other(results, name, where))
+            if (part := rows.get((name, unet.label, *where)) or _other(results, name, where))
         }
-        is_sdxl = "text_embeds" in unet["conditions"]["shapes"]
+        is_sdxl = "text_embeds" in unet.conditions.shapes
         needed = timed | ({"text_encoder_2"} if is_sdxl else set())
         if needed <= parts.keys() and len(parts) > 2:
-            made.append(_row(unet, parts, steps))
-    return made
+            images.append(_image_row(unet, parts, steps))
+    return tuple(images)
 
 
-def _other(
-    results: Sequence[Mapping[str, Any]], component: str, where: tuple[str, str]
-) -> Mapping[str, Any] | None:
+def _other(results: Sequence[BenchRow], component: str, where: tuple[str, str]) -> BenchRow | None:
+    """The first row of a component in this runtime and target, whatever its label."""
     wanted = (component, *where)
-    return next((r for r in results if (r["component"], r["runtime"], r["target"]) == wanted), None)
+    return next((r for r in results if (r.component, r.runtime, r.target) == wanted), None)
 
 
-def _row(unet: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], steps: int) -> Any:
-    halves = 2 if unet["conditions"]["guidance"] else 1
+def _image_row(unet: BenchRow, parts: Mapping[str, BenchRow], steps: int) -> ImageRow:
+    halves = 2 if unet.conditions.guidance else 1
     calls = {name: halves if name.startswith("text") else 1 for name in parts} | {"unet": steps}
-    times = {name: calls[name] * part["latency_ms"]["p50"] for name, part in parts.items()}
-    energy = [calls[name] * e for name, part in parts.items() if (e := part["energy_j"])]
-    return {
-        "label": unet["label"],
-        "runtime": unet["runtime"],
-        "target": unet["target"],
-        "precision": unet["precision"],
-        "device": unet["device"],
-        "steps": steps,
-        "guidance": unet["conditions"]["guidance"],
-        "latency_ms": {"p50": sum(times.values())},
-        "parts_ms": times,
-        "parts": {name: part["label"] for name, part in parts.items()},
-        "energy_j": sum(energy) if len(energy) == len(parts) else None,
-        "valid": all(part["valid"] for part in parts.values()),
-    }
+    times = {name: calls[name] * part.latency_ms.p50 for name, part in parts.items()}
+    energy = [calls[name] * part.energy_j for name, part in parts.items() if part.energy_j]
+    return ImageRow(
+        label=unet.label,
+        runtime=unet.runtime,
+        target=unet.target,
+        precision=unet.precision,
+        device=unet.device,
+        steps=steps,
+        guidance=unet.conditions.guidance,
+        latency_ms=ImageLatency(p50=sum(times.values())),
+        parts_ms=times,
+        parts={name: part.label for name, part in parts.items()},
+        energy_j=sum(energy) if len(energy) == len(parts) else None,
+        valid=all(part.valid for part in parts.values()),
+    )

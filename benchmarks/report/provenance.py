@@ -2,17 +2,25 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from laptop.benchmarks.documents import ModelIndex
-from laptop.benchmarks.report.run_files import Findings
+from laptop.benchmarks.bench_report import Text
+from laptop.benchmarks.report.run_files import RunFiles
 from laptop.benchmarks.report.text import DASH, block, number, scaled, table, words
+from laptop.fields import Name
 from laptop.records import read_record
 
 
-def loading(f: Findings) -> str:
+class ModelIndex(TypedDict):
+    """What a model_index.json says of how to load the model."""
+
+    _class_name: NotRequired[Name]
+    unet: NotRequired[tuple[Text | None, Text | None]]
+
+
+def loading(run: RunFiles) -> str:
     """The commands that load the result without this tool; empty without a model."""
-    index = f.folder / "model" / "model_index.json"
+    index = run.folder / "model" / "model_index.json"
     if not index.exists():
         return ""
     components = read_record(index, ModelIndex)
@@ -23,13 +31,13 @@ def loading(f: Findings) -> str:
         "from diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("model"{trust})',
     ]
-    if (f.folder / "artifacts" / "onnx" / "model_index.json").exists():
+    if (run.folder / "artifacts" / "onnx" / "model_index.json").exists():
         blocks.append(
             f"from optimum.onnxruntime import ORT{pipeline}\n\n"
             f'pipe = ORT{pipeline}.from_pretrained("artifacts/onnx")'
         )
-    for package in sorted((f.folder / "artifacts" / "coreml").glob("*.mlpackage")):
-        where = package.relative_to(f.folder).as_posix()
+    for package in sorted((run.folder / "artifacts" / "coreml").glob("*.mlpackage")):
+        where = package.relative_to(run.folder).as_posix()
         blocks.append(
             f'import coremltools\n\n{package.stem} = coremltools.models.MLModel("{where}")  # macOS'
         )
@@ -42,29 +50,30 @@ def loading(f: Findings) -> str:
     return f"## Use it elsewhere\n\nNothing of this tool is needed. {why}\n\n{fences}"
 
 
-def making(f: Findings) -> str:
+def making(run: RunFiles) -> str:
     """Stages with their time and memory, the resolved recipe, versions; empty without a log."""
-    parts = ["## How it was made"] if f.run else []
-    if stages := f.run.get("stages"):
+    log = run.log
+    parts = []
+    if log.stages:
         rows = [
             [
                 words(name),
-                words(s.get("state", DASH)),
-                number(s.get("seconds"), "s"),
-                scaled(s.get("peak_memory_bytes"), "B"),
+                words(stage.state or DASH),
+                number(stage.seconds, "s"),
+                scaled(stage.peak_memory_bytes, "B"),
             ]
-            for name, s in stages.items()
+            for name, stage in log.stages.items()
         ]
         parts += [table(["stage", "state", "time", "peak memory"], rows)]
-    if recipe := f.run.get("recipe"):
-        parts += ["### Recipe", block(_toml(recipe), "toml")]
-    if versions := f.run.get("versions"):
-        rows = [[words(k), words(v)] for k, v in versions.items()]
+    if log.recipe:
+        parts += ["### Recipe", block(_toml(log.recipe), "toml")]
+    if log.versions:
+        rows = [[words(k), words(v)] for k, v in log.versions.items()]
         parts += ["### Versions", table(["package", "version"], rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join(["## How it was made", *parts]) if parts else ""
 
 
-def _toml(recipe: Mapping[str, Any]) -> str:
+def _toml(recipe: Mapping[str, object]) -> str:
     """Values as TOML writes them (those not given are left out), a section for each stage."""
     plain = {k: v for k, v in recipe.items() if not isinstance(v, Mapping) and v is not None}
     lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plain.items()]

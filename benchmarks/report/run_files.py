@@ -5,26 +5,31 @@ Only `plan.json` must be there. What was not measured stays None and is never fi
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from laptop import mistakes
-from laptop.benchmarks.devices.device import size_bytes
-from laptop.benchmarks.documents import (
-    Bench,
-    Evaluation,
-    LossRow,
-    RunLog,
+from laptop.benchmarks.bench_report import (
+    Amount,
+    BenchReport,
+    BenchRow,
+    ImageRow,
+    RatioRow,
+    Text,
 )
+from laptop.benchmarks.devices.device import size_bytes
+from laptop.benchmarks.documents import LossRow
+from laptop.benchmarks.eval_report import EvalReport
 from laptop.errors import BadInput
-from laptop.export.documents import ParityReport
+from laptop.export.documents import ParityReport, ParityRow
 from laptop.files import MANIFEST, lines, read_json, read_text
-from laptop.pruning.plan_file import Plan
+from laptop.pruning.plan_file import Change, Plan
 from laptop.pruning.scores import Scores
-from laptop.records import checked, read_record
+from laptop.records import Record, built, checked, read_record
 
+R = TypeVar("R", bound=Record)
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
 FOLDERS = {"pruned": "pruned", "student": "model"}
 RUNTIMES = {
@@ -34,8 +39,26 @@ RUNTIMES = {
     "tensorrt": "TensorRT",
     "coreml": "Core ML",
 }
-BENCH = "laptop.bench/1"
-Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedStage(Record):
+    """A finished stage in laptop.json."""
+
+    state: Text | None = None
+    seconds: Amount | None = None
+    peak_memory_bytes: Amount | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLog(Record):
+    """What a report shows of a laptop.json."""
+
+    SCHEMA = "laptop.run/1"
+
+    stages: Mapping[str, LoggedStage] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, Text | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,23 +81,22 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The files of a run; empty where a stage has not run."""
+class RunFiles:
+    """The files of a run; None or empty where a stage has not run."""
 
     folder: Path
     plan: Plan
-    run: Json  # laptop.json
+    log: RunLog  # laptop.json
     scores: Scores | None
-    losses: list[Json]  # rows of metrics.jsonl, by step
-    parity: Json
-    benches: list[Json]  # one report a device, this machine's first
-    evaluation: Json
+    losses: list[LossRow]  # by step
+    parity: Sequence[ParityRow]
+    benches: list[BenchReport]  # one a device, this machine's first
+    evaluation: EvalReport | None
 
     @property
     def model(self) -> str:
         """The teacher's name."""
-        named = self.plan.model or self.run.get("recipe", {}).get("model")
-        return str(named or "model")
+        return str(self.plan.model or self.log.recipe.get("model") or "model")
 
 
 @dataclass(frozen=True)
@@ -92,8 +114,8 @@ class Measures:
     psnr_to_teacher_db: float | None
 
 
-def read_run(folder: Path) -> Findings:
-    """All that is known of a run; `BadInput` for no run folder, or when a file is broken."""
+def read_run(folder: Path) -> RunFiles:
+    """Read all results of a run; `BadInput` for no run folder, or when a file is broken."""
     if mistakes.kind_of(folder) not in ("run", None):  # a model of a run has its plan, too
         raise BadInput(mistakes.refusal(folder, "run"))
     if not (folder / "plan.json").is_file():
@@ -102,121 +124,133 @@ def read_run(folder: Path) -> Findings:
         raise BadInput(
             f"{folder} has no plan.json yet: a run can be reported once its stage `plan` is done."
         )
-    scores = folder / "score" / "scores.json"
-    return Findings(
+    return RunFiles(
         folder,
         Plan.read(folder / "plan.json"),
-        _optional(folder / "laptop.json", RunLog, "laptop.run/1"),
-        Scores.read(scores) if os.path.lexists(scores) else None,
+        _optional(folder / "laptop.json", RunLog) or RunLog(),
+        _optional(folder / "score" / "scores.json", Scores),
         _read_losses(folder / "distill" / "metrics.jsonl"),
-        _optional(folder / "parity" / "report.json", ParityReport, "laptop.parity/1"),
+        _read_parity(folder / "parity" / "report.json"),
         _read_benches(folder / "bench"),
-        _optional(folder / "eval" / "eval.json", Evaluation, "laptop.eval/1"),
+        _optional(folder / "eval" / "eval.json", EvalReport),
     )
 
 
-def _read_benches(folder: Path) -> list[Json]:
+def _read_parity(path: Path) -> Sequence[ParityRow]:
+    if not os.path.lexists(path):
+        return ()
+    return read_record(path, ParityReport, "laptop.parity/1")["results"]
+
+
+def _read_benches(folder: Path) -> list[BenchReport]:
+    """The reports of the devices; tables of layers are left out."""
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "local.json", path.name))
     documents = {p: read_json(p) for p in paths if not p.name.endswith(MANIFEST)}
-    reports = {p: d for p, d in documents.items() if d.get("schema") == BENCH}  # others: tables
-    return [dict(checked(d, Bench, str(p), "Measure again.")) for p, d in reports.items()]
+    return [
+        built(document, BenchReport, str(path), BenchReport.REMEDY)
+        for path, document in documents.items()
+        if document.get("schema") == BenchReport.SCHEMA
+    ]
 
 
-def _optional(path: Path, kind: type[Any], schema: str) -> Json:
-    """A file of the run, checked; nothing where its stage has not run."""
-    document: Json = read_record(path, kind, schema) if os.path.lexists(path) else {}
-    return document
+def _optional(path: Path, kind: type[R]) -> R | None:
+    """A file of the run, checked; None where its stage has not run."""
+    return kind.read(path) if os.path.lexists(path) else None
 
 
-def _read_losses(path: Path) -> list[Json]:
+def _read_losses(path: Path) -> list[LossRow]:
     """By step, the last row of a step winning: a resumed training writes some steps again."""
     if not path.exists():
         return []
-    rows: dict[int, Json] = {}
+    rows: dict[int, LossRow] = {}
     for number, line in enumerate(lines(read_text(path)), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise BadInput(f"{path}, line {number} is not valid JSON; it may be cut off.") from None
-        checked(row, LossRow, f"{path}, line {number}", "Train again.")
-        rows[row["step"]] = row
+        rows[row["step"]] = checked(row, LossRow, f"{path}, line {number}", "Train again.")
     return [rows[step] for step in sorted(rows)]
 
 
-def measures(findings: Findings, label: str) -> Measures:
+def measures(run: RunFiles, label: str) -> Measures:
     """The numbers of "teacher", "pruned" or "student"."""
-    when = "before" if label == "teacher" else "after"
-    quality, timed = evaluated(findings, label), setups(findings)
+    timed = setups(run)
+    rows = {setup: benched(run, label, setup) for setup in timed}
+    teachers = {setup: benched(run, "teacher", setup) for setup in timed}
+    ratios = {setup: ratio(run, label, setup) for setup in timed}
+    quality = run.evaluation.model(label) if run.evaluation else None
     return Measures(
-        getattr(findings.plan.params, when),
-        getattr(findings.plan.macs, when, None),
-        _size(findings, label),
-        {at: benched(findings, label, at).get("latency_ms", {}).get("p50") for at in timed},
-        {at: ratio(findings, label, at).get("median") for at in timed},
-        {
-            at: all(benched(findings, who, at).get("valid", True) for who in ("teacher", label))
-            for at in timed
+        params=_cost(run.plan.params, label),
+        macs=_cost(run.plan.macs, label),
+        size_bytes=_size(run, label),
+        p50_ms={setup: row.latency_ms.p50 if row else None for setup, row in rows.items()},
+        ratio={setup: row.median if row else None for setup, row in ratios.items()},
+        is_valid={
+            setup: all(row is None or row.valid for row in (teachers[setup], rows[setup]))
+            for setup in timed
         },
-        quality.get("prompt_accuracy"),
-        quality.get("frechet"),
-        quality.get("psnr_to_teacher_db"),
+        prompt_accuracy=quality.prompt_accuracy if quality else None,
+        frechet=quality.frechet if quality else None,
+        psnr_to_teacher_db=quality.psnr_to_teacher_db if quality else None,
     )
 
 
-def evaluated(findings: Findings, label: str) -> Json:
-    """The entry of eval.json for `label`, or nothing."""
-    rows = findings.evaluation.get("models", [])
-    return next((row for row in rows if row["label"] == label), {})
+def _cost(change: Change | None, label: str) -> int | None:
+    """The cost of the teacher's U-Net, or of the pruned one."""
+    if change is None:
+        return None
+    return change.before if label == "teacher" else change.after
 
 
-def setups(findings: Findings) -> list[Setup]:
-    """Where U-Nets were timed, each once, in the order of the reports."""
+def setups(run: RunFiles) -> list[Setup]:
+    """Where and how U-Nets were timed, each once, in the order of the reports."""
     return list(
         dict.fromkeys(
             setup_of(report, row)
-            for report in findings.benches
-            for row in report["results"]
-            if row["component"] == "unet"
+            for report in run.benches
+            for row in report.results
+            if row.component == "unet"
         )
     )
 
 
-def setup_of(report: Mapping[str, Any], row: Mapping[str, Any]) -> Setup:
-    """Of a row (a result, an image or a ratio) in a device's report."""
-    address = str(report.get("device", {}).get("address", "local"))
-    return Setup(address, row["runtime"], str(row.get("target", row["runtime"])))
+def setup_of(report: BenchReport, row: BenchRow | ImageRow | RatioRow) -> Setup:
+    """Where and how a row of a device's report was timed."""
+    return Setup(report.address, row.runtime, row.target or row.runtime)
 
 
-def benched(findings: Findings, label: str, at: Setup, component: str = "unet") -> Json:
-    """The row of the bench for `label` and `component`, or nothing."""
-    for report in findings.benches:
-        for row in report["results"]:
-            wanted = (row.get("label"), row["component"], setup_of(report, row))
-            if wanted == (label, component, at):
-                return dict(row)
-    return {}
+def benched(run: RunFiles, label: str, setup: Setup) -> BenchRow | None:
+    """The row of the U-Net of `label`, if it was timed."""
+    for report in run.benches:
+        for row in report.results:
+            if (row.label, row.component, setup_of(report, row)) == (label, "unet", setup):
+                return row
+    return None
 
 
-def ratio(findings: Findings, label: str, at: Setup) -> Json:
-    """The interleaved ratio of `label`'s U-Net to the teacher's, or nothing."""
-    for report in findings.benches:
-        for row in report["ratios"]:
-            wanted = (row["a"], row["b"], row["component"], setup_of(report, row))
-            if wanted == ("teacher", label, "unet", at):
-                return dict(row)
-    return {}
+def ratio(run: RunFiles, label: str, setup: Setup) -> RatioRow | None:
+    """The interleaved ratio of `label`'s U-Net to the teacher's, if both were timed."""
+    for report in run.benches:
+        for row in report.ratios:
+            names = (row.a, row.b, row.component, setup_of(report, row))
+            if names == ("teacher", label, "unet", setup):
+                return row
+    return None
 
 
-def _size(findings: Findings, label: str) -> int | None:
-    """The teacher lies outside the run: its size is in the bench, or where eval found it."""
+def _size(run: RunFiles, label: str) -> float | None:
+    """The size of a U-Net's weights; the teacher's folder is outside of the run.
+
+    So its size is taken from the bench, or from the folder where eval read it.
+    """
     if label == "teacher":
-        at = Setup("local", "pytorch", "pytorch")
-        known = benched(findings, label, at).get("size_bytes")
-        unet = Path(evaluated(findings, label).get("path", "")) / "unet"
-        if known:
-            return int(known)
+        row = benched(run, label, Setup("local", "pytorch", "pytorch"))
+        if row and row.size_bytes:
+            return row.size_bytes
+        teacher = run.evaluation.model(label) if run.evaluation else None
+        unet = Path(teacher.path if teacher else "") / "unet"
     else:
-        unet = findings.folder / FOLDERS[label] / "unet"
+        unet = run.folder / FOLDERS[label] / "unet"
     return (size_bytes(unet) or None) if unet.is_dir() else None
 
 

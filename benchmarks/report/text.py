@@ -26,9 +26,9 @@ def scaled(value: float | None, unit: str = "") -> str:
     return number(value, unit)
 
 
-def share(value: float | None) -> str:
-    """A share as a percentage, or a dash."""
-    return DASH if value is None else f"{100 * value:.1f} %"
+def percent(portion: float | None) -> str:
+    """A number from 0 to 1 as a percentage, or a dash."""
+    return DASH if portion is None else f"{100 * portion:.1f} %"
 
 
 def words(text: object) -> str:

@@ -22,6 +22,8 @@ from laptop.cli import results as readers
 from laptop.cli.options import Common, example
 
 if TYPE_CHECKING:
+    from laptop.benchmarks.bench_report import BenchReport
+    from laptop.pruning.latency_table import LatencyTable
     from laptop.recipe import Recipe
 
 COMPRESS = "laptop compress --model tiny-sdxl --ratio 0.5 --to onnx,coreml -o run"
@@ -297,6 +299,7 @@ def bench(
     )
     from laptop.benchmarks.latency.validity import check_valid
 
+    made: tuple[BenchReport | LatencyTable, str]
     if layers:
         made = benches.of_layers(
             subject,
@@ -311,9 +314,10 @@ def bench(
     else:
         how = recipe.sampling
         made = benches.of_models(subjects, out, recipe.bench, device, sampling=how, overwrite=again)
-    common.print(*made)
+    report, text = made
+    common.print(report.as_json(), text)
     if not allow_invalid:
-        check_valid(made[0])
+        check_valid(report)
 
 
 @main.command(name="eval", epilog=example("laptop eval student --against tiny-sdxl -o quality"))
@@ -339,9 +343,9 @@ def evaluate(
     options.need_models(model, against)
     recipe = common.recipe(model, eval={"prompts": count}, sampling=sampling)
     yield recipe
+    from laptop.benchmarks.eval_report import EvalReport
     from laptop.benchmarks.quality import evaluate as run
     from laptop.compress import scene_metrics
-    from laptop.files import read_json
     from laptop.prompts import evaluation_prompts
 
     texts = evaluation_prompts(model, recipe.eval.prompts, prompts or recipe.prompts.path)
@@ -355,7 +359,7 @@ def evaluate(
         **scene_metrics(texts),
         overwrite=common.overwrite,
     )
-    report = read_json(out / "eval.json")
+    report = EvalReport.read(out / "eval.json").as_json()
     common.print(report, json.dumps(report["models"], indent=1))
 
 

@@ -137,9 +137,9 @@ def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None
     from laptop import benches
     from laptop.benchmarks.settings import BenchConfig
 
-    document, text = benches.of_devices(addresses, BenchConfig(python=python))
-    click.echo(json.dumps(document, indent=1) if as_json else printable(text))
-    lost = [one["address"] for one in document["devices"] if "error" in one]
+    report, text = benches.of_devices(addresses, BenchConfig(python=python))
+    click.echo(json.dumps(report.as_json(), indent=1) if as_json else printable(text))
+    lost = [device.address for device in report.devices if device.error]
     if addresses and lost:
         raise CheckFailed(f"{', '.join(lost)} cannot be reached; see above.")
 

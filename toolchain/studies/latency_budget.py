@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from laptop.benchmarks.bench_report import Ratio
 from laptop.benchmarks.settings import BenchConfig
 from laptop.console import say
 from laptop.errors import BadInput
@@ -59,7 +60,7 @@ def compare_at(
     removed = {label: plan.remove for label, plan in plans.items()}
     model = Scores.read(scores).model
     report = time_plans(model, removed, timed, config, work)
-    ratios = {(pair["a"], pair["b"]): pair for pair in report["ratios"]}
+    ratios = {(pair.a, pair.b): pair for pair in report.ratios}
     rows = {
         label: {
             "params": plan.params.after,
@@ -74,8 +75,8 @@ def compare_at(
     return {"ratio": ratio, "plans": rows, "time_over_params": pair}
 
 
-def _interval(pair: dict[str, Any]) -> dict[str, float]:
-    return {key: pair[key] for key in ("median", "low", "high")}
+def _interval(pair: Ratio) -> dict[str, float]:
+    return {"median": pair.median, "low": pair.low, "high": pair.high}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
+from laptop.benchmarks.bench_report import BenchReport
 from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Workload
 from laptop.benchmarks.latency.bench import measure
@@ -66,17 +67,17 @@ def time_plan(
     """One random plan, predicted and measured."""
     saves, whole = table.times_ms, table.unet_ms.p50
     report = time_plans(model, {"pruned": remove}, table, config, work)
-    (ratio,) = report["ratios"]
+    (ratio,) = report.ratios
     predicted = whole - sum(saves[name] for name in remove)
-    measured = whole * ratio["median"]
+    measured = whole * ratio.median
     return {
         "remove": remove,
         "predicted_ms": predicted,
         "measured_ms": measured,
-        "low_ms": whole * ratio["low"],
-        "high_ms": whole * ratio["high"],
+        "low_ms": whole * ratio.low,
+        "high_ms": whole * ratio.high,
         "error": predicted / measured - 1,
-        "valid": all(row["valid"] for row in report["results"]),
+        "valid": all(row.valid for row in report.results),
     }
 
 
@@ -86,7 +87,7 @@ def time_plans(
     table: LatencyTable,
     config: BenchConfig,
     work: Path,
-) -> Json:
+) -> BenchReport:
     """The report of the whole U-Net and of it without each plan's layers, interleaved.
 
     In the table's runtime and shapes, on this machine; the whole one's graph is kept in `work`.

@@ -209,7 +209,7 @@ def _ratios(times: Mapping[str, list[Times]], group: Sequence[str]) -> dict[str,
             ratio([[t[clock]] for t in times[under]], [[t[clock]] for t in times[over]], 0)
             for clock in (0, 1)
         )
-        found[f"{over} / {under}"] = by_clock | {"cpu": by_cpu}
+        found[f"{over} / {under}"] = by_clock.as_json() | {"cpu": by_cpu.as_json()}
     return found
 
 

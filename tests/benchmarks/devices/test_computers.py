@@ -295,8 +295,8 @@ def test_an_iphone_is_refused_with_what_is_needed() -> None:
 
 
 def test_this_machine_is_reachable_and_an_unknown_host_says_why() -> None:
-    assert state("local")["facts"]["runtimes"]["pytorch"].startswith("2")
-    assert "could not run" in state("ssh://nowhere.invalid")["error"]
+    assert state("local").facts.runtimes["pytorch"].startswith("2")
+    assert "could not run" in state("ssh://nowhere.invalid").error
 
 
 def test_hosts_come_from_the_ssh_configuration_without_patterns(tmp_path: Path) -> None:

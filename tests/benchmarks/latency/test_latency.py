@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from laptop.benchmarks.bench_report import BenchRow, Ratio
 from laptop.benchmarks.devices import computer as computers
 from laptop.benchmarks.devices.device import Facts, Heat, Round, wait_until_cool
 from laptop.benchmarks.devices.worker import GRACE_S, LAST_GRACE_S, Loaded
-from laptop.benchmarks.latency import whole_image
 from laptop.benchmarks.latency.bench import measure
 from laptop.benchmarks.latency.validity import check_valid, invalid_reasons, ratio, slowing, summary
+from laptop.benchmarks.latency.whole_image import image_rows
 from laptop.errors import CheckFailed, LaptopError
+from laptop.records import built
+from support.run_folder import bench_row
 from support.sleepers import HERE, QUICK, Order, stand_in
 
 FACTS = Facts("a stand-in", "Linux", {"stand-in": "1"})
@@ -85,34 +88,34 @@ def test_a_known_duration_is_measured_within_2_percent_and_1_ms(tmp_path: Path) 
 def test_a_planted_slow_down_shows_in_the_ratio() -> None:
     config = replace(QUICK, seconds=1.2)
     found = measure([stand_in("a", 40), stand_in("b", 60)], config, HERE, FACTS)
-    (pair,) = found["ratios"]
-    assert (pair["a"], pair["b"]) == ("a", "b")
-    assert not pair["valid"], "three rounds are too few"
-    assert 1.3 < pair["low"] <= pair["median"] <= pair["high"] < 1.7
-    a, _ = found["results"]
-    assert len(a["samples_ms"]) == a["n"] >= 6
-    assert sum(a["samples_ms"]) >= 1199
-    assert a["params"] == 7
-    assert a["peak_memory_bytes"] > 1e6
-    assert [turn["n"] for turn in a["rounds"]] == [10, 10, 10]
+    (pair,) = found.ratios
+    assert (pair.a, pair.b) == ("a", "b")
+    assert not pair.valid, "three rounds are too few"
+    assert 1.3 < pair.low <= pair.median <= pair.high < 1.7
+    a, _ = found.results
+    assert len(a.samples_ms) == a.n >= 6
+    assert sum(a.samples_ms) >= 1199
+    assert a.params == 7
+    assert a.peak_memory_bytes > 1e6
+    assert [turn.n for turn in a.rounds] == [10, 10, 10]
 
 
 def test_a_planted_throttle_is_flagged() -> None:
     config = replace(QUICK, rounds=6, iterations=48, seconds=0, warmup_s=0, warmup_iterations=0)
-    (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS)["results"]
-    assert not row["valid"]
-    (reason,) = [reason for reason in row["invalid_reasons"] if "throttled" in reason]
+    (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS).results
+    assert not row.valid
+    (reason,) = [reason for reason in row.invalid_reasons if "throttled" in reason]
     assert reason.startswith(
         ("throttled: the last rounds took 1.9", "throttled: the last rounds took 2")
     )
-    (steady,) = measure([stand_in("a", 20)], config, HERE, FACTS)["results"]
-    assert not [reason for reason in steady["invalid_reasons"] if "throttled" in reason]
+    (steady,) = measure([stand_in("a", 20)], config, HERE, FACTS).results
+    assert not [reason for reason in steady.invalid_reasons if "throttled" in reason]
 
 
 def test_work_of_other_processes_is_flagged() -> None:
     config = replace(QUICK, rounds=1, seconds=0.5, warmup_s=0, warmup_iterations=0)
-    (row,) = measure([stand_in("a", 0, load_beside_others)], config, HERE, FACTS)["results"]
-    assert any("device busy" in reason for reason in row["invalid_reasons"]), row["rounds"]
+    (row,) = measure([stand_in("a", 0, load_beside_others)], config, HERE, FACTS).results
+    assert any("device busy" in reason for reason in row.invalid_reasons), row.rounds
 
 
 def test_reasons_name_what_the_device_says() -> None:
@@ -131,14 +134,15 @@ def test_drift_is_that_of_thirds_of_the_rounds() -> None:
 
 def test_a_row_with_too_few_samples_is_not_valid_and_says_why() -> None:
     config = replace(QUICK, seconds=0, iterations=6)
-    (row,) = measure([stand_in("a", 1)], config, HERE, FACTS)["results"]
-    assert row["n"] == 6
-    assert not row["valid"]
-    assert "6 samples; 20 are needed" in row["invalid_reasons"]
+    report = measure([stand_in("a", 1)], config, HERE, FACTS)
+    (row,) = report.results
+    assert row.n == 6
+    assert not row.valid
+    assert "6 samples; 20 are needed" in row.invalid_reasons
     with pytest.raises(
         CheckFailed, match=r"1 of 1 measurements are not valid \(a unet x stand-in: 3 rounds; 6"
     ):
-        check_valid({"results": [row]})
+        check_valid(report)
 
 
 def test_a_spread_measurement_is_not_valid() -> None:
@@ -148,13 +152,13 @@ def test_a_spread_measurement_is_not_valid() -> None:
 
 def test_sustained_load_is_told_by_parts_and_by_the_last_over_the_first() -> None:
     config = replace(QUICK, sustained_s=1, warmup_s=0, warmup_iterations=0)
-    (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS)["results"]
-    found = row["sustained"]
-    assert not [x for x in row["invalid_reasons"] if "throttled" in x or "cv" in x], "the finding"
-    assert row["conditions"]["sustained_s"] == 1
-    assert len(found["p50_ms"]) == len(found["temperature_c"]) == 10
-    assert 0.6 < sum(found["seconds"]) < 1.3
-    assert 1.8 < found["last_over_first"] < 2.2
+    (row,) = measure([stand_in("a", 20, load_hot_sleeper)], config, HERE, FACTS).results
+    found = row.sustained
+    assert not [x for x in row.invalid_reasons if "throttled" in x or "cv" in x], "the finding"
+    assert row.conditions.sustained_s == 1
+    assert len(found.p50_ms) == len(found.temperature_c) == 10
+    assert 0.6 < sum(found.seconds) < 1.3
+    assert 1.8 < found.last_over_first < 2.2
 
 
 class Hot:
@@ -181,15 +185,15 @@ def test_a_hot_device_is_waited_for_within_bounds() -> None:
 
 def test_the_summary_is_the_textbook_one() -> None:
     found = summary([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert (found["p50"], found["mean"]) == (3, 3)
-    assert found["stdev"] == pytest.approx(2.5**0.5)
-    assert found["p90"] == pytest.approx(4.6)
+    assert (found.p50, found.mean) == (3, 3)
+    assert found.stdev == pytest.approx(2.5**0.5)
+    assert found.p90 == pytest.approx(4.6)
 
 
 def test_drift_that_both_models_share_cancels_in_the_ratio() -> None:
     drift = np.linspace(1, 2, 10)
     found = ratio([[10 * d] for d in drift], [[5 * d] for d in drift], 0)
-    assert found == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert found == Ratio(median=0.5, low=0.5, high=0.5)
 
 
 @pytest.mark.parametrize("load", [load_and_die, load_then_die])
@@ -207,8 +211,8 @@ def test_what_a_worker_says_as_it_dies_is_in_the_message() -> None:
 
 def test_a_device_that_is_not_ready_makes_no_valid_row() -> None:
     found = measure([stand_in("a", 1)], QUICK, HERE, FACTS, "thermal status 2")
-    assert "began: thermal status 2" in found["results"][0]["invalid_reasons"]
-    assert not found["results"][0]["valid"]
+    assert "began: thermal status 2" in found.results[0].invalid_reasons
+    assert not found.results[0].valid
 
 
 def test_a_worker_ends_in_its_round_when_the_one_who_asked_is_gone() -> None:
@@ -256,19 +260,17 @@ def test_a_worker_that_does_nothing_any_more_is_killed(monkeypatch: pytest.Monke
 
 
 def test_an_image_needs_every_text_encoder_that_the_model_has() -> None:
-    def row(component: str, runtime: str) -> dict:
+    def row(component: str, runtime: str) -> BenchRow:
         shapes = {"sample": [2, 4, 8, 8], "text_embeds": [2, 64]} if component == "unet" else {}
-        conditions = {"shapes": shapes, "guidance": True}
-        return {
-            "label": "a", "component": component, "runtime": runtime, "target": "x", "valid": True,
-            "precision": "fp32", "device": "d", "conditions": conditions, "energy_j": None,
-            "latency_ms": {"p50": 10.0},
-        }  # fmt: skip
+        document = bench_row("a", runtime, 10.0, valid=True)
+        document |= {"component": component, "target": "x"}
+        document["conditions"] = {"shapes": shapes, "guidance": True}
+        return built(document, BenchRow, "row")
 
     parts = ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
     whole = [row(part, "pytorch") for part in parts]
-    (image,) = whole_image.rows(whole, 20)
-    assert image["latency_ms"]["p50"] == 10 * (2 + 2 + 20 + 1)
-    assert whole_image.rows([r for r in whole if r["component"] != "text_encoder_2"], 20) == []
+    (image,) = image_rows(whole, 20)
+    assert image.latency_ms.p50 == 10 * (2 + 2 + 20 + 1)
+    assert image_rows([r for r in whole if r.component != "text_encoder_2"], 20) == ()
     other = [row(part, "onnxruntime") for part in parts if part != "text_encoder"]
-    assert [r["runtime"] for r in whole_image.rows(whole + other, 20)] == ["pytorch"]
+    assert [r.runtime for r in image_rows(whole + other, 20)] == ["pytorch"]

@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round
 from laptop.benchmarks.latency import graph_layers
-from laptop.benchmarks.latency.layer_table import measured, timed_modules
+from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput
@@ -157,7 +157,7 @@ def test_an_operator_of_the_runtime_itself_goes_with_the_one_before_it() -> None
 
 def test_layers_share_the_difference_that_they_make() -> None:
     whole, bare = [Round((100.0, 104.0)), Round((200.0, 208.0))], [Round((25.5,)), Round((51.0,))]
-    found = measured(whole, bare, {"a": 0.3, "b": 0.1}, QUICK)
-    assert found.unet_ms.p50 == 152
-    assert found.without_layers == pytest.approx(0.25), "the second round was slower as a whole"
-    assert found.times_ms == pytest.approx({"a": 0.75 * 0.75 * 152, "b": 0.75 * 0.25 * 152})
+    table = layer_table(whole, bare, {"a": 0.3, "b": 0.1}, QUICK)
+    assert table.unet_ms.p50 == 152
+    assert table.without_layers == pytest.approx(0.25), "the second round was slower as a whole"
+    assert table.times_ms == pytest.approx({"a": 0.75 * 0.75 * 152, "b": 0.75 * 0.25 * 152})

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from laptop.benchmarks.bench_report import BenchRow
 from laptop.benchmarks.report import figures, latency_section, page
 from laptop.benchmarks.report.report import write_report
 from laptop.benchmarks.report.run_files import network_order
 from laptop.benchmarks.report.text import number, scaled
 from laptop.errors import BadInput
-from support.run_folder import UNITS, write, write_plan, write_run
+from laptop.records import built
+from support.run_folder import UNITS, bench_row, write, write_plan, write_run
 
 
 @pytest.fixture
@@ -78,12 +80,13 @@ def test_what_was_not_run_is_never_shown_as_verified_nor_a_bad_row_as_valid(
 
 def test_reasons_that_rows_share_are_told_once() -> None:
     rows = [
-        {"label": label, "component": "unet", "runtime": "pytorch", "invalid_reasons": reasons}
+        built(bench_row(label, "pytorch", 1.0, valid=False) | {"invalid_reasons": reasons},
+              BenchRow, label)
         for label, reasons in (
             ("teacher", ["3 rounds; 6 are needed", "cv 0.20 is above 0.10"]),
             ("student", ["3 rounds; 6 are needed", "cv 0.31 is above 0.10", "began: hot"]),
         )
-    ]
+    ]  # fmt: skip
     assert latency_section._reasons(rows) == [
         "- Not valid: 3 rounds; 6 are needed: every row.",
         "- Not valid: cv … is above 0.10: teacher in PyTorch (0.20), distilled in PyTorch (0.31).",

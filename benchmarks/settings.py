@@ -1,4 +1,4 @@
-"""How latency is measured and pictures are judged, as a recipe says it in [bench], [eval]."""
+"""Settings of a recipe's tables [devices], [bench] and [eval]: latency and image quality."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -54,6 +54,20 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class DevicesConfig:
+    """Where latency is measured, and how a device is reached."""
+
+    # where `laptop compress` measures: local, ssh://[user@]host[:port], adb://SERIAL, ios://UDID
+    addresses: Annotated[tuple[Name, ...], Length(100)] = ("local",)
+    python: Name = "python3"  # Python on a board, which imports the runtime
+    # Apple development team that signs the app that measures on an iPhone
+    team: Annotated[str, Plain(empty=True)] = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "devices")
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     """How latency is measured."""
 
@@ -76,10 +90,6 @@ class BenchConfig:
     # seconds without a pause for each component, with the median of every minute; 0: rounds instead
     sustained_s: Seconds = 0
     cool_down_s: Seconds = 300  # seconds to wait for a hot device, at most
-    python: Name = "python3"  # Python on a board, which imports the runtime
-    # Apple development team that signs the app that measures on an iPhone
-    team: Annotated[str, Plain(empty=True)] = ""
-    devices: Annotated[tuple[Name, ...], Length(100)] = ("local",)  # devices of `laptop compress`
     seed: Seed = 0  # seed of the inputs, and of the bootstrap that gives intervals
 
     def __post_init__(self) -> None:

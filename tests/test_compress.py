@@ -117,7 +117,7 @@ def test_a_board_may_measure_a_precision_that_has_no_teacher(
 
     monkeypatch.setattr(pipeline, "device", lambda *_: Board())
     read = recipe.read("tiny-sdxl")
-    asked = {"export": {"targets": ("onnx:int8",)}, "bench": {"devices": ("ssh://board",)}}
+    asked = {"export": {"targets": ("onnx:int8",)}, "devices": {"addresses": ("ssh://board",)}}
     pipeline.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
     asked["export"] = {"targets": ("coreml",)}
     with pytest.raises(BadInput, match="none of --to coreml runs there"):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from laptop import recipe
+from laptop.benchmarks.settings import DevicesConfig
 from laptop.distill import features, losses, optimizer
 from laptop.distill import settings as distill_settings
 from laptop.errors import BadInput
@@ -21,8 +22,8 @@ RECIPE = recipe.Recipe()
 FREE = {  # texts that name something, in the places that know what is known
     *("recipe.model", "prompts.file", "score.clip_model", "plan.latency_table", "plan.keep"),
     *("data.source", "data.image_column", "data.caption_column", "export.targets"),
-    *("export.vae_precision", "bench.python"),
-    *("bench.team", "bench.devices"),
+    *("export.vae_precision", "devices.python"),
+    *("devices.team", "devices.addresses"),
 }
 
 
@@ -134,6 +135,8 @@ def test_a_refusal_says_what_is_wrong_and_what_is_right(value, hint, message) ->
         ("smoke = 3", r"r\.toml: smoke is a table, not 3"),
         ("[smoke.score]\nnone = 1", "'none' is unknown"),
         ("[bench]\nruntimes = ['zzz']", "runtimes is 'zzz'; known are pytorch"),
+        ("[bench]\npython = 'a'\n[devices]\npython = 'b'", "r.toml: python is set in .devices. and"),
+        ("[smoke.bench]\nteam = 3", r"\[devices\] team is 3; it must be a text"),
         ("[bench]\ncomponents = ['zzz']", "components is 'zzz'; known are text_encoder"),
     ],
 )
@@ -149,6 +152,16 @@ def test_a_recipe_may_write_a_whole_number_for_any_number(tmp_path) -> None:
     file.write_text("[plan]\nmax_latency_ms = 5\n[distill]\nmax_grad_norm = 2\n")
     read = recipe.read("tiny-sdxl", file)
     assert (repr(read.plan.max_latency_ms), repr(read.distill.max_grad_norm)) == ("5.0", "2.0")
+
+
+def test_devices_may_stand_in_the_bench_table_as_in_earlier_recipes(tmp_path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(
+        "[bench]\nrounds = 7\ndevices = ['ssh://orin']\npython = '~/x'\n[devices]\nteam = 'A1'\n"
+    )
+    read = recipe.read("tiny-sdxl", file)
+    assert read.devices == DevicesConfig(("ssh://orin",), "~/x", "A1")
+    assert read.bench == replace(recipe.read("tiny-sdxl").bench, rounds=7)
 
 
 def test_the_choices_of_settings_are_what_is_implemented() -> None:

@@ -11,7 +11,7 @@ from laptop.benchmarks.latency import layers
 from laptop.benchmarks.latency.bench import bench
 from laptop.benchmarks.latency.layers import bench_layers
 from laptop.benchmarks.latency.sustained import plot
-from laptop.benchmarks.settings import BenchConfig
+from laptop.benchmarks.settings import BenchConfig, DevicesConfig
 from laptop.errors import BadInput, OutputExists
 from laptop.pruning.latency_table import ForwardTime, LatencyTable
 from laptop.pruning.sampling_config import SamplingConfig
@@ -23,11 +23,12 @@ def of_models(
     config: BenchConfig,
     address: str,
     *,
+    devices: DevicesConfig,
     sampling: SamplingConfig,
     overwrite: bool,
 ) -> tuple[BenchReport, str]:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
-    where, figure = device(address, config), out.with_suffix(".svg")
+    where, figure = device(address, devices), out.with_suffix(".svg")
     if config.sustained_s and figure.exists() and not _is_sustained(out):
         raise OutputExists(f"{figure} exists, where the plot would be written. Choose another -o.")
     path = bench(subjects, out, config, where, sampling=sampling, overwrite=overwrite)
@@ -72,16 +73,18 @@ def estimate(
     config: BenchConfig,
     address: str,
     granularity: str | None,
+    *,
+    devices: DevicesConfig,
     sampling: SamplingConfig,
 ) -> dict[str, object]:
     """What would be timed, of models or, with a granularity, of one's layers; how long at least."""
     if granularity:
-        return layers.estimate(subjects["model"], config, _computer(address, config), granularity)
-    return latency.estimate(subjects, config, device(address, config), sampling)
+        return layers.estimate(subjects["model"], config, _computer(address, devices), granularity)
+    return latency.estimate(subjects, config, device(address, devices), sampling)
 
 
-def _computer(address: str, config: BenchConfig) -> Computer:
-    where = device(address, config)
+def _computer(address: str, devices: DevicesConfig) -> Computer:
+    where = device(address, devices)
     if not isinstance(where, Computer):
         raise BadInput(f"--layers with --device {address}: layers are timed on local and ssh://.")
     return where
@@ -95,11 +98,12 @@ def of_layers(
     resolution: int | None,
     address: str,
     *,
+    devices: DevicesConfig,
     sampling: SamplingConfig,
     overwrite: bool,
 ) -> tuple[LatencyTable, str]:
     """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
-    where = _computer(address, config)
+    where = _computer(address, devices)
     path = bench_layers(
         model, out, config, where, granularity, resolution, sampling=sampling, overwrite=overwrite
     )
@@ -121,9 +125,9 @@ def _quality(row: BenchRow | LatencyTable, times: Spread | ForwardTime) -> str:
     )
 
 
-def of_devices(addresses: Sequence[str], config: BenchConfig) -> tuple[DeviceList, str]:
+def of_devices(addresses: Sequence[str], devices: DevicesConfig) -> tuple[DeviceList, str]:
     """The states of the devices that are named, or of all that this machine knows."""
-    report = states(addresses or known(), config)
+    report = states(addresses or known(), devices)
     return report, "\n".join(line for entry in report.devices for line in _lines(entry))
 
 

@@ -167,7 +167,7 @@ def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrit
     }
     if not measured:
         del stages["baseline"]
-    for address in recipe.bench.devices:
+    for address in recipe.devices.addresses:
         name = "bench" if address == "local" else f"bench {address}"
         stages[name] = partial(_bench, recipe, out, address, after_export)
     return {**stages, "eval": lambda: _evaluate(recipe, out, again)}
@@ -175,7 +175,7 @@ def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrit
 
 def _measured(recipe: Recipe) -> tuple[str, ...]:
     """Targets whose latency is compared with the teacher's: those that run, in their precision."""
-    devices = [device(address, recipe.bench) for address in recipe.bench.devices]
+    devices = [device(address, recipe.devices) for address in recipe.devices.addresses]
     timed = [target for target in RUNS if any(target not in d.refused for d in devices)]
     return tuple(
         request.target
@@ -223,7 +223,7 @@ def _prompts(recipe: Recipe, least: int = 1) -> list[str]:
 
 def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:
     """Teacher and student on one device; PyTorch on this machine only."""
-    where = device(address, recipe.bench)
+    where = device(address, recipe.devices)
     subjects: dict[str, list[str | Path]] = {}
     for label, model, exported in (
         ("teacher", recipe.model, out / "baseline"),
@@ -251,13 +251,13 @@ def bench_path(run: Path, address: str) -> Path:
 def check_devices(recipe: Recipe, out: Path) -> None:
     """Raise for devices that are not there, or have nothing to run, unless they are done with."""
     paths: dict[Path, str] = {}
-    for address in dict.fromkeys(recipe.bench.devices):
+    for address in dict.fromkeys(recipe.devices.addresses):
         if (other := paths.setdefault(bench_path(out, address), address)) != address:
             raise BadInput(f"{other} and {address} would share one report. Leave one of them out.")
     if not paths:
         raise BadInput("--device names no device; without it, this machine is measured.")
-    for address in dict.fromkeys(recipe.bench.devices):
-        where = device(address, recipe.bench)
+    for address in dict.fromkeys(recipe.devices.addresses):
+        where = device(address, recipe.devices)
         if address == "local" or bench_path(out, address).exists():
             continue
         if isinstance(where, Apple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from laptop.benchmarks.settings import BenchConfig, EvalConfig
+from laptop.benchmarks.settings import BenchConfig, DevicesConfig, EvalConfig
 from laptop.distill.settings import DataConfig, DistillConfig, TrainConfig
 from laptop.errors import BadInput
 from laptop.export.settings import ExportConfig, VerifyConfig
@@ -27,6 +27,7 @@ from laptop.pruning.settings import PlanConfig, PruneConfig, ScoreConfig
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE_BYTES = 1 << 20
+MOVED = {"devices": "addresses", "python": "python", "team": "team"}  # from [bench] to [devices]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -76,10 +78,11 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
         if path is not None:
             table = _load(path)
             quick = table.pop("smoke", {})
-            recipe = changed(recipe, table, str(path))
+            recipe = changed(recipe, _moved(table, str(path)), str(path))
             if not isinstance(quick, Mapping):
                 raise BadInput(f"{path}: smoke is a table, not {shown(quick)}.")
-            short = changed(recipe, quick, f"{path} [smoke]")  # is checked in any case
+            where = f"{path} [smoke]"
+            short = changed(recipe, _moved(quick, where), where)  # is checked in any case
             if other := {recipe.model, short.model} - {model}:
                 raise BadInput(
                     f"{path}: model is {shown(min(other))}, and the command is for "
@@ -101,6 +104,21 @@ def _load(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as e:  # ValueError also for a number of 5000 digits
         raise BadInput(f"the recipe {path} cannot be read: {reason(e)}") from None
+
+
+def _moved(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A recipe whose settings of devices are in [devices], not in [bench] as in laptop 0.1."""
+    bench, devices = table.get("bench"), table.get("devices", {})
+    if not isinstance(bench, Mapping) or not isinstance(devices, Mapping):
+        return table  # refused later
+    old = {MOVED[key]: value for key, value in bench.items() if key in MOVED}
+    if twice := old.keys() & devices.keys():
+        raise BadInput(
+            f"{where}: {min(twice)} is set in [devices] and, as in earlier versions, in [bench]. "
+            "Leave it out of [bench]."
+        )
+    rest = {key: value for key, value in bench.items() if key not in MOVED}
+    return {**table, "bench": rest, "devices": old | {**devices}} if old else table
 
 
 def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -> C:

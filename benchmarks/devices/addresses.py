@@ -19,7 +19,7 @@ from pathlib import Path
 from laptop.benchmarks.devices import android, ios
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Device, Facts, Heat
-from laptop.benchmarks.settings import BenchConfig
+from laptop.benchmarks.settings import DevicesConfig
 from laptop.errors import BadInput, LaptopError
 from laptop.hosts import adb, ssh
 from laptop.hosts.place import Local
@@ -30,21 +30,21 @@ FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
 SSH_CONFIG = Path("~/.ssh/config")
 ADB = re.compile(r"adb://([\w.:() -]*)")
 IOS = re.compile(r"ios://([\w-]+)")
-DEFAULTS = BenchConfig()
+DEFAULTS = DevicesConfig()
 HOST, INCLUDE = (re.compile(rf"^\s*{word}[\s=]+([^#]+)", re.I) for word in ("host", "include"))
 
 
-def device(address: str, config: BenchConfig = DEFAULTS) -> Device:
+def device(address: str, access: DevicesConfig = DEFAULTS) -> Device:
     """The device behind an address, not yet reached; `BadInput` where it is none."""
     if udid := IOS.fullmatch(address):
-        return ios.Apple(udid[1], config.team)
+        return ios.Apple(udid[1], access.team)
     if serial := ADB.fullmatch(address):
         return android.device(serial[1])
     if not (address == "local" or address.startswith("ssh://")):
         raise BadInput(f"{address!r} is no device: use {FORMS}.")
     where = ssh.place(address)
     assert isinstance(where, Local | Ssh)
-    return Computer(where, config.python)
+    return Computer(where, access.python)
 
 
 def known() -> list[str]:
@@ -87,16 +87,16 @@ class DeviceList(Record):
     devices: tuple[DeviceEntry, ...]
 
 
-def states(addresses: Sequence[str], config: BenchConfig = DEFAULTS) -> DeviceList:
+def states(addresses: Sequence[str], access: DevicesConfig = DEFAULTS) -> DeviceList:
     """The states of devices, all of which are asked at once."""
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return DeviceList(devices=tuple(pool.map(partial(state, config=config), addresses)))
+        return DeviceList(devices=tuple(pool.map(partial(state, access=access), addresses)))
 
 
-def state(address: str, config: BenchConfig = DEFAULTS) -> DeviceEntry:
+def state(address: str, access: DevicesConfig = DEFAULTS) -> DeviceEntry:
     """The state of one device, which is asked once: no second try after a lost connection."""
     try:
-        target = device(address, config)
+        target = device(address, access)
         match target:
             case Computer(where=Ssh() as where):
                 target = replace(target, where=replace(where, tries=1))

@@ -125,7 +125,7 @@ class Computer:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
                 f"({last_line(done.err)}). Install it, or name "
-                "another: --python, or [bench] python in a recipe."
+                "another: --python, or [devices] python in a recipe."
             )
         return _last_json(done.out)
 

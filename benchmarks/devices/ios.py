@@ -61,7 +61,7 @@ class Apple:
         if not self.team:
             raise BadInput(
                 f"{self.address}: the app that measures there must be signed. Set "
-                '[bench] team = "A1B2C3D4E5", your Apple development team, in a recipe.'
+                '[devices] team = "A1B2C3D4E5", your Apple development team, in a recipe.'
             )
 
     def has(self, workload: Workload) -> bool:

@@ -89,7 +89,7 @@ def bench(
     found = find(facts)
     need_fitting(found, facts, device)
     say_uncompared(found)
-    identity = {k: v for k, v in asdict(config).items() if k not in ("devices", "team")} | {
+    identity = asdict(config) | {
         "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
         **device_identity(device, facts),
         "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},

@@ -92,7 +92,7 @@ def bench_layers(
             invalid_reasons=reasons,
         ).write(folder / out.name)
 
-    settings = {k: v for k, v in asdict(config).items() if k not in ("devices", "components")}
+    settings = {k: v for k, v in asdict(config).items() if k != "components"}
     settings |= {"granularity": granularity, "size": size, "runtime": runtime} | identity
     settings |= device_identity(device, facts) | {"version": facts.runtimes[runtime]}
     return run_stage("layers", out, settings, inputs, work, overwrite=overwrite)

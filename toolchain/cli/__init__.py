@@ -81,7 +81,7 @@ def compress(
         export={"targets": options.targets(targets)},
         data={"source": data},
         distill={"steps": steps},
-        bench={"devices": options.targets(devices)},
+        devices={"addresses": options.targets(devices)},
         prompts={"file": str(prompts) if prompts else None},
     )
     yield recipe
@@ -285,7 +285,11 @@ def bench(
     options.need_json(out)
     bench_options.need_fitting(layers, against, measuring, granularity, resolution, device)
     recipe = common.recipe(
-        subject, score={"granularity": granularity}, bench=measuring, sampling=sampling
+        subject,
+        score={"granularity": granularity},
+        devices={"python": measuring.pop("python")},
+        bench=measuring,
+        sampling=sampling,
     )
     from laptop import benches
 
@@ -294,7 +298,12 @@ def bench(
     yield (
         recipe,
         lambda: benches.estimate(
-            subjects, recipe.bench, device, kind if layers else None, recipe.sampling
+            subjects,
+            recipe.bench,
+            device,
+            kind if layers else None,
+            devices=recipe.devices,
+            sampling=recipe.sampling,
         ),
     )
     from laptop.benchmarks.latency.validity import check_valid
@@ -308,12 +317,20 @@ def bench(
             kind,
             resolution,
             device,
+            devices=recipe.devices,
             sampling=recipe.sampling,
             overwrite=again,
         )
     else:
-        how = recipe.sampling
-        made = benches.of_models(subjects, out, recipe.bench, device, sampling=how, overwrite=again)
+        made = benches.of_models(
+            subjects,
+            out,
+            recipe.bench,
+            device,
+            devices=recipe.devices,
+            sampling=recipe.sampling,
+            overwrite=again,
+        )
     report, text = made
     common.print(report.as_json(), text)
     if not allow_invalid:

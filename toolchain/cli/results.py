@@ -135,9 +135,9 @@ def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None
     With ADDRESSES, of those only; exit 1 when one of them cannot be reached.
     """
     from laptop import benches
-    from laptop.benchmarks.settings import BenchConfig
+    from laptop.benchmarks.settings import DevicesConfig
 
-    report, text = benches.of_devices(addresses, BenchConfig(python=python))
+    report, text = benches.of_devices(addresses, DevicesConfig(python=python))
     click.echo(json.dumps(report.as_json(), indent=1) if as_json else printable(text))
     lost = [device.address for device in report.devices if device.error]
     if addresses and lost:

@@ -27,7 +27,7 @@ from laptop.hosts.place import Local
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up")  # coremltools' own
 UDID = "00008130-000A"
 SHAPES = {"sample": (2, 4, 8, 8), "input_ids": (2, 7)}
-FEW = BenchConfig(components=("unet",), rounds=2, iterations=6, seconds=0, warmup_s=0, team="A1B2")
+FEW = BenchConfig(components=("unet",), rounds=2, iterations=6, seconds=0, warmup_s=0)
 NEURAL_ENGINE = type("MLNeuralEngineComputeDevice", (), {})()
 PROCESSOR = type("MLCPUComputeDevice", (), {})()
 

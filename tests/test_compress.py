@@ -112,6 +112,8 @@ def test_a_board_may_measure_a_precision_that_has_no_teacher(
     class Board:
         refused = ("coreml",)
 
+        def check_settings(self) -> None: ...
+
         def probe(self) -> Facts:
             return Facts("board", "Linux", {"onnxruntime": "1"})
 

@@ -136,13 +136,13 @@ READERS = {  # what reads text or pictures in a way of its own, and the files th
     r"\.splitlines\(": set[str](),  # it also cuts at letters, such as U+2028
     r"\.read_text\(": {  # of the system's files, which are plain; some run on boards, alone
         *("benchmarks/devices/sensors.py", "benchmarks/devices/worker.py", "toolchain/machine.py"),
-        *("benchmarks/devices/addresses.py", "benchmarks/devices/computer.py"),
+        *("benchmarks/devices/ssh_config.py", "benchmarks/devices/computer.py"),
     },
     r"errors=\"": {  # of what programs print, which is shown and not kept; and of ssh's settings
         *(
             "toolchain/hosts/place.py",
             "benchmarks/devices/computer.py",
-            "benchmarks/devices/addresses.py",
+            "benchmarks/devices/ssh_config.py",
         ),
     },
     r"\bgopen\(": {"distill/addresses.py"},  # it runs programs

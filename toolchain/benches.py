@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from laptop.benchmarks.bench_report import BenchReport, BenchRow, ImageRow, Spread
-from laptop.benchmarks.devices.addresses import DeviceEntry, DeviceList, device, known, states
+from laptop.benchmarks.devices.addresses import DeviceEntry, DeviceList, device, known_addresses, states
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.latency import bench as latency
 from laptop.benchmarks.latency import layers
@@ -127,7 +127,7 @@ def _quality(row: BenchRow | LatencyTable, times: Spread | ForwardTime) -> str:
 
 def of_devices(addresses: Sequence[str], devices: DevicesConfig) -> tuple[DeviceList, str]:
     """The states of the devices that are named, or of all that this machine knows."""
-    report = states(addresses or known(), devices)
+    report = states(addresses or known_addresses(), devices)
     return report, "\n".join(line for entry in report.devices for line in _lines(entry))
 
 

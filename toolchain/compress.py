@@ -15,7 +15,6 @@ from typing import Any, TypedDict
 import numpy as np
 
 from laptop.benchmarks.devices.addresses import device
-from laptop.benchmarks.devices.ios import Apple
 from laptop.benchmarks.latency.bench import bench
 from laptop.benchmarks.latency.timed_components import RUNS, is_timed
 from laptop.benchmarks.quality import evaluate
@@ -260,8 +259,7 @@ def check_devices(recipe: Recipe, out: Path) -> None:
         where = device(address, recipe.devices)
         if address == "local" or bench_path(out, address).exists():
             continue
-        if isinstance(where, Apple):
-            where.need_team()
+        where.check_settings()
         targets = {request.target for request in requests(recipe.export)} & RUNS.keys()
         needed = {RUNS[target] for target in targets if target not in where.refused}
         if not needed:

@@ -1,69 +1,47 @@
 """Devices by their address, and which of them can be reached.
 
-local                        this computer
-ssh://[user@]host[:port]     a Linux board or a Mac, by OpenSSH
-adb://SERIAL                 an Android phone, by adb
-ios://UDID                   an iPhone or iPad, from a Mac
+    local                        this computer
+    ssh://[user@]host[:port]     a Linux board or a Mac, by OpenSSH
+    adb://SERIAL                 an Android phone, by adb
+    ios://UDID                   an iPhone or iPad, from a Mac
+
+The module of a device is imported on demand. It has
+
+    device(address, access, tries) -> Device     the device, not yet reached; `BadInput` for an
+                                                 address that is none
+    addresses() -> list[str]                     the devices of its kind that this computer knows
 """
 
-import os
-import re
-import shutil
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Protocol
 
-from laptop.benchmarks.devices import android, ios
-from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Device, Facts, Heat
 from laptop.benchmarks.settings import DevicesConfig
 from laptop.errors import BadInput, LaptopError
-from laptop.hosts import adb, ssh
-from laptop.hosts.place import Local
-from laptop.hosts.ssh import Ssh
 from laptop.records import Record
 
-FORMS = "local, ssh://[user@]host[:port], adb://SERIAL or ios://UDID"
-SSH_CONFIG = Path("~/.ssh/config")
-ADB = re.compile(r"adb://([\w.:() -]*)")
-IOS = re.compile(r"ios://([\w-]+)")
+DEVICES = {  # modules in this folder by the form of their addresses
+    "local": "computer",
+    "ssh://[user@]host[:port]": "computer",
+    "adb://SERIAL": "android",
+    "ios://UDID": "ios",
+}
 DEFAULTS = DevicesConfig()
-HOST, INCLUDE = (re.compile(rf"^\s*{word}[\s=]+([^#]+)", re.I) for word in ("host", "include"))
+TRIES = 4  # calls before a connection that drops is an error
 
 
-def device(address: str, access: DevicesConfig = DEFAULTS) -> Device:
-    """The device behind an address, not yet reached; `BadInput` where it is none."""
-    if udid := IOS.fullmatch(address):
-        return ios.Apple(udid[1], access.team)
-    if serial := ADB.fullmatch(address):
-        return android.device(serial[1])
-    if not (address == "local" or address.startswith("ssh://")):
-        raise BadInput(f"{address!r} is no device: use {FORMS}.")
-    where = ssh.place(address)
-    assert isinstance(where, Local | Ssh)
-    return Computer(where, access.python)
+class DeviceModule(Protocol):
+    """A module of devices."""
 
+    def device(self, address: str, access: DevicesConfig, tries: int) -> Device:
+        """The device with an address, not yet reached."""
 
-def known() -> list[str]:
-    """Addresses: this computer, hosts of the user's ssh configuration, phones on a cable."""
-    return ["local", *(f"ssh://{host}" for host in ssh_hosts()), *phones(), *apples()]
-
-
-def phones() -> list[str]:
-    """Addresses of the devices that adb knows, whatever their state; none without adb."""
-    if shutil.which("adb") is None:
-        return []
-    return [f"adb://{serial}" for serial, _ in adb.devices()]
-
-
-def apples() -> list[str]:
-    """Addresses of iPhones and iPads that this Mac knows; none where they cannot be asked for."""
-    with suppress(LaptopError):
-        return [f"ios://{found.udid}" for found in ios.listed()]
-    return []
+    def addresses(self) -> list[str]:
+        """The devices of this kind that this computer knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +65,27 @@ class DeviceList(Record):
     devices: tuple[DeviceEntry, ...]
 
 
+def device(address: str, access: DevicesConfig = DEFAULTS, tries: int = TRIES) -> Device:
+    """The device with an address, not yet reached; `BadInput` for an address that is none."""
+    kind = address.partition("://")[:2]
+    for form, name in DEVICES.items():
+        if form.partition("://")[:2] == kind:
+            return _module(name).device(address, access, tries)
+    *forms, last = DEVICES
+    raise BadInput(f"{address!r} is no device: use {', '.join(forms)} or {last}.")
+
+
+def _module(name: str) -> DeviceModule:
+    module: DeviceModule = importlib.import_module(f"laptop.benchmarks.devices.{name}")
+    return module
+
+
+def known_addresses() -> list[str]:
+    """This computer, hosts of the user's ssh configuration, phones that are connected."""
+    names = dict.fromkeys(DEVICES.values())
+    return [address for name in names for address in _module(name).addresses()]
+
+
 def states(addresses: Sequence[str], access: DevicesConfig = DEFAULTS) -> DeviceList:
     """The states of devices, all of which are asked at once."""
     with ThreadPoolExecutor(max_workers=16) as pool:
@@ -96,40 +95,7 @@ def states(addresses: Sequence[str], access: DevicesConfig = DEFAULTS) -> Device
 def state(address: str, access: DevicesConfig = DEFAULTS) -> DeviceEntry:
     """The state of one device, which is asked once: no second try after a lost connection."""
     try:
-        target = device(address, access)
-        match target:
-            case Computer(where=Ssh() as where):
-                target = replace(target, where=replace(where, tries=1))
-            case android.Android(place=adb.Adb() as place):
-                target = replace(target, place=replace(place, tries=1))
+        target = device(address, access, tries=1)
         return DeviceEntry(address=address, facts=target.probe(), heat=target.heat())
     except LaptopError as e:
         return DeviceEntry(address=address, error=str(e))
-
-
-def ssh_hosts(config: Path = SSH_CONFIG) -> list[str]:
-    """The hosts that the user's ssh configuration and what it includes name, without patterns."""
-    names = (name for line in _lines(config.expanduser(), set()) for name in _words(HOST, line))
-    return list(dict.fromkeys(name for name in names if re.fullmatch(r"\w[\w.-]*", name)))
-
-
-def _lines(config: Path, read: set[Path]) -> Iterator[str]:
-    """Of a configuration, with those of the files that it includes in their place, each once."""
-    if config in read or not config.is_file() or not os.access(config, os.R_OK):
-        return
-    read.add(config)
-    for line in config.read_text(encoding="utf-8", errors="replace").split("\n"):
-        for included in _words(INCLUDE, line):
-            # as ssh has it: beside the user's configuration, wherever the including file lies
-            name = os.path.expanduser(included)  # noqa: PTH111, of an unknown user it stays as it is
-            pattern = SSH_CONFIG.expanduser().parent / name
-            root = Path(pattern.anchor)
-            for path in sorted(root.glob(str(pattern.relative_to(root)))):
-                yield from _lines(path, read)
-        yield line
-
-
-def _words(keyword: re.Pattern[str], line: str) -> list[str]:
-    """The arguments of a line that begins with the keyword; none of others."""
-    found = keyword.match(line)
-    return [word for word in re.split(r'[\s"]+', found[1]) if word] if found else []

@@ -6,6 +6,7 @@ none, and the battery alone tells a temperature.
 """
 
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from typing import ClassVar
 
 from laptop.benchmarks.devices.android_meter import free_bytes, home_of, measured
 from laptop.benchmarks.devices.android_runners import PAGE, RUNNERS, runner_of, runtimes_of
-from laptop.benchmarks.devices.device import Facts, Heat, Meter, Workload
-from laptop.errors import LaptopError
+from laptop.benchmarks.devices.device import Device, Facts, Heat, Meter, Workload
+from laptop.benchmarks.settings import DevicesConfig
+from laptop.errors import BadInput, LaptopError
 from laptop.files import lines, sha256
+from laptop.hosts import adb
 from laptop.hosts.adb import TMP, Adb
 from laptop.hosts.commands import checked, holds
 from laptop.hosts.place import Place
 
+ADDRESS = re.compile(r"adb://([\w.:() -]*)")
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 HOT = (0, 1, 3, 9)  # of android.os.Temperature's types: processor, GPU, skin, NPU
 SANE_C = (0.0, 150.0)  # sensors that are not there say 0, NaN or worse
@@ -58,7 +62,7 @@ class Battery:
 
 
 @dataclass(frozen=True)
-class Android:
+class Android(Device):
     """A `Device`: a phone, and the folder of this machine with the programs built for it."""
 
     # of ONNX Runtime's own format its runner takes each free dimension for 1
@@ -146,9 +150,18 @@ class Android:
         return thermal.temperature_c, thermal.throttled
 
 
-def device(serial: str, runners: Path | None = None) -> Android:
-    """The device of `adb://SERIAL`; nothing is called yet."""
-    return Android(Adb(serial), runners)
+def device(address: str, access: DevicesConfig, tries: int) -> Android:
+    """The device with the address `adb://SERIAL`, not yet reached; `adb://` is the only one."""
+    if not (match := ADDRESS.fullmatch(address)):
+        raise BadInput(f"{address!r} is no device: use adb://SERIAL.")
+    return Android(Adb(match[1], tries=tries))
+
+
+def addresses() -> list[str]:
+    """The devices that adb knows, whatever their state; none without adb."""
+    if shutil.which("adb") is None:
+        return []
+    return [f"adb://{serial}" for serial, _ in adb.devices()]
 
 
 def folder_of(abi: str) -> Path:

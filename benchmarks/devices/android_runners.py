@@ -80,11 +80,10 @@ class PerfTest:
         return [folder / "model.onnx", *weights]
 
     def options(self, workload: Workload) -> list[str]:
-        given = workload.settings.get("provider_options")
         dimensions = free_dimensions(self.files(workload)[0], workload.shapes)
         return [
             *("-I", "-S", str(workload.seed), "-x", str(workload.threads)),
-            *("-e", provider(workload.runtime), *(["-i", str(given)] if given else [])),
+            *("-e", provider(workload.runtime)),
             *(word for name, size in dimensions.items() for word in ("-f", f"{name}:{size}")),
         ]
 

@@ -20,18 +20,26 @@ from types import TracebackType
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from laptop.benchmarks.devices import sensors
-from laptop.benchmarks.devices.device import AtLeast0, Facts, Heat, Ready, Round, Workload
+from laptop.benchmarks.devices.device import AtLeast0, Device, Facts, Heat, Ready, Round, Workload
+from laptop.benchmarks.devices.ssh_config import ssh_hosts
+from laptop.benchmarks.settings import DevicesConfig
 from laptop.console import say
 from laptop.errors import BadInput, LaptopError
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.fields import Range
 from laptop.files import files_in, lines, sha256, shown
-from laptop.hosts import commands
+from laptop.hosts import commands, ssh
 from laptop.hosts.place import BEGIN, Local, last_line
 from laptop.hosts.ssh import SSH_FAILED, Ssh
 from laptop.records import built
 
 T = TypeVar("T")
+LOADERS = {"pytorch": "laptop.benchmarks.devices.eager:load"}  # others are the worker's own
+IMPORTS = {  # modules of each runtime, imported before the clock of the first load starts
+    "pytorch": ("torch", "diffusers.models.unets.unet_2d_condition"),
+    "onnxruntime": ("onnxruntime",),
+    "executorch": ("executorch.runtime",),
+}
 CACHE = ".cache/laptop/files"
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("worker.py", "sensors.py"))
 ENDED = """is_ours() {{
@@ -45,51 +53,63 @@ NO_ANSWER = "That is no answer of a worker."
 ENDS_S = 5  # that a worker may take to end, each time that it is told to
 
 
+def device(address: str, access: DevicesConfig, tries: int) -> "Computer":
+    """The device with the address `local` or `ssh://[user@]host[:port]`, not yet reached."""
+    place = ssh.place(address)
+    return Computer(replace(place, tries=tries) if isinstance(place, Ssh) else Local(), access.python)
+
+
+def addresses() -> list[str]:
+    """This computer, and the hosts of the user's ssh configuration."""
+    return ["local", *(f"ssh://{host}" for host in ssh_hosts())]
+
+
 @dataclass(frozen=True)
-class Computer:
+class Computer(Device):
     """A device on which a worker's process runs."""
 
     refused: ClassVar[tuple[str, ...]] = ("coreml",)
-    where: Local | Ssh
+    place: Local | Ssh
     python: str = "python3"  # on a board: one that can import the runtime
 
     @property
     def address(self) -> str:
-        return "local" if isinstance(self.where, Local) else self.where.name
+        return "local" if isinstance(self.place, Local) else self.place.name
 
     def probe(self) -> Facts:
-        if isinstance(self.where, Local):
+        if isinstance(self.place, Local):
             return facts_here()
         how_to = f"pip install it there, for {self.python}"
         return replace(_facts(self._ask("facts")), how_to=how_to)
 
     def heat(self) -> Heat:
-        heat = sensors.heat() if isinstance(self.where, Local) else self._ask("heat")
+        heat = sensors.heat() if isinstance(self.place, Local) else self._ask("heat")
         return _as(Heat, heat, self.address)
 
     def has(self, workload: Workload) -> bool:
-        if isinstance(self.where, Local):
+        if isinstance(self.place, Local):
             return True
         if workload.runtime == "tensorrt":
-            return engine.has_graph(self.where, self._home(), Path(workload.source))
+            return engine.has_graph(self.place, self._home(), Path(workload.source))
         folder, digests = self._folder(files_of(workload))
-        return commands.holds(self.where, digests, folder)
+        return commands.holds(self.place, digests, folder)
 
     def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> "Process":
+        kind = workload.runtime.partition(":")[0]
         order = {
-            "loader": workload.settings.get("loader", workload.runtime.partition(":")[0]),
+            "loader": workload.loader or LOADERS.get(kind, kind),
             "runtime": workload.runtime,
             "component": workload.component,
             "shapes": {name: list(shape) for name, shape in workload.shapes.items()},
             "threads": workload.threads,
             "seed": workload.seed,
-            "imports": workload.settings.get("imports", ()),
+            "imports": IMPORTS.get(kind, ()),
             "warmup_iterations": warmup_iterations,
             "warmup_s": warmup_s,
         }
         if workload.runtime == "tensorrt":
             return Process(self, workload, order | self._engine(workload))
-        if isinstance(self.where, Local):
+        if isinstance(self.place, Local):
             files = [str(path) for path in files_of(workload)]
             here = {"source": workload.source, "files": files, "path": sys.path}
             return Process(self, workload, order | here)
@@ -100,10 +120,10 @@ class Computer:
 
     def command(self) -> list[str]:
         """What starts a worker there, from here."""
-        if isinstance(self.where, Local):
+        if isinstance(self.place, Local):
             return [sys.executable, "-m", "laptop.benchmarks.devices.worker"]
         begin = f"echo; echo {shlex.quote(BEGIN)}"
-        return self.where.command(f"{begin}; exec {self._python} -B {shlex.quote(self._worker())}")
+        return self.place.command(f"{begin}; exec {self._python} -B {shlex.quote(self._worker())}")
 
     @property
     def _python(self) -> str:
@@ -120,7 +140,7 @@ class Computer:
         source = Path(sensors.__file__).read_text(encoding="utf-8")
         run = "import sys; del sys.path[0]; exec(sys.stdin.read())"  # no module of its home folder
         script = f"{self._python} -B -c {shlex.quote(run)} {what}"
-        done = self.where.run(script, 120, given=source)
+        done = self.place.run(script, 120, given=source)
         if done.code:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
@@ -132,7 +152,7 @@ class Computer:
     def _send(self, files: Sequence[Path]) -> str:
         """The folder there that holds these files; they are sent once."""
         folder, digests = self._folder(files)
-        commands.send(self.where, digests, folder)
+        commands.send(self.place, digests, folder)
         return folder
 
     def _folder(self, files: Sequence[Path]) -> tuple[str, dict[Path, str]]:
@@ -142,13 +162,13 @@ class Computer:
         return f"{self._home()}/{CACHE}/{name}", digests
 
     def _home(self) -> str:
-        return commands.checked(self.where, 'echo "$HOME"').strip()
+        return commands.checked(self.place, 'echo "$HOME"').strip()
 
     def _engine(self, workload: Workload) -> dict[str, Any]:
         """The workload as an engine, built there."""
         artifact = Path(workload.source)
-        board = engine.probe(self.where)
-        made = engine.build(self.where, artifact, board)
+        board = engine.probe(self.place)
+        made = engine.build(self.place, artifact, board)
         dynamic = {name: workload.shapes[name] for name in made.plan.profile}
         arguments = trtexec.run_arguments(made.plan, made.path, {}, dynamic)
         settings = {"trtexec": board.trtexec, "arguments": arguments[1:]}
@@ -262,7 +282,7 @@ class Process:
         return self.peak_memory_bytes
 
     def _begin(self) -> None:
-        self._greets = isinstance(self.computer.where, Ssh)  # what comes before it is a shell's
+        self._greets = isinstance(self.computer.place, Ssh)  # what comes before it is a shell's
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, _end closes it
         self._process = subprocess.Popen(
             self.computer.command(),
@@ -275,7 +295,7 @@ class Process:
 
     def _insist(self, order: Mapping[str, Any], doing: str) -> dict[str, Any]:
         """The answer, from a new process when the connection to this one was lost."""
-        where = self.computer.where
+        where = self.computer.place
         tries, pause_s = (where.tries, where.pause_s) if isinstance(where, Ssh) else (1, 0.0)
         for i in range(tries):
             if i:
@@ -291,7 +311,7 @@ class Process:
     def _again(self, *, is_loading: bool) -> None:
         """A new process in place of the lost one, loaded as that was."""
         if not is_loading:
-            self.computer.where.run(ENDED.format(pid=self._pid))
+            self.computer.place.run(ENDED.format(pid=self._pid))
         self._end()
         self._begin()
         if not is_loading and (ready := self._answer(self.order)):

@@ -1,15 +1,15 @@
-"""What times a component, wherever it runs: the interface that every device offers.
+"""The interface of every device: it is probed, says how hot it is, and times workloads.
 
-A `Device` is probed, tells how hot it is, and makes a `Meter` of each thing to be timed; the
-protocol (`latency/bench.py`) says which meter runs when, and knows no more of devices than this.
+A `Device` makes a `Meter` of each `Workload`; `latency/bench.py` decides which meter runs when, and
+knows no more of devices than this.
 """
 
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from laptop.console import say
 from laptop.fields import Range
@@ -24,24 +24,24 @@ Celsius = Annotated[float, Range(-300, 10_000)]
 
 @dataclass(frozen=True)
 class Workload:
-    """One thing to time."""
+    """One component in one runtime, to be timed."""
 
-    label: str
+    label: str  # of the model
     component: str
     runtime: str  # onnxruntime, executorch, tensorrt, pytorch; with a provider: onnxruntime:cuda
     target: str  # the folder of the artifact, with its precision: onnx, onnx-fp16; pytorch
     source: str  # what is opened: a model's name or folder, an artifact's file
-    shapes: Shapes  # of its inputs
+    shapes: Shapes  # of the inputs
     precision: str = "fp32"  # of the artifact
     threads: int = 1
     seed: int = 0  # of the inputs' values
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what else the loader needs
     pixels_per_latent: int | None = None  # of a side; None: not known
     params: int | None = None  # as the artifact's list says
+    loader: str | None = None  # `module:function` that loads the source; None: the runtime's own
 
     @property
     def artifact(self) -> Path | None:
-        """The component's file or folder; None when it lies in the Hub's cache."""
+        """The component's file or folder; None for one in the Hub's cache."""
         source = Path(self.source)
         if source.suffix == PACKAGE:
             return source
@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def resolution(self) -> tuple[int, ...] | None:
-        """Height and width in pixels of the pictures that the inputs are of; None: not known."""
+        """Height and width in pixels of the pictures behind the inputs; None: not known."""
         sides = (self.shapes.get("latent_sample") or self.shapes.get("sample") or ())[2:]
         scale = 1 if self.component == "vae_encoder" else self.pixels_per_latent
         return tuple(side * scale for side in sides) if sides and scale else None
@@ -69,13 +69,13 @@ class Placed(Record):
 
 @dataclass(frozen=True)
 class Ready(Record):
-    """What a meter found before its first round; None: the runtime does not tell."""
+    """How long a workload took to load and to run first; None: the runtime does not say."""
 
-    cold_s: AtLeast0 | None  # the first load, the files not in the page cache where that can be had
+    cold_s: AtLeast0 | None  # the first load, if possible without the files in the page cache
     warm_s: AtLeast0 | None  # the second one
     first_ms: AtLeast0 | None  # the first inference
     params: int | None = None
-    precision: str | None = None  # of the computation, where it is not what the workload says
+    precision: str | None = None  # of the computation, if not the workload's
     placement: Mapping[str, Placed] | None = None  # by cpu, gpu, neural_engine
 
 
@@ -97,15 +97,15 @@ class Round(DeviceState):
 
 
 class Meter(Protocol):
-    """One loaded, warmed-up workload; a context manager that leaves nothing running."""
+    """One loaded, warmed-up workload."""
 
     ready: Ready
 
     def run_round(self, iterations: int, seconds: float) -> Round:
-        """At least so many inferences, which take at least so long together."""
+        """Run at least `iterations` inferences, which take at least `seconds` together."""
 
     def stop(self) -> int | None:
-        """End it; its peak memory in bytes."""
+        """End the workload; returns its peak memory in bytes, None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -128,27 +128,32 @@ class Facts(Record):
     free_disk_bytes: int | None = None
     state: str | None = None  # further words, such as a battery's
     cores: int | None = None
-    how_to: str | None = None  # how a runtime comes there; None: by pip
+    how_to: str | None = None  # how to install a runtime there; None: by pip
     accelerator: str | None = None  # the GPU's name
 
 
 class Device(Protocol):
-    """Where latency is measured."""
+    """A place where latency is measured."""
 
-    refused: ClassVar[tuple[str, ...]]  # targets that cannot be timed there
+    refused: ClassVar[tuple[str, ...]] = ()  # targets that cannot be timed there
 
     @property
     def address(self) -> str:
-        """`local`, `ssh://…`, `adb://…`, `ios://…`."""
+        """The address, such as `local`, `ssh://orin`, `adb://0123`, `ios://UDID`."""
+
+    def check_settings(self) -> None:
+        """Raise `BadInput` if a setting that measuring there needs is missing."""
 
     def probe(self) -> Facts:
-        """What is there; `LaptopError` where it cannot be reached."""
+        """What the device is and can run; `LaptopError` if it cannot be reached."""
 
     def heat(self) -> Heat:
-        """How hot it is now."""
+        """How hot it is now; a device that does not say counts as cool."""
+        return Heat()
 
     def has(self, workload: Workload) -> bool:
-        """Whether the workload's files lie there already, whole."""
+        """Whether the device holds the workload's files, whole."""
+        return False
 
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float
@@ -157,13 +162,13 @@ class Device(Protocol):
 
 
 def wait_until_cool(device: Device, most_s: float, pause_s: float = 5) -> str | None:
-    """Wait for a device that is not ready, a bounded time; why it is not even then."""
+    """Wait for a hot device, at most `most_s`; returns why it is not ready even then, else None."""
     end = time.monotonic() + most_s
-    said = None
+    last = None
     while (why := device.heat().why) and time.monotonic() < end:
-        if why != said:
+        if why != last:
             say(f"bench: {device.address} is not ready ({why}); waiting, at most {most_s:g} s")
-        said = why
+        last = why
         time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
     return why
 
@@ -176,6 +181,6 @@ def size_bytes(artifact: Path) -> int:
         return sum(p.stat().st_size for p in artifact.rglob("*") if p.is_file())
     files = [p for p in artifact.iterdir() if p.is_file() and ".fp16." not in p.name]
     for kinds in ((".onnx", ".onnx_data", ".data"), (".safetensors",), (".bin",)):
-        if found := [p.stat().st_size for p in files if p.suffix in kinds]:
-            return sum(found)
+        if sizes := [p.stat().st_size for p in files if p.suffix in kinds]:
+            return sum(sizes)
     return 0

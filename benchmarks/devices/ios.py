@@ -8,18 +8,21 @@ No Mac was at hand: tests run coremltools' own classes against a stand-in of `de
 the app.
 """
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from laptop.benchmarks.devices.device import Facts, Heat, Workload
+from laptop.benchmarks.devices.device import Device, Facts, Workload
 from laptop.benchmarks.devices.ios_app import App, PackageMeter, failures, inputs_of, remote_device
+from laptop.benchmarks.settings import DevicesConfig
 from laptop.errors import BadInput, LaptopError, MissingExtra, Unsupported
 from laptop.export.to_coreml.target import library
 
+ADDRESS = re.compile(r"ios://([\w-]+)")
 UNITS = {  # of a runtime, by the name after its colon: coremltools' ComputeUnit
     "": "ALL",
     "cpu": "CPU_ONLY",
@@ -30,11 +33,24 @@ PROGRAMS = {"xcrun": "Xcode", "devicectl": "devicectl on PATH", "xcodebuild": "x
 APP = App()  # one at a time: it is on the device's screen
 
 
-@dataclass(frozen=True)
-class Apple:
-    """A `Device`."""
+def device(address: str, access: DevicesConfig, tries: int) -> "Apple":
+    """The device with the address `ios://UDID`, not yet reached."""
+    if not (match := ADDRESS.fullmatch(address)):
+        raise BadInput(f"{address!r} is no device: use ios://UDID.")
+    return Apple(match[1], access.team)
 
-    refused: ClassVar[tuple[str, ...]] = ()
+
+def addresses() -> list[str]:
+    """The iPhones and iPads that this Mac knows; none where they cannot be asked for."""
+    with suppress(LaptopError):
+        return [f"ios://{known.udid}" for known in listed()]
+    return []
+
+
+@dataclass(frozen=True)
+class Apple(Device):
+    """An iPhone or iPad."""
+
     udid: str
     team: str = ""  # Apple's development team that signs the app, such as A1B2C3D4E5
 
@@ -53,25 +69,18 @@ class Apple:
             how_to="--to coreml exports what runs there",
         )
 
-    def heat(self) -> Heat:
-        return Heat()  # devicectl does not tell
-
-    def need_team(self) -> None:
-        """Raise `BadInput` without a team."""
+    def check_settings(self) -> None:
         if not self.team:
             raise BadInput(
                 f"{self.address}: the app that measures there must be signed. Set "
                 '[devices] team = "A1B2C3D4E5", your Apple development team, in a recipe.'
             )
 
-    def has(self, workload: Workload) -> bool:
-        return False  # packages lie in the app, compiled
-
     @contextmanager
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float
     ) -> Iterator[PackageMeter]:
-        self.need_team()
+        self.check_settings()
         ct = library()
         units = ct.ComputeUnit[UNITS[workload.runtime.partition(":")[2]]]
         model = ct.models.MLModel(workload.source, compute_units=units, skip_model_load=True)

@@ -17,7 +17,6 @@ from laptop.benchmarks.devices.device import Round, Workload
 from laptop.benchmarks.latency.bench import share
 from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.unet_graph import make_graph
-from laptop.benchmarks.latency.workloads import IMPORTS
 from laptop.benchmarks.settings import BenchConfig
 from laptop.console import track
 from laptop.models import loading
@@ -62,8 +61,7 @@ def measure(
 
 def timed_graph(workload: Workload, graph: Path) -> Workload:
     """The same U-Net as a graph in ONNX Runtime."""
-    settings = {"imports": IMPORTS["onnxruntime"]}
-    return replace(workload, target="onnx", source=str(graph), settings=settings)
+    return replace(workload, target="onnx", source=str(graph))
 
 
 def shares_of(

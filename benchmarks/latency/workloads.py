@@ -7,7 +7,6 @@ those that the components' own `config.json` gives.
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from laptop.benchmarks.devices.device import Facts, Shapes, Workload
 from laptop.benchmarks.latency.timed_components import (
@@ -25,11 +24,6 @@ from laptop.files import shown
 from laptop.models.shapes import Size
 
 CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
-IMPORTS = {  # before the clock of the first load starts
-    "pytorch": ("torch", "diffusers.models.unets.unet_2d_condition"),
-    "onnxruntime": ("onnxruntime",),
-    "executorch": ("executorch.runtime",),
-}
 FIXED = ("executorch", "tensorrt", "coreml")  # runtimes of artifacts that may take one shape only
 EXTRAS = {"onnxruntime": "onnx", "executorch": "executorch"}  # of ours, which install a runtime
 Places = str | Path | Sequence[str | Path]
@@ -78,18 +72,17 @@ def workloads(
     pixels = size or next((one.picture for one in found.values() if one.picture), None)
     made = [
         Workload(
-            label,
-            one.component,
-            one.runtime,
-            one.target,
-            one.source,
-            _guided(one, guidance) if one.shapes else shapes_of(one, guidance, tokens, pixels),
-            one.precision,
-            threads or facts.cores or 1,
-            seed,
-            _settings(one.runtime.partition(":")[0]),
-            one.pixels_per_latent,
-            one.params,
+            label=label,
+            component=one.component,
+            runtime=one.runtime,
+            target=one.target,
+            source=one.source,
+            shapes=_guided(one, guidance) if one.shapes else shapes_of(one, guidance, tokens, pixels),
+            precision=one.precision,
+            threads=threads or facts.cores or 1,
+            seed=seed,
+            pixels_per_latent=one.pixels_per_latent,
+            params=one.params,
         )
         for (label, *_), one in found.items()
     ]
@@ -118,11 +111,6 @@ def _check_asked(
 def _kind(folder: str) -> str:
     """The target of its folder, which has the precision: onnx of onnx-fp16."""
     return folder.partition("-")[0]
-
-
-def _settings(runtime: str) -> dict[str, Any]:
-    own = {"loader": "laptop.benchmarks.devices.eager:load"} if runtime == "pytorch" else {}
-    return {"imports": IMPORTS.get(runtime, ()), **own}
 
 
 def _on_device(

@@ -26,6 +26,5 @@ def load_sleeper(order: Order) -> Loaded:
 def stand_in(
     label: str, source: object, load: Callable[[Order], Loaded] = load_sleeper
 ) -> Workload:
-    settings = {"loader": f"{__name__}:{load.__name__}"}
-    shapes = {"sample": (2, 4)}
-    return Workload(label, "unet", "stand-in", "x", str(source), shapes, settings=settings)
+    loader = f"{load.__module__}:{load.__name__}"
+    return Workload(label, "unet", "stand-in", "x", str(source), {"sample": (2, 4)}, loader=loader)

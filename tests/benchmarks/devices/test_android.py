@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from laptop.benchmarks.devices import android, android_meter, android_runners
+from laptop.benchmarks.devices import addresses, android, android_meter, android_runners
 from laptop.benchmarks.devices.android import Android, Battery, Thermal, not_ready
 from laptop.benchmarks.devices.device import Device, Heat
 from laptop.benchmarks.latency.bench import need_fitting
@@ -393,4 +393,4 @@ def test_the_runners_on_this_machine_are_known_by_abi(tmp_path: Path) -> None:
 
 
 def test_a_serial_names_a_device() -> None:
-    assert android.device("0123").address == "adb://0123"
+    assert addresses.device("adb://0123").address == "adb://0123"

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from laptop.benchmarks.devices import addresses as devices
 from laptop.benchmarks.devices import computer as computers
-from laptop.benchmarks.devices.addresses import device, ssh_hosts, state
+from laptop.benchmarks.devices import ssh_config
+from laptop.benchmarks.devices.addresses import device, state
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Facts, Workload
+from laptop.benchmarks.devices.ssh_config import ssh_hosts
 from laptop.benchmarks.latency.bench import bench, measure, need_fitting
 from laptop.benchmarks.latency.layers import bench_layers
 from laptop.errors import BadInput, LaptopError, Unsupported
@@ -309,7 +310,7 @@ def test_hosts_come_from_the_ssh_configuration_without_patterns(tmp_path: Path) 
 def test_hosts_of_included_files_are_listed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "SSH_CONFIG", tmp_path / "config")
+    monkeypatch.setattr(ssh_config, "SSH_CONFIG", tmp_path / "config")
     (tmp_path / "boards.d").mkdir()
     outside = tmp_path / "elsewhere"
     outside.write_text("Host mac\n")

@@ -14,7 +14,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.models.ml_program.experimental import async_wrapper, perf_utils, remote_device
 
 from laptop.benchmarks.devices import ios, ios_app
-from laptop.benchmarks.devices.addresses import apples, device
+from laptop.benchmarks.devices.addresses import device
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Workload
 from laptop.benchmarks.devices.ios import Apple
@@ -231,7 +231,7 @@ def test_a_probe_tells_phone_system_and_state(phone: Phone) -> None:
     assert (facts.name, facts.os) == ("a phone", "iOS 18.2 (22C152)")
     assert facts.runtimes["coreml:ane"] == "Core ML of iOS 18.2"
     assert facts.state == "connected; developer mode enabled"
-    assert apples() == [f"ios://{UDID}"], "a watch is none"
+    assert ios.addresses() == [f"ios://{UDID}"], "a watch is none"
 
 
 def test_bench_takes_the_times_that_the_phone_tells(
@@ -338,7 +338,7 @@ def test_elsewhere_it_is_refused_with_what_is_missing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ios.shutil, "which", lambda program: None)
     with pytest.raises(Unsupported, match=r"a Mac \(this is not one\), Xcode, devicectl"):
         Apple(UDID).probe()
-    assert apples() == []
+    assert ios.addresses() == []
 
 
 def test_a_computer_times_no_packages(package: Path, tmp_path: Path) -> None:

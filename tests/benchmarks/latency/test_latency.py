@@ -204,7 +204,7 @@ def test_a_worker_that_dies_is_named(load: Callable[[Order], Loaded]) -> None:
 
 
 def test_what_a_worker_says_as_it_dies_is_in_the_message() -> None:
-    nowhere = replace(stand_in("a", 1), settings={"loader": "nowhere:load"})
+    nowhere = replace(stand_in("a", 1), loader="nowhere:load")
     with pytest.raises(LaptopError, match="ModuleNotFoundError: No module named 'nowhere'"):
         measure([nowhere], QUICK, HERE, FACTS)
 

@@ -135,7 +135,10 @@ def test_a_refusal_says_what_is_wrong_and_what_is_right(value, hint, message) ->
         ("smoke = 3", r"r\.toml: smoke is a table, not 3"),
         ("[smoke.score]\nnone = 1", "'none' is unknown"),
         ("[bench]\nruntimes = ['zzz']", "runtimes is 'zzz'; known are pytorch"),
-        ("[bench]\npython = 'a'\n[devices]\npython = 'b'", "r.toml: python is set in .devices. and"),
+        (
+            "[bench]\npython = 'a'\n[devices]\npython = 'b'",
+            "python is set in .devices. and",
+        ),
         ("[smoke.bench]\nteam = 3", r"\[devices\] team is 3; it must be a text"),
         ("[bench]\ncomponents = ['zzz']", "components is 'zzz'; known are text_encoder"),
     ],

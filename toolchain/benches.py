@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from laptop.benchmarks.bench_report import BenchReport, BenchRow, ImageRow, Spread
-from laptop.benchmarks.devices.addresses import DeviceEntry, DeviceList, device, known_addresses, states
+from laptop.benchmarks.devices.addresses import (
+    DeviceEntry,
+    DeviceList,
+    device,
+    known_addresses,
+    states,
+)
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.latency import bench as latency
 from laptop.benchmarks.latency import layers

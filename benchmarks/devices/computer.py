@@ -56,7 +56,9 @@ ENDS_S = 5  # that a worker may take to end, each time that it is told to
 def device(address: str, access: DevicesConfig, tries: int) -> "Computer":
     """The device with the address `local` or `ssh://[user@]host[:port]`, not yet reached."""
     place = ssh.place(address)
-    return Computer(replace(place, tries=tries) if isinstance(place, Ssh) else Local(), access.python)
+    return Computer(
+        replace(place, tries=tries) if isinstance(place, Ssh) else Local(), access.python
+    )
 
 
 def addresses() -> list[str]:

@@ -143,6 +143,7 @@ class Device(Protocol):
 
     def check_settings(self) -> None:
         """Raise `BadInput` if a setting that measuring there needs is missing."""
+        return
 
     def probe(self) -> Facts:
         """What the device is and can run; `LaptopError` if it cannot be reached."""

@@ -52,8 +52,9 @@ def plot(results: Sequence[BenchRow], stem: Path) -> None:
         minutes = np.cumsum(load.seconds) / 60
         name = f"{row.label}: {row.component}, {row.target}"
         axes.plot(minutes, load.p50_ms, marker="o", label=name, color=color)
-        if None not in load.temperature_c:
-            hot.plot(minutes, load.temperature_c, ":", color=color)
+        temperatures = [celsius for celsius in load.temperature_c if celsius is not None]
+        if len(temperatures) == len(minutes):
+            hot.plot(minutes, temperatures, ":", color=color)
     axes.set(xlabel="minutes", ylabel="median, ms")
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower right", frameon=False, fontsize=8)

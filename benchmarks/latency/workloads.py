@@ -77,7 +77,9 @@ def workloads(
             runtime=one.runtime,
             target=one.target,
             source=one.source,
-            shapes=_guided(one, guidance) if one.shapes else shapes_of(one, guidance, tokens, pixels),
+            shapes=_guided(one, one.shapes, guidance)
+            if one.shapes
+            else shapes_of(one, guidance, tokens, pixels),
             precision=one.precision,
             threads=threads or facts.cores or 1,
             seed=seed,
@@ -149,15 +151,14 @@ def _listed(runtimes: Mapping[str, str]) -> str:
     return ", ".join(f"{k} {v}" for k, v in runtimes.items()) or "none"
 
 
-def _guided(one: TimedComponent, guidance: bool) -> Shapes:
-    """Recorded shapes: of two rows with guidance, of one without it or where it is embedded."""
-    assert one.shapes
-    batch, rows = (one.shapes.get("sample") or (0,))[0], 2 if guidance else 1
-    is_embedded = "timestep_cond" in one.shapes
+def _guided(one: TimedComponent, recorded: Shapes, guidance: bool) -> Shapes:
+    """Recorded shapes, with two rows for guidance, and one without it or where it is embedded."""
+    batch, rows = (recorded.get("sample") or (0,))[0], 2 if guidance else 1
+    is_embedded = "timestep_cond" in recorded
     if one.component != "unet" or batch == rows or one.runtime in FIXED or is_embedded:
-        return one.shapes
+        return recorded
     return {
-        k: (rows, *shape[1:]) if shape[:1] == (batch,) else shape for k, shape in one.shapes.items()
+        k: (rows, *shape[1:]) if shape[:1] == (batch,) else shape for k, shape in recorded.items()
     }
 
 

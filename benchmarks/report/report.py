@@ -103,9 +103,7 @@ def result_table(run: RunFiles, columns: Mapping[str, Measures]) -> str:
     for setup in setups(run):
         title = words(setup.title)
         rows.append([f"{title}, p50", *(number(m.p50_ms[setup], "ms") for m in models)])
-        cells = [
-            _cell(ratio(run, label, setup), m.is_valid[setup]) for label, m in columns.items()
-        ]
+        cells = [_cell(ratio(run, label, setup), m.is_valid[setup]) for label, m in columns.items()]
         rows.append([f"{title}, × teacher", *cells])
     rows += [
         ["Prompt accuracy", *(percent(m.prompt_accuracy) for m in models)],

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from laptop import mistakes
 from laptop.benchmarks.bench_report import (
@@ -88,7 +88,7 @@ class RunFiles:
     plan: Plan
     log: RunLog  # laptop.json
     scores: Scores | None
-    losses: list[LossRow]  # by step
+    losses: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl, by step
     parity: Sequence[ParityRow]
     benches: list[BenchReport]  # one a device, this machine's first
     evaluation: EvalReport | None
@@ -158,7 +158,7 @@ def _optional(path: Path, kind: type[R]) -> R | None:
     return kind.read(path) if os.path.lexists(path) else None
 
 
-def _read_losses(path: Path) -> list[LossRow]:
+def _read_losses(path: Path) -> Sequence[Mapping[str, Any]]:
     """By step, the last row of a step winning: a resumed training writes some steps again."""
     if not path.exists():
         return []
@@ -169,7 +169,7 @@ def _read_losses(path: Path) -> list[LossRow]:
         except (ValueError, RecursionError):
             raise BadInput(f"{path}, line {number} is not valid JSON; it may be cut off.") from None
         rows[row["step"]] = checked(row, LossRow, f"{path}, line {number}", "Train again.")
-    return [rows[step] for step in sorted(rows)]
+    return [{**rows[step]} for step in sorted(rows)]
 
 
 def measures(run: RunFiles, label: str) -> Measures:

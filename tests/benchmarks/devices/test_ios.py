@@ -13,6 +13,7 @@ import pytest
 from coremltools.converters.mil import Builder as mb
 from coremltools.models.ml_program.experimental import async_wrapper, perf_utils, remote_device
 
+from laptop.benchmarks.bench_report import BenchReport
 from laptop.benchmarks.devices import ios, ios_app
 from laptop.benchmarks.devices.addresses import device
 from laptop.benchmarks.devices.computer import Computer
@@ -248,7 +249,7 @@ def test_bench_takes_the_times_that_the_phone_tells(
     assert row["placement"]["neural_engine"]["operations"] == pytest.approx(2 / 3)
     assert row["placement"]["neural_engine"]["cost"] == pytest.approx(6 / 7)
     assert row["placement"]["cpu"]["cost"] == pytest.approx(1 / 7)
-    assert "neural engine 66.7 % of the operations, 85.7 % of their" in _placements([row])[0]
+    assert "neural engine 66.7 % of the operations, 85.7 % of their" in _placements(BenchReport.read(out).results)[0]
     assert phone.units == ["ALL", "ALL"]
     assert phone.most_loaded == 1, "iOS ends apps that take much memory"
     assert not phone.loaded
@@ -306,7 +307,7 @@ def test_without_a_compute_plan_the_times_stay(
 @pytest.mark.parametrize(
     ("asked", "team", "said"),
     [
-        ({}, "", r"must be signed. Set \[bench\] team"),
+        ({}, "", r"must be signed. Set \[devices\] team"),
         ({"shapes": {"sample": (2, 8, 4, 8)}}, "A1B2", r"takes sample of \[2, 4, 8, 8\]"),
     ],
 )

@@ -1,4 +1,4 @@
-# demo test lint types wheel docs: the same six here and in CI (.ci/run).
+# demo test test-long lint types wheel docs: the same here and in CI (.ci/run).
 #
 #   make demo PYTHON=python3.12     another interpreter
 #   make demo TORCH_INDEX=URL       a PyTorch index, e.g. that of its CPU builds (on Linux the
@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types wheel docs study
+.PHONY: demo test test-long lint types wheel docs study
 .NOTPARALLEL: # all of them share one virtual environment, and two share build/
 
 demo: $(VENV)/installed
@@ -26,6 +26,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(TESTS)
+
+# Those marked `long`: several kills, whole runs twice, studies.
+test-long: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m long $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

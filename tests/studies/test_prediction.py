@@ -20,7 +20,7 @@ FEW = BenchConfig(threads=1, rounds=2, iterations=2, seconds=0.0, warmup_s=0.0)
 
 
 @pytest.fixture(scope="module")
-def scored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with scores and a table of the tiny model, both of few samples."""
     folder = tmp_path_factory.mktemp("scored")
     (folder / "few.toml").write_text(
@@ -28,8 +28,8 @@ def scored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[bench]\nrounds = 2\niterations = 2\nseconds = 0.0\nwarmup_s = 0.0\nthreads = 1\n"
     )
     for command in (
-        ["score", "--model", str(tiny_folder), "-o", str(folder / "scores")],
-        ["bench", str(tiny_folder), "--layers", "--allow-invalid", "-o", str(folder / "t.json")],
+        ["score", "--model", str(small_folder), "-o", str(folder / "scores")],
+        ["bench", str(small_folder), "--layers", "--allow-invalid", "-o", str(folder / "t.json")],
     ):
         done = CliRunner().invoke(main, [*command, "-c", str(folder / "few.toml")])
         assert done.exit_code == 0, done.output
@@ -45,11 +45,12 @@ def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() ->
         assert all(set(units[name].needs) <= set(gone) for name in gone)
 
 
+@pytest.mark.long
 def test_plans_are_predicted_and_measured_and_a_killed_call_goes_on(
-    scored: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scored: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, out = read_json(scored / "t.json"), tmp_path / "prediction.json"
-    whole = prediction.predict(str(tiny_folder), table, out, 2, FEW)
+    whole = prediction.predict(str(small_folder), table, out, 2, FEW)
     saves = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
     for row in whole["rows"]:
         left = table["unet_ms"]["p50"] - sum(saves[name] for name in row["remove"])
@@ -64,14 +65,15 @@ def test_plans_are_predicted_and_measured_and_a_killed_call_goes_on(
         return whole["rows"][1]
 
     monkeypatch.setattr(prediction, "time_plan", told)
-    assert prediction.predict(str(tiny_folder), table, out, 2, FEW)["rows"] == whole["rows"]
+    assert prediction.predict(str(small_folder), table, out, 2, FEW)["rows"] == whole["rows"]
     assert timed == [whole["rows"][1]["remove"]], "the first one is not timed again"
     with pytest.raises(BadInput, match="another table or with other settings"):
-        prediction.predict(str(tiny_folder), table, out, 3, FEW)
+        prediction.predict(str(small_folder), table, out, 3, FEW)
     prediction.prediction_chart([whole], tmp_path / "figure")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
 
 
+@pytest.mark.long
 def test_budgets_of_time_and_parameters_are_measured_beside_each_other(
     scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

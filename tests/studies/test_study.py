@@ -245,6 +245,7 @@ def test_figures_show_every_arm_at_every_ratio_on_light_and_on_dark(tmp_path) ->
     assert by == set(BY_CRITERION)
 
 
+@pytest.mark.long
 def test_a_study_of_two_steps_runs_from_end_to_end(tmp_path: Path, monkeypatch) -> None:
     """Three students in a worker process of their own; then nothing is left to do."""
     wanted = [

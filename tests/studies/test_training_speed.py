@@ -70,6 +70,7 @@ def test_ways_share_weights_but_neither_gradients_nor_hooks() -> None:
     assert not pair.student.down_blocks[0]._forward_hooks
 
 
+@pytest.mark.long
 def test_the_command_prints_each_way_with_its_ratios_and_names_what_it_leaves_out(
     monkeypatch, capsys
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_compiled_step_is_compared_with_the_floor_only() -> None:
     assert replace(CASE, kind="both").how.gradient_checkpointing
 
 
+@pytest.mark.long
 def test_memory_alone_is_at_least_that_of_weights_gradients_moments_and_average() -> None:
     case = replace(CASE, width=0.1)
     pair = make_pair(case)

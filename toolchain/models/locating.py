@@ -7,7 +7,7 @@ is found from its small files, before any weight is read.
 import inspect
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,23 @@ def random_name(model: str) -> str | None:
 
 
 def _check_local(folder: Path) -> None:
-    """Check everything of a folder that can be checked without reading a tensor."""
+    """Check everything of a folder that can be checked without reading a tensor.
+
+    The same files are checked once: stages ask for a model a hundred times in one run.
+    """
+    is_model = (folder / "model_index.json").is_file()
+    _check_state(folder, _state(folder) if is_model else ())
+
+
+def _state(folder: Path) -> tuple[tuple[object, ...], ...]:
+    """Everything below a folder, as values that differ once a file is written or exchanged."""
+    paths = [(path, path.lstat()) for path in sorted(folder.rglob("*"))]
+    return tuple((p, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in paths)
+
+
+@lru_cache(maxsize=32)
+def _check_state(folder: Path, _state: tuple[tuple[object, ...], ...]) -> None:
+    """Check a folder whose files are in this state; what is refused is checked again next time."""
     check_folder(folder)
     parts = component_classes.components(read_json(folder / "model_index.json"))
     for part in stored_weights.NETWORKS:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laptop.export.onnx_runner import Array
+from laptop.export.arrays import Array
 
 BLANK = 1 / 255  # standard deviation of a picture in [0, 1] that shows nothing
 

@@ -23,11 +23,12 @@ from laptop.errors import LaptopError
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import module_of
 from laptop.machine import peak_memory_bytes
+from laptop.records import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from laptop.export.onnx_runner import Array
+    from laptop.export.arrays import Array
 
 # Most of the seconds that a small export takes. In forked processes no thread has run before.
 IMPORTS = [
@@ -35,6 +36,14 @@ IMPORTS = [
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessCost(Record):
+    """Time and memory of one process."""
+
+    seconds: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,13 +83,13 @@ def save_examples(examples: "list[dict[str, Tensor]]", path: Path) -> None:
     )
 
 
-def example_shapes(path: Path) -> dict[str, list[int]]:
+def example_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each input in a file of `save_examples`, by name."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
         first = [key for key in file.keys() if key.startswith("000.")]  # noqa: SIM118
-        return {key.partition(".")[2]: file.get_slice(key).get_shape() for key in first}
+        return {key.partition(".")[2]: tuple(file.get_slice(key).get_shape()) for key in first}
 
 
 def export(job: Job) -> None:
@@ -96,8 +105,8 @@ def complete(target: str, model: str, folder: Path) -> None:
 
 def run_apart(
     what: str, work: Callable[..., None], *given: object, temporary: Path | None = None
-) -> dict[str, Any]:
-    """Call `work(*given)` in a new process; returns its seconds and its peak memory.
+) -> ProcessCost:
+    """Call `work(*given)` in a new process; returns what the process took.
 
     Its temporary files lie in the folder `temporary` (the system's when None), and are gone when it
     ends, however it does. A `LaptopError` there is raised here; another end of the process becomes
@@ -125,7 +134,7 @@ def run_apart(
             ours.close()
     if isinstance(answer, LaptopError):
         raise answer
-    return {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": answer}
+    return ProcessCost(seconds=round(time.perf_counter() - start, 3), peak_memory_bytes=answer)
 
 
 def _context() -> Any:

@@ -21,29 +21,28 @@ was run, outputs are `identical` (infinite PSNR), or NaN or Inf was found, count
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from laptop import console, files, run
-from laptop.errors import BadInput, CheckFailed, Unsupported
-from laptop.export import artifacts as listing
-from laptop.export import components, magnitudes, onnx_runner, pictures
+from laptop.errors import BadInput, Unsupported
+from laptop.export import components, magnitudes, pictures
+from laptop.export.arrays import Array, ArrayFunction
+from laptop.export.artifact_list import Artifact, read_list
 from laptop.export.closeness import Comparison, compare, is_blank, worst
-from laptop.export.documents import ParityReport
 from laptop.export.inputs import record, sample
-from laptop.export.onnx_runner import Array
+from laptop.export.parity_report import FAILED, REPORT, ParityReport, ParityRow, note_verified
 from laptop.export.settings import VerifyConfig
+from laptop.export.target_folder import measure
 from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
+from laptop.export.to_onnx.onnx_checks import check_file
 from laptop.models import loading, locating
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
-from laptop.records import read_record
 
-SCHEMA = "laptop.parity/1"
-REPORT = "report.json"
 FLOORS = {  # dB by precision
     **{"coreml-fp32": 60.0, "coreml-fp16": 40.0},
     **{"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int8-qdq": 30.0},
@@ -51,10 +50,7 @@ FLOORS = {  # dB by precision
 }
 PICTURE = "picture"  # the component that all of them make
 PICTURE_FLOORS = {"fp32": 40.0, "fp16": 25.0}  # after all steps; of coarser ones it is shown only
-FAILED = "failed"
 MOST_STEPS = 8  # of sampling, unless the stage's own key asks for more
-
-Row = Mapping[str, Any]
 
 
 def verify(
@@ -75,46 +71,26 @@ def verify(
     prompts = prompts[: config.prompts]
     if not prompts:
         raise BadInput("verify needs at least one prompt; there are none.")
-    rows = listing.read_list(artifacts)
-    for row in rows:
-        _check_artifact(artifacts / row["file"], row)
+    listed = read_list(artifacts)
+    for artifact in listed.artifacts:
+        _check_artifact(artifacts / artifact.file, artifact)
     locating.need_whole_chain(against, "verify")
-    stated = (sampling or SamplingConfig()).over(listing.sampling_of(artifacts))
-    how = choose_sampling(against, stated, steps=config.steps, most=MOST_STEPS)
-    how = how.with_resolution(listing.resolution(artifacts))
+    stated = (sampling or SamplingConfig()).over(listed.sampling_config)
+    chosen = choose_sampling(against, stated, steps=config.steps, most=MOST_STEPS)
+    chosen = chosen.with_resolution(listed.resolution)
     sources, identity = locating.identity("against", against)
 
-    def work(folder: Path) -> dict[str, Any]:
-        results = Verification(artifacts, against, folder, config, prompts, how).results(rows)
-        files.write_json(folder / REPORT, {"schema": SCHEMA, "results": results})
-        return {"verified": sum(r["state"] != FAILED for r in results)}
+    def work(folder: Path) -> dict[str, object]:
+        verification = Verification(artifacts, against, folder, config, prompts, chosen)
+        report = ParityReport(results=tuple(verification.rows(listed.artifacts)))
+        report.write(folder / REPORT)
+        return {"verified": len(report.results) - len(report.failed)}
 
-    settings = {**asdict(config), "prompts": list(prompts), "sampling": asdict(how), **identity}
-    given = {"artifacts": artifacts, **sources}
-    run.run_stage("verify", out, settings, given, work, overwrite=overwrite)
-    listing.note_verified(artifacts, read_report(out)["results"])
+    settings = {**asdict(config), "prompts": list(prompts), "sampling": asdict(chosen), **identity}
+    sources = {"artifacts": artifacts, **sources}
+    run.run_stage("verify", out, settings, sources, work, overwrite=overwrite)
+    note_verified(artifacts, ParityReport.read(out / REPORT))
     return out
-
-
-def read_report(out: Path) -> ParityReport:
-    """The report in a folder that `verify` made."""
-    return read_record(out / REPORT, ParityReport, SCHEMA, "Verify again with --overwrite.")
-
-
-def check(report: ParityReport) -> None:
-    """Raise `CheckFailed` that lists the components which did not reach their floor.
-
-    Also where there was nothing to verify, as after an export of which every target failed.
-    """
-    if not report["results"]:
-        raise CheckFailed("nothing was verified: the artifacts' folder holds none.")
-    failed = [r for r in report["results"] if r["state"] == FAILED]
-    if failed:
-        lines = "; ".join(f"{r['target']} {r['component']}: {r['reason']}" for r in failed)
-        raise CheckFailed(
-            f"{len(failed)} of {len(report['results'])} artifacts differ from PyTorch ({lines}). "
-            "Do not ship them; the .npy files beside the report hold inputs and both outputs."
-        )
 
 
 @dataclass(frozen=True)
@@ -147,35 +123,36 @@ class Verification:
         self.references: dict[str, Reference] = {}  # by component, for all targets
         self.half: set[str] = set()  # components with an artifact in half precision
 
-    def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def rows(self, artifacts: Sequence[Artifact]) -> list[ParityRow]:
         """A row of the report for each artifact, then one for each target's pictures."""
-        self.half = {row["component"] for row in rows if row["precision"] in HALF}
-        results = [self._component(row) for row in console.track(rows, "verify", len(rows))]
+        self.half = {artifact.component for artifact in artifacts if artifact.precision in HALF}
+        tracked = console.track(artifacts, "verify", len(artifacts))
+        rows = [self._component(artifact) for artifact in tracked]
         if self.config.pictures:
-            folders = dict.fromkeys(_folder(row) for row in rows)
-            made = [self._pictures([r for r in rows if _folder(r) == name]) for name in folders]
-            results += [row for row in made if row is not None]
-        return results
+            for folder in dict.fromkeys(artifact.folder for artifact in artifacts):
+                rows += self._pictures([a for a in artifacts if a.folder == folder])
+        return rows
 
-    def _component(self, row: Row) -> dict[str, Any]:
-        name = row["component"]
+    def _component(self, artifact: Artifact) -> ParityRow:
+        name = artifact.component
         if name not in self.recorded:
             raise BadInput(
                 f"{self.artifacts} holds {name}, which {self.against} has not: it was exported "
                 "from another model. Pass the model that it was exported from."
             )
-        beside = self.folder / _folder(row) / name
-        beside.mkdir(parents=True, exist_ok=True)
-        runner, found, reason = self._runner(row), None, None
+        folder = self.folder / artifact.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        runner, comparison, reason = self._runner(artifact), None, None
         if runner is not None:
-            compared = _run_and_compare(runner, self._reference(name), name, beside)
-            found = worst([comparison for comparison, _ in compared])
+            compared = _run_and_compare(runner, self._reference(name), name, folder)
+            comparison = worst([comparison for comparison, _ in compared])
             if name == "vae_decoder":
                 reason = blank([(value + 1) / 2 for _, value in compared])
-        floor = self._floor(FLOORS, row["precision"])
-        digest = listing.measure(self.artifacts / row["file"])[1]
-        samples = len(self._reference(name).inputs) if found else 0
-        return result(row, digest, found, floor, samples, reason, self._overflow(row))
+        floor = self._floor(FLOORS, artifact.precision)
+        digest = measure(self.artifacts / artifact.file)[1]
+        samples = len(self._reference(name).inputs) if comparison else 0
+        overflow = self._overflow(artifact)
+        return parity_row(artifact, digest, comparison, floor, samples, reason, overflow)
 
     def _reference(self, name: str) -> Reference:
         """What PyTorch computes, once for all targets."""
@@ -190,54 +167,51 @@ class Verification:
             self.references[name] = Reference([_arrays(row) for row in inputs], outputs, peaks)
         return self.references[name]
 
-    def _overflow(self, row: Row) -> str | None:
+    def _overflow(self, artifact: Artifact) -> str | None:
         """Which module of a half-precision artifact overflows; None for any other artifact."""
-        peaks = self._reference(row["component"]).peaks if row["precision"] in HALF else None
+        if artifact.precision not in HALF:
+            return None
+        peaks = self._reference(artifact.component).peaks
         if peaks is None:
             return None
-        keeps = module_of(row["target"]).wide_scores(self.artifacts / row["file"])
-        is_coreml = "coreml" in (row["target"], *row["precision"].split("-"))
+        keeps = module_of(artifact.target).wide_scores(self.artifacts / artifact.file)
+        is_coreml = "coreml" in (artifact.target, *artifact.precision.split("-"))
         return magnitudes.overflow(peaks, keeps, squares=is_coreml)
 
-    def _pictures(self, rows: Sequence[Row]) -> dict[str, Any] | None:
-        """One target's pictures beside PyTorch's; None where its U-Net cannot run here."""
+    def _pictures(self, artifacts: Sequence[Artifact]) -> list[ParityRow]:
+        """The row of one target's pictures; none where its U-Net cannot run here."""
         runners = {}
-        for row in rows:
-            if (runner := self._runner(row)) is not None:
-                graph = components.graph(self.pipe, row["component"])
-                runners[row["component"]] = (graph, runner)
-        unet = next((row for row in rows if row["component"] == "unet"), None)
-        if unet is None or "unet" not in runners:
-            return None
+        for artifact in artifacts:
+            if (runner := self._runner(artifact)) is not None:
+                graph = components.graph(self.pipe, artifact.component)
+                runners[artifact.component] = (graph, runner)
+        if "unet" not in runners:
+            return []
+        (unet,) = [artifact for artifact in artifacts if artifact.component == "unet"]
         with pictures.replaced(self.pipe, runners):
             seed = self.config.seed
             drawn = [p.numpy() for p in sample(self.pipe, self.prompts, self.sampling, seed=seed)]
         references = pictures.as_pictures(self.recorded["vae_encoder"])
-        beside = self.folder / _folder(unet) / PICTURE
-        beside.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / unet.folder / PICTURE
+        folder.mkdir(parents=True, exist_ok=True)
         for i, (reference, picture) in enumerate(zip(references, drawn, strict=True)):
-            pictures.save_png(picture, beside / f"{i:03d}.png")
-            pictures.save_png(reference, beside / f"{i:03d}.reference.png")
-        found = worst([compare(a, b) for a, b in zip(references, drawn, strict=True)])
-        row = {**unet, "component": PICTURE, "file": _folder(unet)}
-        floor = self._floor(PICTURE_FLOORS, unet["precision"])
-        digest = files.sha256(self.artifacts / _folder(unet))
-        return result(row, digest, found, floor, len(drawn), blank(drawn))
+            pictures.save_png(picture, folder / f"{i:03d}.png")
+            pictures.save_png(reference, folder / f"{i:03d}.reference.png")
+        comparison = worst([compare(a, b) for a, b in zip(references, drawn, strict=True)])
+        subject = replace(unet, component=PICTURE, file=unet.folder)
+        floor = self._floor(PICTURE_FLOORS, unet.precision)
+        digest = files.sha256(self.artifacts / unet.folder)
+        return [parity_row(subject, digest, comparison, floor, len(drawn), blank(drawn))]
 
-    def _runner(self, row: Row) -> onnx_runner.Runner | None:
-        module = module_of(row["target"])
-        runner: onnx_runner.Runner | None = None
-        if module.checked(row["precision"]) is not None:
-            runner = module.load(self.artifacts / row["file"])
+    def _runner(self, artifact: Artifact) -> ArrayFunction | None:
+        module = module_of(artifact.target)
+        runner: ArrayFunction | None = None
+        if module.checked(artifact.precision) is not None:
+            runner = module.load(self.artifacts / artifact.file)
         return runner
 
     def _floor(self, floors: Mapping[str, float], precision: str) -> float | None:
         return self.config.floor_db if self.config.floor_db is not None else floors.get(precision)
-
-
-def _folder(row: Row) -> str:
-    """The target's folder among the artifacts."""
-    return Path(row["file"]).parts[0]
 
 
 def early_middle_late(given: Sequence[Any], prompts: int) -> list[Any]:
@@ -258,7 +232,7 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _run_and_compare(
-    runner: onnx_runner.Runner, references: Reference, component: str, folder: Path
+    runner: ArrayFunction, references: Reference, component: str, folder: Path
 ) -> list[tuple[Comparison, Array]]:
     """Every output of every sample: how near it is, and itself."""
     found = []
@@ -279,50 +253,50 @@ def _run_and_compare(
     return found
 
 
-def result(
-    row: Row,
+def parity_row(
+    artifact: Artifact,
     sha256: str,
-    found: Comparison | None,
+    comparison: Comparison | None,
     floor: float | None,
     samples: int,
     blank: str | None = None,
     overflow: str | None = None,
-) -> dict[str, Any]:
-    """One row of the report; `found` is None where nothing was run.
+) -> ParityRow:
+    """One row of the report; `comparison` is None where nothing was run.
 
     `blank` and `overflow` are reasons to fail, however near the outputs are.
 
     JSON has no NaN and no Infinity, so they become null.
     """
-    reason = overflow or _reason(found, floor) or blank
-    state = module_of(row["target"]).checked(row["precision"]) if found else NOT_RUN
-    return {
-        "target": row["target"],
-        "component": row["component"],
-        "artifact": row["file"],
-        "sha256": sha256,
-        "precision": row["precision"],
-        "state": FAILED if reason else state,
-        "samples": samples,
-        "psnr_db": _finite(found.psnr_db) if found else None,
-        "floor_db": floor,
-        "cosine": _finite(found.cosine) if found else None,
-        "max_abs_error": _finite(found.max_abs_error) if found else None,
-        "identical": found is not None and found.psnr_db == math.inf,
-        "nonfinite": found.nonfinite if found else 0,
-        "reason": reason,
-    }
+    reason = overflow or _reason(comparison, floor) or blank
+    state = module_of(artifact.target).checked(artifact.precision) if comparison else NOT_RUN
+    return ParityRow(
+        target=artifact.target,
+        component=artifact.component,
+        artifact=artifact.file,
+        sha256=sha256,
+        precision=artifact.precision,
+        state=FAILED if reason else state,
+        samples=samples,
+        psnr_db=_finite(comparison.psnr_db) if comparison else None,
+        floor_db=floor,
+        cosine=_finite(comparison.cosine) if comparison else None,
+        max_abs_error=_finite(comparison.max_abs_error) if comparison else None,
+        identical=comparison is not None and comparison.psnr_db == math.inf,
+        nonfinite=comparison.nonfinite if comparison else 0,
+        reason=reason,
+    )
 
 
-def _reason(found: Comparison | None, floor: float | None) -> str | None:
+def _reason(comparison: Comparison | None, floor: float | None) -> str | None:
     """Why an artifact fails; None where it does not."""
-    if found is None:
+    if comparison is None:
         return None
-    if found.nonfinite:
-        return f"{found.nonfinite} values are NaN or Inf"
-    if floor is None or found.psnr_db >= floor:
+    if comparison.nonfinite:
+        return f"{comparison.nonfinite} values are NaN or Inf"
+    if floor is None or comparison.psnr_db >= floor:
         return None
-    shown = math.floor(100 * found.psnr_db) / 100  # so that it is never shown as reached
+    shown = math.floor(100 * comparison.psnr_db) / 100  # so that it is never shown as reached
     return f"PSNR {shown:.2f} dB, at least {floor:g} needed"
 
 
@@ -330,11 +304,11 @@ def _finite(value: float) -> float | None:
     return round(value, 9) if math.isfinite(value) else None
 
 
-def _check_artifact(path: Path, row: Mapping[str, Any]) -> None:
-    if row["precision"] not in FLOORS:
+def _check_artifact(path: Path, artifact: Artifact) -> None:
+    if artifact.precision not in FLOORS:
         raise Unsupported(
-            f"{path}: no parity floor is known for precision {row['precision']!r}; known: "
+            f"{path}: no parity floor is known for precision {artifact.precision!r}; known: "
             f"{', '.join(FLOORS)}."
         )
-    need_packages(row["target"])
-    onnx_runner.check_file(path, row["target"])
+    need_packages(artifact.target)
+    check_file(path)

@@ -10,21 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.components import Graph
 from laptop.export.inputs import unet_inputs
-from laptop.export.onnx_runner import Runner
 
 Network = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @contextmanager
-def replaced(pipe: Any, runners: Mapping[str, tuple[Graph, Runner]]) -> Iterator[None]:
+def replaced(pipe: Any, runners: Mapping[str, tuple[Graph, ArrayFunction]]) -> Iterator[None]:
     """`pipe` with artifacts in place of those of its networks that `runners` names."""
     calls = {name: _network(*given) for name, given in runners.items()}
     owners = []
@@ -49,7 +48,7 @@ def _place(pipe: Any, component: str) -> tuple[Any, str]:
     )
 
 
-def _network(graph: Graph, runner: Runner) -> Network:
+def _network(graph: Graph, runner: ArrayFunction) -> Network:
     """An artifact from tensors to tensors."""
 
     def call(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,12 +78,12 @@ def text_output(found: Mapping[str, Tensor]) -> Any:
     return kind(**others, hidden_states=states or None)
 
 
-def save_png(picture: NDArray[Any], path: Path) -> None:
+def save_png(picture: Array, path: Path) -> None:
     """A picture (1, 3, H, W) in [0, 1]; what is no number is black."""
     pixels = np.nan_to_num(picture[0]).clip(0, 1).transpose(1, 2, 0)
     Image.fromarray((pixels * 255).round().astype(np.uint8)).save(path)
 
 
-def as_pictures(decoded: Sequence[Mapping[str, Tensor]]) -> list[NDArray[Any]]:
+def as_pictures(decoded: Sequence[Mapping[str, Tensor]]) -> list[Array]:
     """What was recorded of the VAE encoder, in [-1, 1], as pictures in [0, 1]."""
     return [(row["sample"].numpy() + 1) / 2 for row in decoded]

@@ -4,7 +4,7 @@ The module of a target is imported on demand. It has
 
     export(job: Job) -> None             one component to its file, in a process of its own
     complete(model, folder) -> None      what belongs beside all components; left out where nothing
-    load(path) -> Runner                 the artifact as a function on arrays
+    load(path) -> ArrayFunction                 the artifact as a function on arrays
     wide_scores(path) -> Callable        whether a half-precision artifact computes the scores of
                                          the attention module with this name in float32
     checked(precision) -> str | None     what a parity report says of an artifact that `load` ran

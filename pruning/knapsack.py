@@ -6,17 +6,14 @@
 by `scipy.optimize.milp` (HiGHS, branch and bound).
 """
 
-import contextlib
-import ctypes
 import math
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from laptop.console import silent_file
 from laptop.errors import Infeasible
 
 MOST_CUTS = 200
@@ -51,7 +48,7 @@ def solve(
     any_below = bool((values < 0).any())
     best = np.abs(values[may_go]).sum()
     while True:
-        with _silent_stdout():
+        with silent_file(1):  # HiGHS now and then prints there, in the middle of our JSON
             result = milp(
                 1000 * values / (best or 1.0),
                 constraints=constraints,
@@ -75,23 +72,6 @@ def solve(
         if any_below or best == 0 or values[chosen].sum() >= best / 10:
             return [int(i) for i in chosen]
         best = values[chosen].sum()
-
-
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Drop what goes to the process's stdout: HiGHS now and then prints there, beside our JSON."""
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    sys.stdout.flush()
-    kept = os.dup(1)
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (os.devnull is no path on Windows)
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        if libc is not None:
-            libc.fflush(None)  # what C still holds back
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _at_least(costs: Sequence[int], least: float) -> LinearConstraint:

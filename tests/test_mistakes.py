@@ -16,7 +16,7 @@ from laptop.benchmarks.compare import compare
 from laptop.benchmarks.report.report import write_report
 from laptop.distill.settings import DataConfig
 from laptop.errors import BadInput, LaptopError, UnknownModel
-from laptop.export.artifacts import read_list
+from laptop.export.artifact_list import read_list
 from laptop.models import locating
 from laptop.pruning.plan_file import Plan
 from laptop.pruning.scores import Scores

@@ -9,11 +9,28 @@ NAMING = {  # keys of JSON files whose values name something
     *("images", "component", "target", "label", "run", "model", "source", "weight_map"),
 }
 CHECKED = {  # where such a value becomes a path, and what has checked it before
-    "artifacts / row['file']": "artifacts.read_list",
-    "self.artifacts / row['file']": "artifacts.read_list",
-    "folder / row['file']": "artifacts.read_list",
-    "Path(row['file'])": "artifacts.read_list",
-    "out / row['component']": "artifacts.read_list: a name of COMPONENTS",
+    "artifacts / artifact.file": "Artifacts.read",
+    "self.artifacts / artifact.file": "Artifacts.read",
+    "folder / artifact.file": "Artifacts.read",
+    "out / artifact.component": "Artifacts.read: a name of COMPONENTS",
+    "self.folder / artifact.folder": "Artifacts.read",
+    "self.folder / unet.folder": "Artifacts.read",
+    "self.artifacts / unet.folder": "Artifacts.read",
+    "out / r.folder": "a target of `--to`, by TARGETS",
+    "folder / request.folder": "a target of `--to`, by TARGETS",
+    "scratch / request.folder": "a target of `--to`, by TARGETS",
+    "folder / request.file(component)": "a target of `--to`, by TARGETS",
+    "folder / TARGETS[request.target].file.format(component=component)": "a target, by TARGETS",
+    "locating.folder(job.model) / folder_of(job.component)": "names of COMPONENTS",
+    "source / ('vae' if self.component.startswith('vae_') else self.component)": "likewise",
+    "Path(self.file)": "a setting: a user's own file",
+    "Path(self.path)": "a path of this program",
+    "Path(self.source)": "the source of a workload, which `timed_components` found",
+    "Path(workload.source)": "the source of a workload, which `timed_components` found",
+    "Path(one.source)": "the source of a component, which `timed_components` found",
+    "Path(config.source)": "a setting: a user's own data",
+    "Path(recipe.data.source)": "a setting: a user's own data",
+    "Path(known.source)": "a model by its known name",
     "out / METRICS / f\"{row['run']}.jsonl\"": "the table of runs in study.py's own source",
     "Path(report['model'])": "a developer's program, on its own report",
     "Path(evaluated(findings, label).get('path', ''))": "only the size of its weights is shown",
@@ -40,6 +57,8 @@ def key(node: ast.AST) -> object:
             return value if isinstance(value, str) else None
         case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=value), *_]):
             return value if isinstance(value, str) else None
+        case ast.Attribute(attr=name) if name != "name":  # that is a path's own name
+            return name
     return None
 
 

@@ -140,7 +140,7 @@ READERS = {  # what reads text or pictures in a way of its own, and the files th
     },
     r"errors=\"": {  # of what programs print, which is shown and not kept; and of ssh's settings
         *(
-            "toolchain/hosts/place.py",
+            "toolchain/hosts/host.py",
             "benchmarks/devices/computer.py",
             "benchmarks/devices/ssh_config.py",
         ),

@@ -16,7 +16,7 @@ from laptop import files, run
 from laptop.benchmarks.report import page, text
 from laptop.distill.checkpoint_metadata import PlainUnpickler, Planner
 from laptop.errors import BadInput, LaptopError, OutputExists, Unsupported
-from laptop.export import artifacts
+from laptop.export import artifact_list
 from laptop.export.to_onnx import onnx_checks
 from laptop.export.to_onnx import target as to_onnx
 from laptop.models import foreign_code, model_checks
@@ -161,8 +161,8 @@ def artifacts_list(folder: Path, **row: Any) -> Path:
     (folder / "onnx/unet/model.onnx").write_bytes(b"")
     plain = {"target": "onnx", "component": "unet", "precision": "fp32"}
     rows = [{**plain, "file": "onnx/unet/model.onnx", "chunks": [], **row}]
-    content = {"schema": artifacts.SCHEMA, "artifacts": rows, "resolution": None}
-    (folder / artifacts.LIST).write_text(json.dumps(content))
+    content = {"schema": artifact_list.Artifacts.SCHEMA, "artifacts": rows, "resolution": None}
+    (folder / artifact_list.LIST).write_text(json.dumps(content))
     return folder
 
 
@@ -176,17 +176,18 @@ BAD_ARTIFACTS = (
 @pytest.mark.parametrize("name", BAD_ARTIFACTS)
 def test_a_list_of_artifacts_names_what_export_writes(tmp_path: Path, name: Any) -> None:
     with pytest.raises(BadInput, match=r"artifacts\.json"):
-        artifacts.read_list(artifacts_list(tmp_path, file=name))
+        artifact_list.read_list(artifacts_list(tmp_path, file=name))
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, "onnx/$(touch x)"])
 def test_chunks_of_artifacts_are_in_the_folder_too(tmp_path: Path, name: Any) -> None:
     with pytest.raises(BadInput, match=r"artifacts\.json"):
-        artifacts.read_list(artifacts_list(tmp_path, chunks=[name]))
+        artifact_list.read_list(artifacts_list(tmp_path, chunks=[name]))
 
 
 def test_artifacts_as_export_writes_them_are_read(tmp_path: Path) -> None:
-    assert artifacts.read_list(artifacts_list(tmp_path))[0]["file"] == "onnx/unet/model.onnx"
+    (artifact,) = artifact_list.read_list(artifacts_list(tmp_path)).artifacts
+    assert artifact.file == "onnx/unet/model.onnx"
 
 
 def graph(node: Any = None, weight: Any = None) -> Any:

@@ -26,7 +26,8 @@ from laptop.distill.checks import check_batch
 from laptop.distill.trainer import distill
 from laptop.errors import BadInput, OutputExists
 from laptop.export.artifacts import check_exported, check_request, export_model, failures
-from laptop.export.parity import FAILED, check, read_report, verify
+from laptop.export.parity import verify
+from laptop.export.parity_report import REPORT, ParityReport, check
 from laptop.export.targets import requests
 from laptop.files import write_json
 from laptop.machine import machine, need_space
@@ -91,7 +92,7 @@ def compress(
     check_exported(out / "artifacts")
     check_exported(out / "baseline")
     if is_verified:
-        check(read_report(out / "parity"))
+        check(ParityReport.read(out / "parity" / REPORT))
     return report
 
 
@@ -185,8 +186,7 @@ def _measured(recipe: Recipe) -> tuple[str, ...]:
 
 def is_below_floor(run: Path) -> bool:
     """Whether an artifact of the run differs from PyTorch by more than its floor."""
-    results = read_report(run / "parity")["results"]
-    return any(row["state"] == FAILED for row in results)
+    return bool(ParityReport.read(run / "parity" / REPORT).failed)
 
 
 def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = False) -> None:

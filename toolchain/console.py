@@ -1,6 +1,12 @@
 """What a command says while it works: lines and progress bars on stderr, of the main process."""
 
 import contextlib
+import ctypes
+import io
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -49,3 +55,38 @@ def track(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[
         for item in items:
             yield item
             advance()
+
+
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Drop what libraries print to stderr, their warnings, and what these loggers say below ERROR.
+
+    Only Python's own `sys.stderr` is meant; `silent_file` also drops what C libraries write.
+    """
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def silent_file(number: int) -> Iterator[None]:
+    """Drop what this process writes to its file 1 (stdout) or 2 (stderr), C libraries included."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    (sys.stdout if number == 1 else sys.stderr).flush()
+    kept = os.dup(number)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (os.devnull is no path on Windows)
+        os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.fflush(None)  # what C still holds back
+        os.dup2(kept, number)
+        os.close(kept)

@@ -34,13 +34,14 @@ def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
 
 def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling]:
     """What ONNX artifacts state; their list is in the folder or in the one above."""
-    from laptop.export import artifacts
+    from laptop.export.artifact_list import LIST, Artifacts
     from laptop.export.to_onnx import target as to_onnx  # needs the extra [onnx]
 
     for root in (folder, folder.parent):
-        if (root / artifacts.LIST).is_file():
-            config = config.over(artifacts.sampling_of(root))
-            if config.height is None and (size := artifacts.picture_size(root)):
+        if (root / LIST).is_file():
+            listed = Artifacts.read(root / LIST)
+            config = config.over(listed.sampling_config)
+            if config.height is None and (size := listed.picture_size):
                 config = replace(config, height=size[0], width=size[1])
             break
     pipe = to_onnx.load_pipeline(folder)

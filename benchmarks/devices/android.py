@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from laptop.benchmarks.devices.android_meter import free_bytes, home_of, measured
+from laptop.benchmarks.devices.android_meter import FILES, free_bytes, measured
 from laptop.benchmarks.devices.android_runners import PAGE, RUNNERS, runner_of, runtimes_of
 from laptop.benchmarks.devices.device import Device, Facts, Heat, Meter, Workload
 from laptop.benchmarks.settings import DevicesConfig
@@ -21,8 +21,8 @@ from laptop.errors import BadInput, LaptopError
 from laptop.files import lines, sha256
 from laptop.hosts import adb
 from laptop.hosts.adb import TMP, Adb
-from laptop.hosts.commands import checked, holds
-from laptop.hosts.place import Place
+from laptop.hosts.commands import checked, has_files
+from laptop.hosts.host import Host
 
 ADDRESS = re.compile(r"adb://([\w.:() -]*)")
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
@@ -67,7 +67,7 @@ class Android(Device):
 
     # of ONNX Runtime's own format its runner takes each free dimension for 1
     refused: ClassVar[tuple[str, ...]] = ("coreml", "ort")
-    place: Place
+    place: Host
     runners: Path | None = None  # None: ~/.cache/laptop/android/ABI
 
     @property
@@ -98,8 +98,7 @@ class Android(Device):
         return Heat(not_ready(thermal, battery, saves), battery.temperature_c)
 
     def has(self, workload: Workload) -> bool:
-        folder, sums = home_of(runner_of(workload).files(workload))
-        return holds(self.place, sums, folder)
+        return has_files(self.place, runner_of(workload).files(workload), FILES)
 
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float

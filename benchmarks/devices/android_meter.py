@@ -6,7 +6,6 @@ A folder's name is the hash of what lies in it, and what lies in it is checked t
 used.
 """
 
-import hashlib
 import math
 import re
 import shlex
@@ -18,11 +17,9 @@ from pathlib import Path
 from laptop.benchmarks.devices.android_runners import Call, Runner, complaint
 from laptop.benchmarks.devices.device import Ready, Round, Workload
 from laptop.errors import LaptopError
-from laptop.files import sha256
-from laptop.hosts import commands
 from laptop.hosts.adb import TMP
-from laptop.hosts.commands import checked, run_long, scratch
-from laptop.hosts.place import Place
+from laptop.hosts.commands import checked, run_long, scratch, send_files
+from laptop.hosts.host import Host
 
 FILES = f"{TMP}/laptop/files"
 LOAD_S = 900  # the first load on an accelerator compiles the model
@@ -92,7 +89,7 @@ class PhoneMeter:
 class Turns:
     """Calls of a runner on files that lie on the device; results go to a temporary folder."""
 
-    place: Place
+    place: Host
     runner: Runner
     options: Sequence[str]
     program: str
@@ -119,7 +116,7 @@ class Turns:
 
 @contextmanager
 def measured(
-    place: Place,
+    place: Host,
     workload: Workload,
     runner: Runner,
     program: Sequence[Path],
@@ -136,19 +133,11 @@ def measured(
         yield meter
 
 
-def send(place: Place, files: Sequence[Path]) -> str:
+def send(place: Host, files: Sequence[Path]) -> str:
     """The device's folder with these files; those that lie there and are whole are not sent."""
-    folder, sums = home_of(files)
-    commands.send(place, sums, folder)
+    folder = send_files(place, files, FILES)
     checked(place, f"chmod 755 {shlex.quote(folder)}/*")  # adb gives files the mode they have here
     return folder
-
-
-def home_of(files: Sequence[Path]) -> tuple[str, dict[Path, str]]:
-    """Where these files belong on a device, and their sha256."""
-    sums = {file: sha256(file) for file in files}
-    name = hashlib.sha256(" ".join(f"{file.name} {sums[file]}" for file in files).encode())
-    return f"{FILES}/{name.hexdigest()}", sums
 
 
 def free_bytes(df: str) -> int | None:

@@ -6,7 +6,6 @@ worker talks through its stdin and stdout, so it ends when this process or the c
 After a connection was lost, a new one goes on with the round that was lost.
 """
 
-import hashlib
 import json
 import shlex
 import subprocess
@@ -27,9 +26,9 @@ from laptop.console import say
 from laptop.errors import BadInput, LaptopError
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.fields import Range
-from laptop.files import files_in, lines, sha256, shown
+from laptop.files import files_in, lines, shown
 from laptop.hosts import commands, ssh
-from laptop.hosts.place import BEGIN, Local, last_line
+from laptop.hosts.host import BEGIN, Local, last_line
 from laptop.hosts.ssh import SSH_FAILED, Ssh
 from laptop.records import built
 
@@ -55,7 +54,7 @@ ENDS_S = 5  # that a worker may take to end, each time that it is told to
 
 def device(address: str, access: DevicesConfig, tries: int) -> "Computer":
     """The device with the address `local` or `ssh://[user@]host[:port]`, not yet reached."""
-    place = ssh.place(address)
+    place = ssh.host_at(address)
     return Computer(
         replace(place, tries=tries) if isinstance(place, Ssh) else Local(), access.python
     )
@@ -93,8 +92,7 @@ class Computer(Device):
             return True
         if workload.runtime == "tensorrt":
             return engine.has_graph(self.place, self._home(), Path(workload.source))
-        folder, digests = self._folder(files_of(workload))
-        return commands.holds(self.place, digests, folder)
+        return commands.has_files(self.place, files_of(workload), self._cache())
 
     def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> "Process":
         kind = workload.runtime.partition(":")[0]
@@ -142,7 +140,7 @@ class Computer(Device):
         source = Path(sensors.__file__).read_text(encoding="utf-8")
         run = "import sys; del sys.path[0]; exec(sys.stdin.read())"  # no module of its home folder
         script = f"{self._python} -B -c {shlex.quote(run)} {what}"
-        done = self.place.run(script, 120, given=source)
+        done = self.place.run(script, 120, stdin=source)
         if done.code:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
@@ -153,15 +151,10 @@ class Computer(Device):
 
     def _send(self, files: Sequence[Path]) -> str:
         """The folder there that holds these files; they are sent once."""
-        folder, digests = self._folder(files)
-        commands.send(self.place, digests, folder)
-        return folder
+        return commands.send_files(self.place, files, self._cache())
 
-    def _folder(self, files: Sequence[Path]) -> tuple[str, dict[Path, str]]:
-        """Where these files belong there, and their sha256."""
-        digests = {path: sha256(path) for path in files}
-        name = hashlib.sha256(" ".join(digests.values()).encode()).hexdigest()[:32]
-        return f"{self._home()}/{CACHE}/{name}", digests
+    def _cache(self) -> str:
+        return f"{self._home()}/{CACHE}"
 
     def _home(self) -> str:
         return commands.checked(self.place, 'echo "$HOME"').strip()

@@ -22,9 +22,9 @@ import numpy as np
 
 from laptop.benchmarks.devices.device import Placed, Ready, Round, Workload
 from laptop.benchmarks.devices.worker import value
-from laptop.console import say
+from laptop.console import quiet, say
 from laptop.errors import BadInput, LaptopError
-from laptop.export.to_coreml.target import library, quiet
+from laptop.export.to_coreml.target import library
 
 EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 KINDS = {  # coremltools' classes of what an operation runs on
@@ -51,10 +51,6 @@ class App:
     def __init__(self) -> None:
         self._users = 0
         self._stack = contextlib.ExitStack()
-
-    @property
-    def is_launched(self) -> bool:
-        return self._users > 0
 
     @contextlib.contextmanager
     def running(self, address: str, found: Any, team: str) -> Iterator["App"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from laptop.benchmarks.latency.timed_components import GRAPH
 from laptop.benchmarks.latency.workloads import Places
 from laptop.errors import BadInput
-from laptop.export.artifacts import LIST, read_list, sampling_of
+from laptop.export.artifact_list import LIST, read_list
 from laptop.models.description import describe
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_choice import picture_size, rows_each, settle
@@ -81,14 +81,12 @@ def _is_artifacts(place: str | Path) -> bool:
 def _of_place(place: str | Path, config: SamplingConfig) -> tuple[SamplingConfig, int | None]:
     """Settings of a model or of artifacts, and the U-Net's rows a picture; None: not known."""
     if (Path(place) / LIST).is_file():
-        stated = config.over(sampling_of(Path(place)))
-        shapes = next(
-            (row.get("shapes") for row in read_list(Path(place)) if row["component"] == "unet"),
-            None,
-        )
+        listed = read_list(Path(place))
+        stated = config.over(listed.sampling_config)
+        shapes = next((a.shapes for a in listed.artifacts if a.component == "unet"), None)
         if config.guidance is not None and shapes and "timestep_cond" not in shapes:
             return stated, 2 if config.guidance > 1 else 1
-        return stated, (shapes.get("sample") or [None])[0] if shapes else None
+        return stated, (shapes.get("sample") or (None,))[0] if shapes else None
     if _is_artifacts(place):  # of another tool
         rows = None if config.guidance is None else 2 if config.guidance > 1 else 1
         return config, rows

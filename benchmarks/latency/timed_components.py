@@ -10,15 +10,8 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from laptop.benchmarks.bench_report import Text
 from laptop.benchmarks.devices.device import Shapes
-from laptop.export.artifacts import (
-    LIST,
-    listed_pixels_per_latent,
-    picture_size,
-    pixels_per_latent,
-    read_list,
-)
-from laptop.export.onnx_runner import check_file
-from laptop.export.to_onnx.onnx_checks import read_graph
+from laptop.export.artifact_list import LIST, pixels_per_latent, read_list
+from laptop.export.to_onnx.onnx_checks import check_file, read_graph
 from laptop.fields import Length, Name, Range
 from laptop.files import read_json
 from laptop.models import locating
@@ -96,7 +89,8 @@ class TimedComponent:
 def is_timed(folder: Path, refused: Collection[str]) -> bool:
     """Whether a folder of artifacts holds some that a device can time, which refuses these."""
     return (folder / LIST).is_file() and any(
-        row["target"] in RUNS and row["target"] not in refused for row in read_list(folder)
+        artifact.target in RUNS and artifact.target not in refused
+        for artifact in read_list(folder).artifacts
     )
 
 
@@ -104,22 +98,20 @@ def timed_components(place: str | Path, wanted: Sequence[str]) -> Iterator[Timed
     """Components in an artifacts folder, ours or another ONNX export, or of a PyTorch model."""
     folder = Path(place)
     if (folder / LIST).is_file():
-        rows, size = read_list(folder), picture_size(folder)
-        scale = listed_pixels_per_latent(folder)
-        for row in rows:
-            if row["target"] in RUNS and row["component"] in wanted:
-                check_file(folder / row["file"], row["target"])
-                shapes = row.get("shapes")
+        listed = read_list(folder)
+        for artifact in listed.artifacts:
+            if artifact.target in RUNS and artifact.component in wanted:
+                check_file(folder / artifact.file)
                 yield TimedComponent(
-                    row["component"],
-                    RUNS[row["target"]],
-                    Path(row["file"]).parts[0],
-                    str(folder / row["file"]),
-                    row["precision"],
-                    {k: tuple(v) for k, v in shapes.items()} if shapes else None,
-                    size,
-                    scale,
-                    row.get("params"),
+                    artifact.component,
+                    RUNS[artifact.target],
+                    artifact.folder,
+                    str(folder / artifact.file),
+                    artifact.precision,
+                    dict(artifact.shapes) if artifact.shapes else None,
+                    listed.picture_size,
+                    listed.pixels_per_latent,
+                    artifact.params,
                 )
         return
     graphs = {

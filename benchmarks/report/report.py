@@ -218,12 +218,12 @@ def _quality(run: RunFiles) -> str:
 def _parity(run: RunFiles) -> str:
     rows = [
         [
-            words(r["target"]),
-            words(r["component"]),
-            words(r["precision"]),
-            "identical" if r.get("identical") else number(r["psnr_db"], "dB", 4),
-            number(r["floor_db"], "dB"),
-            f"**{words(r['state'])}**" + (f": {words(r['reason'])}" if r.get("reason") else ""),
+            words(r.target),
+            words(r.component),
+            words(r.precision),
+            "identical" if r.identical else number(r.psnr_db, "dB", 4),
+            number(r.floor_db, "dB"),
+            f"**{words(r.state)}**" + (f": {words(r.reason)}" if r.reason else ""),
         ]
         for r in run.parity
     ]

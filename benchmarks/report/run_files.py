@@ -23,11 +23,11 @@ from laptop.benchmarks.devices.device import size_bytes
 from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.eval_report import EvalReport
 from laptop.errors import BadInput
-from laptop.export.documents import ParityReport, ParityRow
+from laptop.export.parity_report import ParityReport, ParityRow
 from laptop.files import MANIFEST, lines, read_json, read_text
 from laptop.pruning.plan_file import Change, Plan
 from laptop.pruning.scores import Scores
-from laptop.records import Record, built, checked, read_record
+from laptop.records import Record, built, checked
 
 R = TypeVar("R", bound=Record)
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
@@ -139,7 +139,7 @@ def read_run(folder: Path) -> RunFiles:
 def _read_parity(path: Path) -> Sequence[ParityRow]:
     if not os.path.lexists(path):
         return ()
-    return read_record(path, ParityReport, "laptop.parity/1")["results"]
+    return ParityReport.read(path).results
 
 
 def _read_benches(folder: Path) -> list[BenchReport]:

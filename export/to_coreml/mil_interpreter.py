@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from laptop.errors import BadInput, Unsupported
-from laptop.export.onnx_runner import Array, Runner
+from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.to_coreml.mil_operators import OPERATORS
 from laptop.export.to_coreml.mil_program import Name, Operation, Program, Stored, Type, read
 
@@ -32,7 +32,7 @@ TORCH_TYPES = {
 }
 
 
-def runner(package: Path) -> Runner:
+def load(package: Path) -> ArrayFunction:
     """The package as a function on arrays, outputs in the types that the program declares.
 
     Raises `Unsupported` for an operator that is not known, before anything is computed; the runner

@@ -8,26 +8,24 @@ Palettized weights: `palettes`. A U-Net above 1 GB lies beside its package in tw
 `unet_chunk1.mlpackage` and `unet_chunk2.mlpackage`, because iOS kills apps that load more at once.
 """
 
-import contextlib
-import io
 import json
 import logging
 import sys
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from laptop.console import quiet  # coremltools draws bars and warns of its own functions
 from laptop.errors import LaptopError
 from laptop.export import components
+from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.components import FP32_INPUTS, Graph
 from laptop.export.job import Job
 from laptop.export.magnitudes import is_upcast, keep_scores_wide_
-from laptop.export.onnx_runner import Array, Runner
 from laptop.export.targets import VERIFIED
 from laptop.export.to_coreml import mil_interpreter, palettes, swift_resources
 from laptop.export.to_coreml.mil_program import Operation, Stored, read, read_spec
@@ -85,9 +83,9 @@ def complete(model: str, folder: Path) -> None:
     swift_resources.write(model, folder)
 
 
-def load(path: Path) -> Runner:
+def load(path: Path) -> ArrayFunction:
     """A package as a function: predicted by Core ML on macOS, by the interpreter elsewhere."""
-    run = _predictor(path) if sys.platform == "darwin" else mil_interpreter.runner(path)
+    run = _predictor(path) if sys.platform == "darwin" else mil_interpreter.load(path)
 
     def call(given: Any) -> dict[str, Array]:
         outputs = run({name: np.atleast_1d(value) for name, value in given.items()})
@@ -121,7 +119,7 @@ def library() -> Any:
     return coremltools
 
 
-def _predictor(path: Path) -> Runner:
+def _predictor(path: Path) -> ArrayFunction:
     ct = library()
     words = read_spec(path).description.metadata.userDefined
     units = ct.ComputeUnit[words.get(UNITS, "all").upper()]
@@ -213,14 +211,6 @@ def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.reshape(1) if v.ndim == 0 else v for k, v in inputs.items()}
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without coremltools' progress bars, and its warnings of its own deprecated functions."""
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _tensor_type(name: str, value: torch.Tensor, precision: str) -> Any:
     is_wide = name in FP32_INPUTS or precision == "fp32"
     dtype: Any = np.float32 if is_wide else np.float16
@@ -270,10 +260,10 @@ def chunk(path: Path) -> None:
 def check_chunks(path: Path, example: dict[str, Array]) -> None:
     """Raise `LaptopError` unless the chunks in sequence compute what the whole package does."""
     given = {name: np.atleast_1d(value) for name, value in example.items()}
-    whole = mil_interpreter.runner(path)(given)
+    whole = mil_interpreter.load(path)(given)
     for part in chunks_of(path):
         taken = {name: given[name] for name in read(part).inputs}
-        given = {**given, **mil_interpreter.runner(part)(taken)}
+        given = {**given, **mil_interpreter.load(part)(taken)}
     for name, value in whole.items():
         if not np.array_equal(given[name], value):
             raise LaptopError(

@@ -9,11 +9,7 @@ program's inputs have no names, so it carries them: the method `names` returns
 """
 
 import contextlib
-import io
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from laptop.console import quiet, silent_file
 from laptop.errors import BadInput
+from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.components import SENSITIVE, Graph
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
-from laptop.export.onnx_runner import Array, Runner
 from laptop.export.settings import CoremlConfig
 from laptop.export.targets import VERIFIED
 from laptop.export.to_executorch.lowering import fewer_repeats
@@ -45,7 +42,7 @@ def export(job: Job) -> None:
             program.write_to_file(file)
 
 
-def load(path: Path) -> Runner:
+def load(path: Path) -> ArrayFunction:
     """A program on the CPU; `BadInput` for one that is cut off or needs another system."""
     with _quiet():
         from executorch.runtime import Runtime, Verification
@@ -166,31 +163,9 @@ def _partitioner(precision: str, config: CoremlConfig) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of torchao and ExecuTorch on libraries and systems that are not these."""
-    levels = {name: logging.getLogger(name).level for name in NOISY}
-    with (
-        contextlib.redirect_stderr(io.StringIO()),
-        _native_stderr_closed(),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        for name in NOISY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+    """Drop the notes of torchao and ExecuTorch on libraries and systems that are not these.
 
-
-@contextlib.contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    """What ExecuTorch's C++ writes to file 2 (of a processor's files that are not there)."""
-    saved = os.dup(2)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
+    ExecuTorch's C++ writes to file 2 of a processor's files that are missing.
+    """
+    with quiet(*NOISY), silent_file(2):
         yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -17,6 +17,12 @@ DOMAINS = (  # of operators, as an ONNX Runtime without custom libraries has the
 )
 
 
+def check_file(path: Path) -> None:
+    """Raise `BadInput` for an ONNX graph that is cut off or asks for more than a graph may."""
+    if path.suffix == ".onnx":
+        read_graph(path)
+
+
 def read_graph(path: Path) -> Any:
     """The `ModelProto` in `path`, checked, without the weights beside it.
 

@@ -14,10 +14,10 @@ import onnxruntime
 from onnxruntime.tools.ort_format_model import create_config_from_models
 
 from laptop.errors import BadInput
-from laptop.export import onnx_runner
+from laptop.export.arrays import ArrayFunction
 from laptop.export.job import Job
-from laptop.export.onnx_runner import Runner
 from laptop.export.targets import VERIFIED
+from laptop.export.to_onnx import onnx_session
 from laptop.export.to_onnx.ort_kernels import sort_kernels_
 from laptop.export.to_onnx.target import beside, make
 
@@ -54,9 +54,9 @@ def complete(_model: str, folder: Path) -> None:
         create_config_from_models(files, Path(OPERATORS), enable_type_reduction=True)
 
 
-def load(path: Path) -> Runner:
-    """A file on the CPU."""
-    return onnx_runner.onnx_runner(path)
+def load(path: Path) -> ArrayFunction:
+    """The file as a function, computed by ONNX Runtime on the CPU."""
+    return onnx_session.load(path)
 
 
 def checked(_precision: str) -> str | None:

@@ -21,8 +21,8 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
+from laptop.export.arrays import Array
 from laptop.export.components import SENSITIVE
-from laptop.export.onnx_runner import Array
 from laptop.export.to_onnx.onnx_weights import DATA
 
 QUANTIZED = ("Conv", "MatMul", "Gemm")

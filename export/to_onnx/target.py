@@ -21,15 +21,22 @@ import torch
 
 from laptop.console import say
 from laptop.errors import BadInput, MissingExtra, Unsupported
-from laptop.export import components, onnx_runner
+from laptop.export import components
+from laptop.export.arrays import ArrayFunction
 from laptop.export.closeness import psnr
 from laptop.export.components import folder_of
 from laptop.export.components import load as load_graph
 from laptop.export.job import Job
 from laptop.export.magnitudes import keep_scores_wide_
-from laptop.export.onnx_runner import Runner
 from laptop.export.targets import CALIBRATED, VERIFIED
-from laptop.export.to_onnx import folding, onnx_checks, onnx_graph, onnx_weights, quantization
+from laptop.export.to_onnx import (
+    folding,
+    onnx_checks,
+    onnx_graph,
+    onnx_session,
+    onnx_weights,
+    quantization,
+)
 from laptop.export.to_onnx.onnx_weights import MODEL
 from laptop.files import copy_folder, files_in, read_json, reason, write_json
 from laptop.models import locating
@@ -137,9 +144,9 @@ def complete(model: str, folder: Path) -> None:
     shutil.copy(source / "model_index.json", folder)
 
 
-def load(path: Path) -> Runner:
-    """An ONNX file on the CPU, as `onnx_runner.onnx_runner` gives it."""
-    return onnx_runner.onnx_runner(path)
+def load(path: Path) -> ArrayFunction:
+    """The graph as a function, computed by ONNX Runtime on the CPU."""
+    return onnx_session.load(path)
 
 
 def wide_scores(path: Path) -> Callable[[str], bool]:
@@ -197,7 +204,7 @@ def load_pipeline(artifacts: Path) -> Any:
         ) from e
     try:
         pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False, trust_remote_code=False)
-    except onnx_runner.errors(OSError, ValueError, TypeError, KeyError, RuntimeError) as e:
+    except onnx_session.errors(OSError, ValueError, TypeError, KeyError, RuntimeError) as e:
         raise BadInput(f"{folder} cannot be loaded ({reason(e)}). Export it again.") from None
     for encoder in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if encoder is not None:  # optimum 2.1 looks here, which diffusers has deprecated

@@ -13,31 +13,33 @@ and flags; an engine whose key differs in anything is not used. What a place kee
 Everything else lies in a temporary folder that is removed at the end, whatever happens.
 """
 
+import argparse
 import hashlib
 import json
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from laptop import files
 from laptop.errors import BadInput, LaptopError
-from laptop.export import artifacts, onnx_runner
-from laptop.export.onnx_runner import Array, Runner
+from laptop.export.arrays import Array, ArrayFunction
+from laptop.export.artifact_list import read_list
 from laptop.export.to_onnx import onnx_weights
+from laptop.export.to_onnx.onnx_checks import check_file
 from laptop.export.to_tensorrt import trtexec
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version
 from laptop.files import lines, read_text
 from laptop.hosts import commands, ssh
-from laptop.hosts.place import Local, Place
+from laptop.hosts.host import Host, Local
 
 HERE = Local()
 CACHE = ".cache/laptop/tensorrt"
@@ -82,7 +84,7 @@ class Engine:
     plan: BuildPlan
 
 
-def probe(where: Place) -> Board:
+def probe(where: Host) -> Board:
     """What is there; `LaptopError` where no trtexec or no GPU is."""
     out, _, help_text = commands.checked(where, PROBE).partition("\nhelp\n")
     found = dict(line.partition(" ")[::2] for line in lines(out))
@@ -124,14 +126,14 @@ def is_here() -> bool:
     return True
 
 
-def build(where: Place, artifact: Path, board: Board | None = None) -> Engine:
+def build(where: Host, artifact: Path, board: Board | None = None) -> Engine:
     """The engine of an exported graph at `where`, built unless it is there already.
 
     Raises `Unsupported` for operators or flags that its TensorRT does not take, `BadInput` where
     memory is short, each before anything is sent; `LaptopError` for what trtexec reports.
     """
     board = board or probe(where)
-    plan, _ = read_plan(artifact)
+    plan = read_plan(artifact).plan
     check_graph(artifact, board.version)
     size, sha256 = graph_digest(artifact)
     flags = trtexec.build_flags(board.version, plan)
@@ -155,13 +157,13 @@ def graph_digest(artifact: Path) -> tuple[int, str]:
     return sum(path.stat().st_size for path in found), digests[0] if len(found) == 1 else joined
 
 
-def has_graph(where: Place, home: str, artifact: Path) -> bool:
+def has_graph(where: Host, home: str, artifact: Path) -> bool:
     """Whether the graph lies there, whole, from an earlier build."""
     _, digest = graph_digest(artifact)
     return commands.holds(where, _graph_files(artifact), f"{home}/{CACHE}/graphs/{digest}")
 
 
-def is_there(where: Place, engine: str, key: EngineKey) -> bool:
+def is_there(where: Host, engine: str, key: EngineKey) -> bool:
     """Whether an engine of exactly this key, whole, lies there."""
     beside = shlex.quote(f"{engine.removesuffix('.plan')}.json")
     at = shlex.quote(engine)
@@ -173,21 +175,16 @@ def is_there(where: Place, engine: str, key: EngineKey) -> bool:
         said = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    wanted = {"key": as_json(key), "sha256": line.split()[0]}
+    wanted = {"key": key.as_json(), "sha256": line.split()[0]}
     return isinstance(said, dict) and wanted.items() <= said.items()
 
 
-def as_json(key: EngineKey) -> dict[str, Any]:
-    """A key as it stands beside its engine."""
-    return {**asdict(key), "flags": list(key.flags)}
-
-
-def _need_flags(where: Place, board: Board, arguments: list[str]) -> None:
+def _need_flags(where: Host, board: Board, arguments: list[str]) -> None:
     if missing := trtexec.unlisted(arguments, board.help):
         raise trtexec.refused(f"{where.name}: trtexec --help", board.version, missing)
 
 
-def _need_memory(where: Place, board: Board, graph_bytes: int) -> None:
+def _need_memory(where: Host, board: Board, graph_bytes: int) -> None:
     """TensorRT holds the weights twice while it builds, and tries kernels besides."""
     needed = 2 * graph_bytes
     if board.free_memory_bytes < needed:
@@ -198,7 +195,7 @@ def _need_memory(where: Place, board: Board, graph_bytes: int) -> None:
         )
 
 
-def _send(where: Place, board: Board, artifact: Path, sha256: str) -> str:
+def _send(where: Host, board: Board, artifact: Path, sha256: str) -> str:
     """The graph's path there, sent unless it is there already."""
     folder = f"{board.home}/{CACHE}/graphs/{sha256}"
     commands.send(where, _graph_files(artifact), folder)
@@ -212,7 +209,7 @@ def _graph_files(artifact: Path) -> dict[Path, str]:
 
 
 def _build(
-    where: Place, board: Board, plan: BuildPlan, graph: str, engine: str, key: EngineKey
+    where: Host, board: Board, plan: BuildPlan, graph: str, engine: str, key: EngineKey
 ) -> None:
     folder = f"{board.home}/{CACHE}"
     timing = f"{folder}/timing/{timing_file(board.device.name, board.version)}"
@@ -227,7 +224,7 @@ def _build(
             raise trtexec.failure(done.out, done.code, what)
         _check_log(done.out, board, what)
         sha256 = commands.checked(where, f"sha256sum {shlex.quote(made)}", 600).split()[0]
-        content = json.dumps({"key": as_json(key), "sha256": sha256})
+        content = json.dumps({"key": key.as_json(), "sha256": sha256})
         beside = f"{engine.removesuffix('.plan')}.json"
         # the JSON goes last; a second call finds the engine moved
         commands.checked(
@@ -254,17 +251,17 @@ def _check_log(log: str, board: Board, what: str) -> None:
         )
 
 
-def fetch(where: Place, engine: Engine, folder: Path) -> Path:
+def fetch(where: Host, engine: Engine, folder: Path) -> Path:
     """Copy an engine and its key here; returns the engine's path."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{engine.key.digest}.plan"
     where.get(engine.path, target)
-    files.write_json(target.with_suffix(".json"), {"key": as_json(engine.key)})
+    files.write_json(target.with_suffix(".json"), {"key": engine.key.as_json()})
     return target
 
 
 def compute(
-    where: Place, board: Board, engine: Engine, given: Mapping[str, Array]
+    where: Host, board: Board, engine: Engine, given: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The engine's outputs for these inputs, in float64, by --loadInputs and --exportOutput.
 
@@ -311,28 +308,28 @@ def raw(plan: BuildPlan, version: Version, given: Mapping[str, Array]) -> dict[s
     return arrays
 
 
-def runner(where: Place, artifact: Path) -> Runner:
+def load(where: Host, artifact: Path) -> ArrayFunction:
     """The graph as an engine at `where`, built on the way: named arrays to named arrays."""
     board = probe(where)
     engine = build(where, artifact, board)
     return lambda given: compute(where, board, engine, given)
 
 
-def build_all(folder: Path, where: Place, out: Path | None = None) -> list[dict[str, Any]]:
+def build_all(folder: Path, where: Host, out: Path | None = None) -> list[dict[str, Any]]:
     """Engines of every TensorRT graph in an artifacts folder; fetched into `out` if given."""
-    rows = [row for row in artifacts.read_list(folder) if row["target"] == "tensorrt"]
-    if not rows:
+    artifacts = [a for a in read_list(folder).artifacts if a.target == "tensorrt"]
+    if not artifacts:
         raise BadInput(f"{folder} has no TensorRT graphs; export with --to tensorrt.")
     board, made = probe(where), []
-    for row in rows:
-        onnx_runner.check_file(folder / row["file"], "tensorrt")
-        engine = build(where, folder / row["file"], board)
-        local = fetch(where, engine, out / row["component"]) if out else None
+    for artifact in artifacts:
+        check_file(folder / artifact.file)
+        engine = build(where, folder / artifact.file, board)
+        local = fetch(where, engine, out / artifact.component) if out else None
         made.append(
             {
-                "component": row["component"],
+                "component": artifact.component,
                 "device": where.name,
-                "key": as_json(engine.key),
+                "key": engine.key.as_json(),
                 "path": engine.path,
                 "is_new": engine.is_new,
                 "fetched": str(local) if local else None,
@@ -341,17 +338,14 @@ def build_all(folder: Path, where: Place, out: Path | None = None) -> list[dict[
     return made
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--device", default="local", help="local or ssh://[user@]host[:port].")
-@click.option("-o", "out", type=click.Path(path_type=Path), help="Fetch the engines into it.")
-def main(folder: Path, device: str, out: Path | None) -> None:
-    """Build engines of the TensorRT graphs in FOLDER on a device; prints JSON."""
-    try:
-        print(json.dumps(build_all(folder, ssh.place(device), out), indent=2))
-    except LaptopError as e:
-        raise click.ClickException(str(e)) from None
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="Build engines of TensorRT graphs; prints JSON.")
+    parser.add_argument("folder", type=Path, help="The artifacts' folder.")
+    parser.add_argument("--device", default="local", help="local or ssh://[user@]host[:port].")
+    parser.add_argument("-o", dest="out", type=Path, help="Fetch the engines into this folder.")
+    flags = parser.parse_args()
+    try:
+        engines = build_all(flags.folder, ssh.host_at(flags.device), flags.out)
+    except LaptopError as e:
+        sys.exit(f"Error: {e}")
+    print(json.dumps(engines, indent=2))

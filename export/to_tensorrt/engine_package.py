@@ -16,7 +16,7 @@ import torch
 
 from laptop import files
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.export.onnx_runner import Array, Runner
+from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version
@@ -37,7 +37,7 @@ def device() -> Device:
     return Device(torch.cuda.get_device_name(), f"{major}.{minor}")
 
 
-def runner(artifact: Path) -> Runner:
+def load(artifact: Path) -> ArrayFunction:
     """The graph as an engine, built on the way: named arrays to named arrays.
 
     Raises `Unsupported` for a TensorRT that is too old or does not take the graph, `LaptopError`
@@ -45,7 +45,7 @@ def runner(artifact: Path) -> Runner:
     """
     import tensorrt as trt
 
-    plan, _ = read_plan(artifact)
+    plan = read_plan(artifact).plan
     made = build(artifact, plan)
     built = trt.Runtime(_logger()).deserialize_cuda_engine(made.read_bytes())
     if built is None:
@@ -100,7 +100,7 @@ def build(artifact: Path, plan: BuildPlan) -> Path:
         beside = made.with_suffix(".tmp")
         beside.write_bytes(_built(artifact, plan, version, timing))
         beside.replace(made)
-        content = {"key": engine.as_json(key), "sha256": files.sha256(made)}
+        content = {"key": key.as_json(), "sha256": files.sha256(made)}
         made.with_suffix(".json").write_text(json.dumps(content))  # last: where it is, all is
     return made
 

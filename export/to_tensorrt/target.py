@@ -14,27 +14,25 @@ fp32: they pass 1000, and at timestep 999 the angles' fp16 neighbours lie half a
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 
-from laptop import files
 from laptop.errors import BadInput, Unsupported
-from laptop.export import onnx_runner
+from laptop.export.arrays import ArrayFunction
 from laptop.export.job import Job
-from laptop.export.onnx_runner import Runner
 from laptop.export.settings import TensorrtConfig
 from laptop.export.targets import VERIFIED
+from laptop.export.to_onnx import onnx_session
 from laptop.export.to_onnx import target as to_onnx
 from laptop.export.to_tensorrt import operators, trtexec
-from laptop.export.to_tensorrt.plan import PLAN, SCHEMA
+from laptop.export.to_tensorrt.plan import PLAN, EnginePlan
 from laptop.export.to_tensorrt.trtexec import BuildPlan, Shape, Version
 
 NO_ENGINE = "ONNX graph computed by ONNX Runtime; no engine was built"
-WEAK = 8  # the generation that chooses types itself
+WEAK, NEWEST = "8", str(operators.NEWEST)  # the one that chooses types itself, and the last
 OPSET = 17  # the newest that TensorRT 8.6 takes
 EXAMPLES = (Version(8, 6, 0), Version(10, 0, 0), Version(11, 0, 0))  # of flags, for readers
 
@@ -49,29 +47,26 @@ def export(job: Job) -> None:
     config = job.config.tensorrt
     ranges = _ranges(config, job, job.examples()[0])
     model = to_onnx.write(job, is_static=not ranges, opset=OPSET)
-    found = {g: operators.unsupported(model, g) for g in operators.SUPPORTED}
-    if found[operators.NEWEST]:
+    refused = {str(g): tuple(operators.unsupported(model, g)) for g in operators.SUPPORTED}
+    if refused[NEWEST]:
         raise Unsupported(
-            f"{job.component}: TensorRT takes none of {'; '.join(found[operators.NEWEST])} "
+            f"{job.component}: TensorRT takes none of {'; '.join(refused[NEWEST])} "
             "(onnx-tensorrt, docs/operators.md). Replace them in the model."
         )
     if job.precision == "fp16" and to_onnx.wide_modules(job.path):
-        found[WEAK].append("attention scores in float32, because it takes no types from a graph")
+        refused[WEAK] += ("attention scores in float32, because it takes no types from a graph",)
     plan = _plan(model, job.precision, ranges, config)
-    flags = {f"{v.major}.{v.minor}": trtexec.build_flags(v, plan) for v in EXAMPLES}
-    content = {"schema": SCHEMA, "plan": asdict(plan), "operators": found, "flags": flags}
-    files.write_json(job.path.with_name(PLAN), content)
+    flags = {f"{v.major}.{v.minor}": tuple(trtexec.build_flags(v, plan)) for v in EXAMPLES}
+    EnginePlan(plan=plan, operators=refused, flags=flags).write(job.path.with_name(PLAN))
 
 
-def load(path: Path) -> Runner:
+def load(path: Path) -> ArrayFunction:
     """The graph as an engine where this machine can build one, else in ONNX Runtime."""
     from laptop.export.to_tensorrt import engine, engine_package
 
     if engine.is_here():
-        return engine.runner(engine.HERE, path)
-    return (
-        engine_package.runner(path) if engine_package.is_here() else onnx_runner.onnx_runner(path)
-    )
+        return engine.load(engine.HERE, path)
+    return engine_package.load(path) if engine_package.is_here() else onnx_session.load(path)
 
 
 def wide_scores(path: Path) -> Callable[[str], bool]:

@@ -18,27 +18,25 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.fields import Range
+from laptop.export.arrays import Array
+from laptop.fields import Name, Range
 from laptop.files import reason
-from laptop.records import checked
+from laptop.records import Record, checked
 
-T = TypeVar("T")
-Ms = Annotated[float, Range(0, 1e12)]
 Shape = tuple[int, ...]
-Array = NDArray[Any]
+Sides = tuple[Annotated[int, Range(0, 2**31 - 1)], ...]  # a shape without dynamic sides
 # LayerNormalization and INT32 ArgMax came with 8.6 (onnx-tensorrt's changelog), so did
 # --skipInference and --builderOptimizationLevel.
 OLDEST = (8, 6)
 
 
 class Version(NamedTuple):
-    """Of TensorRT."""
+    """A version of TensorRT."""
 
     major: int
     minor: int
@@ -49,24 +47,26 @@ class Version(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tensor:
+class Tensor(Record):
     """One input or output of a graph."""
 
-    dtype: str  # as ONNX names it: FLOAT, FLOAT16, INT64, INT32
-    shape: Shape  # -1 where it is dynamic
+    dtype: Name  # as ONNX names it: FLOAT, FLOAT16, INT64, INT32
+    shape: tuple[Annotated[int, Range(-1, 2**31 - 1)], ...]  # -1 where it is dynamic
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """What an engine is built from, whatever the version: beside the ONNX file as JSON."""
+class BuildPlan(Record):
+    """The settings that an engine is built with, whatever the version of TensorRT."""
 
-    precision: str  # fp16 or fp32
+    precision: Name  # fp16 or fp32
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    profile: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
     # min, opt and max of each dynamic input
-    optimization_level: int | None = None  # 0 to 5: builds longer, runs faster; None: TensorRT's 3
-    workspace_mib: int | None = None  # most scratch memory of a layer; None: what the device has
+    profile: Mapping[str, tuple[Sides, Sides, Sides]] = field(default_factory=dict)
+    # a higher level builds longer and runs faster; None: TensorRT's 3
+    optimization_level: Annotated[int, Range(0, 5)] | None = None
+    # most scratch memory of a layer; None: what the device has
+    workspace_mib: Annotated[int, Range(1, 1 << 30)] | None = None
 
 
 class Device(NamedTuple):
@@ -202,76 +202,11 @@ def raw_type(dtype: str, version: Version) -> np.dtype[Any]:
 
 # What it prints ------------------------------------------------------------------------------
 
-_MEASURE = re.compile(r"\[I\] ([\w -]+): min = (.+)$", re.MULTILINE)
-_VALUE = re.compile(r"(?:, )?(\w+(?:\([\d.]+%\))?) = (\S+) ms")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The performance summary that trtexec prints."""
-
-    throughput_qps: float
-    latency_ms: Mapping[str, Mapping[str, float]]  # of "GPU Compute Time": min, percentile(99%), …
-
-
-def read_summary(log: str) -> Summary:
-    """The last performance summary of a log; `BadInput` where there is none."""
-    found = re.findall(r"\[I\] Throughput: (\S+) qps", log)
-    if not found:
-        raise BadInput("trtexec's log has no performance summary; did it run inference?")
-    measures = {
-        name: {key: float(value) for key, value in _VALUE.findall(f"min = {rest}")}
-        for name, rest in _MEASURE.findall(log)
-    }
-    return Summary(float(found[-1]), measures)
-
-
-class Times(NamedTuple):
-    """One inference, in ms."""
-
-    h2d: float  # copying inputs to the device
-    compute: float
-    d2h: float
-    latency: float  # of the three together
-
-
-class _Computed(TypedDict):
-    computeMs: Ms
-    latencyMs: Ms
-
-
-class _Timed(_Computed):
-    h2dMs: Ms
-    d2hMs: Ms
-
-
-class _Renamed(_Computed):
-    """The times of an inference by the names that old versions give them."""
-
-    inMs: Ms
-    outMs: Ms
-
 
 class _Output(TypedDict):
     name: str
     dimensions: str
     values: list[Any]  # numbers, of which there are too many to look at each in Python
-
-
-def read_times(text: str) -> list[Times]:
-    """The content of `--exportTimes`. Old versions say in and out instead of h2d and d2h."""
-    into, out = ("inMs", "outMs") if '"inMs"' in text else ("h2dMs", "d2hMs")
-    kind: Any = list[_Renamed] if into == "inMs" else list[_Timed]
-    rows: list[dict[str, float]] = _parsed(text, kind, "Times")
-    return [Times(row[into], row["computeMs"], row[out], row["latencyMs"]) for row in rows]
-
-
-def _parsed(text: str, kind: type[T], flag: str) -> T:
-    """What trtexec exported by `--exportFLAG`; `BadInput` for anything else."""
-    try:
-        return checked(json.loads(text), kind, f"--export{flag}", "Please report it.")
-    except (ValueError, RecursionError) as e:
-        raise BadInput(f"--export{flag} wrote something else than JSON ({reason(e)}).") from None
 
 
 def read_output(text: str) -> dict[str, Array]:
@@ -281,19 +216,22 @@ def read_output(text: str) -> dict[str, Array]:
     """
     legible = re.sub(r"(?<=[\[,\s])-?nan(?:\([^)]*\))?(?=[\],\s])", "NaN", text)
     legible = re.sub(r"(?<=[\[,\s])(-?)inf(?=[\],\s])", r"\1Infinity", legible)
-    outputs = _parsed(legible, list[_Output], "Output")
+    try:
+        outputs = checked(json.loads(legible), list[_Output], "--exportOutput", "Please report it.")
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"--exportOutput wrote something else than JSON ({reason(e)}).") from None
     try:
         return {
-            row["name"]: np.array(row["values"], np.float64).reshape(_dimensions(row))
-            for row in outputs
+            output["name"]: np.array(output["values"], np.float64).reshape(_dimensions(output))
+            for output in outputs
         }
     except (ValueError, TypeError, OverflowError) as e:
         raise BadInput(f"--exportOutput wrote something else than numbers ({reason(e)}).") from None
 
 
-def _dimensions(row: Mapping[str, Any]) -> Shape:
-    """`2x4x64x64`; nothing or `scalar` for a scalar."""
-    return tuple(int(d) for d in re.findall(r"\d+", row["dimensions"]))
+def _dimensions(output: _Output) -> Shape:
+    """A shape such as `2x4x64x64`; nothing or `scalar` for a scalar."""
+    return tuple(int(d) for d in re.findall(r"\d+", output["dimensions"]))
 
 
 def read_device(log: str) -> Device | None:
@@ -325,7 +263,7 @@ def refused(what: str, version: Version, flags: Iterable[str]) -> Unsupported:
 
 
 @dataclass(frozen=True)
-class EngineKey:
+class EngineKey(Record):
     """All that an engine depends on. Engines run on the GPU model and TensorRT that built them."""
 
     onnx_sha256: str

@@ -13,7 +13,8 @@ import pytest
 
 from laptop import files
 from laptop.errors import BadInput, CheckFailed, LaptopError, OutputExists
-from laptop.export import artifacts, job
+from laptop.export import job, needs, target_folder
+from laptop.export.artifact_list import read_list
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.job import Job, run_apart
 from laptop.export.targets import Request
@@ -39,7 +40,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, precision: str, error: BaseExceptio
                 raise error
         return run_apart(what, work, *given, **place)
 
-    monkeypatch.setattr(artifacts, "run_apart", run_or_fail)
+    monkeypatch.setattr(target_folder, "run_apart", run_or_fail)
     return asked
 
 
@@ -84,7 +85,7 @@ def test_what_cannot_be_laid_beside_the_components_fails_its_target_only(
             raise LaptopError("no room beside")
         return run_apart(what, work, *given, **place)
 
-    monkeypatch.setattr(artifacts, "run_apart", run_or_fail)
+    monkeypatch.setattr(target_folder, "run_apart", run_or_fail)
     out = export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
     assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp16"]
     with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of all: no room beside"):
@@ -133,7 +134,7 @@ ROW = {"target": "onnx", "component": "unet", "file": "unet.onnx", "precision": 
 def test_a_list_that_was_changed_by_hand_is_refused(tmp_path: Path, changed: dict) -> None:
     files.write_json(tmp_path / "artifacts.json", {"schema": "laptop.artifacts/1", **changed})
     with pytest.raises(BadInput, match="Export again"):
-        artifacts.read_list(tmp_path)
+        read_list(tmp_path)
 
 
 def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_an_export_that_does_not_fit_is_refused_with_the_figure(
 ) -> None:
     config = ExportConfig(components=("unet",), steps=1)
     free = iter([10**12, 10**6])  # enough to sample
-    monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: next(free))
+    monkeypatch.setattr(needs, "available_memory_bytes", lambda: next(free))
     out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
     with pytest.raises(CheckFailed, match=r"unet \(3 M weights\) to onnx takes about .* GB"):
         check_exported(out)
@@ -165,7 +166,7 @@ def test_an_export_that_does_not_fit_is_refused_with_the_figure(
 def test_a_sampling_that_does_not_fit_is_refused_with_the_figure(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: 10**6)
+    monkeypatch.setattr(needs, "available_memory_bytes", lambda: 10**6)
     with pytest.raises(BadInput, match=r"sampling for example inputs takes about .* GB"):
         export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
     assert not list(tmp_path.iterdir())
@@ -173,11 +174,11 @@ def test_a_sampling_that_does_not_fit_is_refused_with_the_figure(
 
 def test_weights_are_counted_in_one_variant(tiny_folder: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_folder, tmp_path / "model")
-    once = artifacts._parameters(str(model), artifacts.PARTS)
+    once = needs.count_weights(str(model))
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         weights = model / part / f"{name}.safetensors"
         shutil.copy(weights, weights.with_name(f"{name}.fp16.safetensors"))
-    assert artifacts._parameters(str(model), artifacts.PARTS) == once > 3_000_000
+    assert needs.count_weights(str(model)) == once > 3_000_000
 
 
 def test_a_component_that_the_model_lacks_fails(small_folder: Path, tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_a_retry_that_is_refused_leaves_what_there_is(
         fail_at(patch, "fp32", LaptopError("out of luck"))
         export_model(str(tiny_folder), out, UNETS, PROMPTS)
     before = files.sha256(out)
-    monkeypatch.setattr(artifacts, "available_memory_bytes", lambda: 10**6)
+    monkeypatch.setattr(needs, "available_memory_bytes", lambda: 10**6)
     with pytest.raises(BadInput, match="sampling for example inputs takes"):
         export_model(str(tiny_folder), out, UNETS, PROMPTS)
     assert files.sha256(out) == before

@@ -16,9 +16,11 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from laptop import files
 from laptop.errors import BadInput, CheckFailed, Unsupported
 from laptop.export import components, parity
+from laptop.export.artifact_list import Artifact
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.closeness import compare, cosine, psnr, worst
 from laptop.export.parity import verify
+from laptop.export.parity_report import ParityReport, check
 from laptop.export.settings import VerifyConfig
 from laptop.models import loading
 
@@ -128,7 +130,7 @@ def test_every_onnx_component_equals_pytorch(
     drawn, reference = (out / "onnx" / "picture" / f"000{end}.png" for end in ("", ".reference"))
     assert np.array(Image.open(drawn)).shape == (64, 64, 3)
     assert abs(np.array(Image.open(drawn), int) - np.array(Image.open(reference))).max() <= 1
-    parity.check(report)
+    check(ParityReport.read(out / "report.json"))
     noted = strictly(exported / "manifest.json")["verified"]
     assert {r["component"]: r["psnr_db"] for r in noted["results"]}["unet"] >= 60
     assert noted["versions"]["onnxruntime"]
@@ -152,7 +154,7 @@ def test_a_planted_fault_is_found_and_named(
         "vae_decoder": "failed",
     }
     with pytest.raises(CheckFailed, match=r"onnx vae_decoder: PSNR .* dB, at least 60 needed"):
-        parity.check(report)
+        check(ParityReport.read(out / "report.json"))
 
 
 def test_nan_fails_and_the_report_stays_valid_json(
@@ -165,15 +167,15 @@ def test_nan_fails_and_the_report_stays_valid_json(
     assert (row["state"], row["psnr_db"], row["max_abs_error"]) == ("failed", None, None)
     assert row["nonfinite"] > 0
     with pytest.raises(CheckFailed, match="values are NaN or Inf"):
-        parity.check(report)
+        check(ParityReport.read(out / "report.json"))
 
 
 def test_identical_outputs_are_verified_without_a_number() -> None:
-    row = {"target": "onnx", "component": "unet", "file": "f", "precision": "fp32"}
+    artifact = Artifact(target="onnx", component="unet", file="f", precision="fp32")
     same = compare(np.ones(3), np.ones(3))
-    result = parity.result(row, "0" * 64, same, 60.0, 1)
-    assert (result["state"], result["psnr_db"], result["identical"]) == ("verified", None, True)
-    json.dumps(result, allow_nan=False)
+    row = parity.parity_row(artifact, "0" * 64, same, 60.0, 1)
+    assert (row.state, row.psnr_db, row.identical) == ("verified", None, True)
+    json.dumps(row.as_json(), allow_nan=False)
 
 
 def test_a_fault_of_the_unet_is_seen_in_its_picture_too(
@@ -193,7 +195,7 @@ def test_a_black_picture_is_named_even_above_the_floor(
     config = VerifyConfig(steps=1, floor_db=-100)
     out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
     with pytest.raises(CheckFailed, match="vae_decoder: 1 of 1 pictures are of one colour"):
-        parity.check(strictly(out / "report.json"))
+        check(ParityReport.read(out / "report.json"))
 
 
 def test_the_unet_is_compared_early_in_the_middle_and_late() -> None:
@@ -211,7 +213,7 @@ def test_the_floor_can_be_raised(copied: Path, tiny_folder: Path, tmp_path: Path
     config = VerifyConfig(steps=1, floor_db=200.0)
     out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
     with pytest.raises(CheckFailed, match="3 of 3 artifacts differ"):
-        parity.check(strictly(out / "report.json"))
+        check(ParityReport.read(out / "report.json"))
 
 
 def test_a_file_that_is_cut_off_is_named_before_the_model_is_loaded(
@@ -254,7 +256,7 @@ def test_an_unknown_precision_is_refused(copied: Path, tmp_path: Path) -> None:
 
 def test_to_have_verified_nothing_is_no_success() -> None:
     with pytest.raises(CheckFailed, match="nothing was verified"):
-        parity.check({"results": []})
+        check(ParityReport(results=()))
 
 
 def test_what_a_safety_checker_blackens_is_compared_before_it(

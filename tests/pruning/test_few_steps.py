@@ -29,6 +29,7 @@ from laptop.distill.settings import DataConfig
 from laptop.errors import BadInput
 from laptop.export import parity
 from laptop.export.artifacts import export_model
+from laptop.export.parity_report import ParityReport, check
 from laptop.export.settings import ExportConfig, VerifyConfig
 from laptop.export.to_coreml import swift_resources
 from laptop.files import read_json, write_json
@@ -152,7 +153,7 @@ def test_artifacts_are_of_one_row_and_draw_as_the_model_does(
     assert listed["sampling"]["steps"] == arguments["num_inference_steps"]
     parity.verify(out, model, tmp_path / "parity", VerifyConfig(), PROMPTS)  # no flags
     report = read_json(tmp_path / "parity" / "report.json")
-    parity.check(report)
+    check(ParityReport.read(tmp_path / "parity" / "report.json"))
     samples = {row["component"]: row["samples"] for row in report["results"]}
     assert samples["unet"] == len(PROMPTS) * min(3, arguments["num_inference_steps"])
     steps = listed["sampling"]["steps"]

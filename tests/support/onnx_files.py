@@ -6,14 +6,15 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from laptop.export import components, onnx_runner
+from laptop.export import components
 from laptop.export.closeness import psnr
 from laptop.export.job import Job
+from laptop.export.to_onnx import onnx_session
 
 
 def lowest_psnr(job: Job) -> float:
     """Of all outputs of all examples against PyTorch in fp32."""
-    graph, run = components.load(job.model, job.component), onnx_runner.onnx_runner(job.path)
+    graph, run = components.load(job.model, job.component), onnx_session.load(job.path)
     found = []
     for example in job.examples():
         got = run({name: example[name].numpy() for name in graph.inputs})

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from laptop.console import quiet
 from laptop.export import components
 from laptop.export.job import Job
 from laptop.export.to_coreml import mil_interpreter
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.mil_program import Program
-from laptop.export.to_coreml.target import library, quiet
+from laptop.export.to_coreml.target import library
 
 library()
 from coremltools.converters.mil import Builder as mb  # noqa: E402

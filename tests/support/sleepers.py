@@ -7,7 +7,7 @@ from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Workload
 from laptop.benchmarks.devices.worker import Loaded
 from laptop.benchmarks.settings import BenchConfig
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 
 QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)
 

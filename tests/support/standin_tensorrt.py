@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from laptop.export.onnx_runner import onnx_runner
+from laptop.export.to_onnx import onnx_session
 
 
 def module(version: str) -> ModuleType:
@@ -107,7 +107,7 @@ def module(version: str) -> ModuleType:
     class Context:
         def __init__(self, content: dict[str, Any]):
             self.content, self.shapes, self.addresses = content, {}, {}
-            self.run = onnx_runner(Path(content["path"]))
+            self.run = onnx_session.load(Path(content["path"]))
             graph = onnx.load(content["path"], load_external_data=False).graph
             self.types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output)}
             self.outputs = [v.name for v in graph.output]

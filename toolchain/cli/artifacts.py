@@ -46,17 +46,17 @@ def export(
     yield recipe
     from laptop.export import artifacts
     from laptop.export import bundle as zips
-    from laptop.files import read_json
+    from laptop.export.artifact_list import LIST, Artifacts
 
     if bundle:
         zips.place(out)  # what is there and is none of ours is seen before the work
     texts = options.calibration(model, recipe, prompts)
     how, again = recipe.sampling, common.overwrite
     artifacts.export_model(model, out, recipe.export, texts, sampling=how, overwrite=again)
-    made = read_json(out / "artifacts.json")
+    listed = Artifacts.read(out / LIST).as_json()
     if bundle:
-        made["bundle"] = str(zips.bundle(out))
-    common.print(made, json.dumps(made, indent=1))
+        listed["bundle"] = str(zips.bundle(out))
+    common.print(listed, json.dumps(listed, indent=1))
     artifacts.check_exported(out)
 
 
@@ -85,6 +85,7 @@ def verify(
     from laptop.console import say
     from laptop.export import parity
     from laptop.export.artifacts import failures
+    from laptop.export.parity_report import REPORT, ParityReport, check
 
     recipe = common.recipe(against, sampling=sampling)
     artifacts = artifacts.resolve()
@@ -93,16 +94,16 @@ def verify(
     texts = options.calibration(against, recipe, prompts)
     how, again = recipe.sampling, common.overwrite
     parity.verify(artifacts, against, out, recipe.verify, texts, sampling=how, overwrite=again)
-    report = parity.read_report(out)
+    report = ParityReport.read(out / REPORT)
     lines = [
-        f"{r['target']:<11}{r['component']:<16}{r['precision']:<9}"
-        f"{'' if r['psnr_db'] is None else format(r['psnr_db'], '.1f') + ' dB':>10}  {r['state']}"
-        for r in report["results"]
+        f"{row.target:<11}{row.component:<16}{row.precision:<9}"
+        f"{'' if row.psnr_db is None else format(row.psnr_db, '.1f') + ' dB':>10}  {row.state}"
+        for row in report.results
     ]
-    common.print(report, "\n".join(lines))
+    common.print(report.as_json(), "\n".join(lines))
     if failed := failures(artifacts):
         say(f"verify: {len(failed)} of the targets could not be exported, so they are not in it.")
-    parity.check(report)
+    check(report)
 
 
 COMMANDS = (export, verify)

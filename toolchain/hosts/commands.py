@@ -1,5 +1,6 @@
-"""Work on a place: checked scripts, files that are sent once, scratch folders, long commands."""
+"""Work on a host: checked scripts, files that are sent once, scratch folders, long commands."""
 
+import hashlib
 import shlex
 import time
 import uuid
@@ -8,66 +9,86 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laptop.errors import LaptopError
-from laptop.files import plain_name
-from laptop.hosts.place import Done, Local, Place, last_line
+from laptop.files import plain_name, sha256
+from laptop.hosts.host import Done, Host, Local, last_line
 from laptop.scratch import mark
 
 
-def checked(where: Place, script: str, timeout_s: float = 60) -> str:
+def checked(host: Host, script: str, timeout_s: float = 60) -> str:
     """The output of a script that must not fail."""
-    done = where.run(script, timeout_s)
+    done = host.run(script, timeout_s)
     if done.code:
         raise LaptopError(
-            f"{where.name}: exit code {done.code} of `{script[:200]}`: {last_line(done.err)}"
+            f"{host.name}: exit code {done.code} of `{script[:200]}`: {last_line(done.err)}"
         )
     return done.out
 
 
-def send(where: Place, files: Mapping[Path, str], folder: str) -> None:
-    """Copy files (with their sha256) into a folder there, those that it has not yet."""
-    for path in files:
+def send_files(host: Host, files: Sequence[Path], root: str) -> str:
+    """The folder in `root` on the host that holds these files; sends those that it lacks."""
+    folder, digests = folder_of(files, root)
+    send(host, digests, folder)
+    return folder
+
+
+def has_files(host: Host, files: Sequence[Path], root: str) -> bool:
+    """Whether `send_files` has sent these files to the host, and all are whole."""
+    folder, digests = folder_of(files, root)
+    return holds(host, digests, folder)
+
+
+def folder_of(files: Sequence[Path], root: str) -> tuple[str, dict[Path, str]]:
+    """The folder in `root` for these files, named by the hash of them all, and their sha256."""
+    digests = {path: sha256(path) for path in files}
+    text = " ".join(f"{path.name} {digest}" for path, digest in digests.items())
+    return f"{root}/{hashlib.sha256(text.encode()).hexdigest()}", digests
+
+
+def send(host: Host, digests: Mapping[Path, str], folder: str) -> None:
+    """Copy files (with their sha256) into a folder on the host, those that it has not yet."""
+    for path in digests:
         plain_name(path.name, str(path.parent))  # an older scp hands it to a shell there
-    checked(where, f"mkdir -p {shlex.quote(folder)}")
-    for path, sha256 in files.items():
+    checked(host, f"mkdir -p {shlex.quote(folder)}")
+    for path, digest in digests.items():
         target = f"{folder}/{path.name}"
-        if not has(where, target, sha256):
-            where.put(path, target)
-            if not has(where, target, sha256):
-                raise LaptopError(f"{where.name}: {target} arrived damaged; is the disk full?")
+        if not has(host, target, digest):
+            host.put(path, target)
+            if not has(host, target, digest):
+                raise LaptopError(f"{host.name}: {target} arrived damaged; is the disk full?")
 
 
-def has(where: Place, path: str, sha256: str) -> bool:
-    """Whether a file of this content lies there."""
+def has(host: Host, path: str, digest: str) -> bool:
+    """Whether the host has a file of this sha256 at `path`."""
     at = shlex.quote(path)
-    found = where.run(f"[ -f {at} ] && {{ sha256sum {at} || shasum -a 256 {at}; }}", 600)
-    return found.code == 0 and found.out.split()[:1] == [sha256]
+    done = host.run(f"[ -f {at} ] && {{ sha256sum {at} || shasum -a 256 {at}; }}", 600)
+    return done.code == 0 and done.out.split()[:1] == [digest]
 
 
-def holds(where: Place, files: Mapping[Path, str], folder: str) -> bool:
-    """Whether a folder there has files of these names and contents (their sha256)."""
-    return all(has(where, f"{folder}/{path.name}", sha256) for path, sha256 in files.items())
+def holds(host: Host, digests: Mapping[Path, str], folder: str) -> bool:
+    """Whether a folder on the host has files of these names and contents (their sha256)."""
+    return all(has(host, f"{folder}/{path.name}", digest) for path, digest in digests.items())
 
 
 @contextmanager
-def scratch(where: Place) -> Iterator[str]:
-    """A temporary folder there, gone at the end, with what `run_long` still runs in it."""
+def scratch(host: Host) -> Iterator[str]:
+    """A temporary folder on the host, removed at the end with what `run_long` still runs in it."""
     name = f"laptop.{uuid.uuid4().hex[:12]}"  # ours, so that a second call makes no second one
-    base = checked(where, 'echo "${TMPDIR:-/tmp}"').strip()
+    base = checked(host, 'echo "${TMPDIR:-/tmp}"').strip()
     folder = f"{base}/{name}"
     at = shlex.quote(folder)
-    checked(where, f"mkdir -p -m 700 {at}")
-    if isinstance(where, Local):
+    checked(host, f"mkdir -p -m 700 {at}")
+    if isinstance(host, Local):
         mark(Path(folder))
     try:
         yield folder
     finally:
         end = f"for p in {at}/*/pid; do [ -f $p ] && kill -- -$(cat $p) 2>/dev/null; done"
         with suppress(LaptopError):  # an error on the way here says more
-            where.run(f"{end}; rm -rf {at}")
+            host.run(f"{end}; rm -rf {at}")
 
 
 def run_long(
-    where: Place,
+    host: Host,
     folder: str,
     command: Sequence[str],
     timeout_s: float,
@@ -94,16 +115,16 @@ def run_long(
         f"[ -f {at}/code ] && exec cat {at}/code\n{lives} && exit 0\n"
         f"sleep 0.2; [ -f {at}/code ] && exec cat {at}/code\n{lives} || echo gone"
     )
-    checked(where, start)
+    checked(host, start)
     end = time.monotonic() + timeout_s
     wait = min(first_s, timeout_s)
-    while not (code := checked(where, poll).strip()):
+    while not (code := checked(host, poll).strip()):
         if time.monotonic() > end:
-            raise LaptopError(f"{where.name}: no end after {timeout_s:g} s: {shlex.join(command)}")
+            raise LaptopError(f"{host.name}: no end after {timeout_s:g} s: {shlex.join(command)}")
         time.sleep(wait)
         wait = min(2 * wait, poll_s)
     if code == "gone":
         raise LaptopError(
-            f"{where.name}: `{shlex.join(command)[:200]}` was killed, mostly for lack of memory."
+            f"{host.name}: `{shlex.join(command)[:200]}` was killed, mostly for lack of memory."
         )
-    return Done(int(code), checked(where, f"cat {at}/log"), "")
+    return Done(int(code), checked(host, f"cat {at}/log"), "")

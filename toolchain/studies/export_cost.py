@@ -51,7 +51,7 @@ def measure(model: str, precision: str, rounds: int) -> dict[str, Any]:
     Optimum's exporter takes part in fp32 only.
     """
     ways = WAYS if precision == "fp32" else {"ours": ours}
-    took: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    took: dict[str, list[job.ProcessCost]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "unet.safetensors"
         examples(model, given)
@@ -67,7 +67,8 @@ def measure(model: str, precision: str, rounds: int) -> dict[str, Any]:
                     path.unlink()
     ratios = {
         fact: statistics.median(
-            a[fact] / b[fact] for a, b in zip(took["ours"], took["optimum"], strict=True)
+            getattr(a, fact) / getattr(b, fact)
+            for a, b in zip(took["ours"], took["optimum"], strict=True)
         )
         for fact in ("seconds", "peak_memory_bytes")
         if "optimum" in took
@@ -75,7 +76,7 @@ def measure(model: str, precision: str, rounds: int) -> dict[str, Any]:
     return {
         "model": model,
         "precision": precision,
-        "took": took,
+        "took": {name: [cost.as_json() for cost in costs] for name, costs in took.items()},
         "ours_to_optimum": ratios,
         **machine(),
     }

@@ -34,7 +34,7 @@ from laptop.console import say
 from laptop.errors import BadInput
 from laptop.fields import Count, Name, Range
 from laptop.files import write_json
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 from laptop.machine import machine
 from laptop.models import loading
 from laptop.pruning.latency_table import LatencyTable

@@ -12,7 +12,7 @@ from laptop.benchmarks import quality
 from laptop.benchmarks.devices.computer import _as, _facts, _Peak, _Profile, _Started
 from laptop.benchmarks.devices.device import Heat, Ready, Round
 from laptop.export.to_tensorrt import engine, trtexec
-from laptop.hosts.place import Done
+from laptop.hosts.host import Done
 from laptop.pruning import plan
 from laptop.pruning.latency_table import with_table
 from laptop.pruning.plan_file import Plan
@@ -28,7 +28,6 @@ TURN = {"samples_ms": [1.5], "temperature_c": 40.0, "others": 0.1, "peak_memory_
 
 
 TABLE = {"name": "out", "dimensions": "1x2", "values": [1, 2.5]}
-TIMES = {"h2dMs": 0.1, "computeMs": 7, "d2hMs": 0.1, "latencyMs": 7.2}
 
 
 def started(answer: Any) -> None:
@@ -49,7 +48,6 @@ def turned(answer: Any) -> None:
         (TURN, turned, "samples_ms.0"),
         ({"why": "hot", "temperature_c": 8.0}, lambda x: _as(Heat, x, "board"), "temperature_c"),
         ({"operators": [["Conv", 0.5]]}, lambda x: _as(_Profile, x, "board"), "operators.0.1"),
-        ([TIMES], lambda x: trtexec.read_times(json.dumps(x)), "0.latencyMs"),
         ([TABLE], lambda x: trtexec.read_output(json.dumps(x)), "0.dimensions"),
     ],
 )

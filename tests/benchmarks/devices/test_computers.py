@@ -23,7 +23,7 @@ from laptop.benchmarks.latency.bench import bench, measure, need_fitting
 from laptop.benchmarks.latency.layers import bench_layers
 from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 from laptop.hosts.ssh import Ssh
 from support import board as boards
 from support.board import Board, Proxy, Server, needs_sshd

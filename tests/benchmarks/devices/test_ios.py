@@ -23,7 +23,7 @@ from laptop.benchmarks.latency.bench import bench
 from laptop.benchmarks.report.latency_section import _placements
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, LaptopError, Unsupported
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up")  # coremltools' own
 UDID = "00008130-000A"
@@ -249,7 +249,10 @@ def test_bench_takes_the_times_that_the_phone_tells(
     assert row["placement"]["neural_engine"]["operations"] == pytest.approx(2 / 3)
     assert row["placement"]["neural_engine"]["cost"] == pytest.approx(6 / 7)
     assert row["placement"]["cpu"]["cost"] == pytest.approx(1 / 7)
-    assert "neural engine 66.7 % of the operations, 85.7 % of their" in _placements(BenchReport.read(out).results)[0]
+    assert (
+        "neural engine 66.7 % of the operations, 85.7 % of their"
+        in _placements(BenchReport.read(out).results)[0]
+    )
     assert phone.units == ["ALL", "ALL"]
     assert phone.most_loaded == 1, "iOS ends apps that take much memory"
     assert not phone.loaded

@@ -14,7 +14,7 @@ from laptop.benchmarks.latency import bench as latency
 from laptop.benchmarks.latency.bench import bench
 from laptop.cli import main
 from laptop.files import write_json
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 from support.onnx_files import onnx_folder
 from support.sleepers import HERE, QUICK
 

@@ -16,7 +16,7 @@ from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.layers import bench_layers, running, shares_of
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 from laptop.models import loading
 from laptop.pruning.units import anatomy
 from support.onnx_files import onnx_folder

@@ -13,7 +13,7 @@ from laptop.benchmarks.latency.bench import bench
 from laptop.benchmarks.latency.timed_components import TimedComponent, graph_precision, shapes_of
 from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput, UnknownModel
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 from support.onnx_files import onnx_folder
 
 QUICK = BenchConfig(rounds=3, iterations=6, seconds=0.3, warmup_s=0.1, cv_bound=10, threads=1)

@@ -13,7 +13,9 @@ from laptop.benchmarks.latency.workloads import workloads
 from laptop.benchmarks.report import latency_section, report
 from laptop.benchmarks.settings import IMAGE
 from laptop.errors import BadInput
-from laptop.export import artifacts, parity
+from laptop.export.artifact_list import LIST, Artifacts
+from laptop.export.artifacts import failures
+from laptop.export.parity_report import ParityReport, check
 from support.garbage import refused_in
 from support.run_folder import write_run
 
@@ -83,9 +85,9 @@ def write_artifacts(folder: Path) -> Path:
         onnx.save(GRAPH, path)
     failed = [{"target": "ort", "precision": "fp32", "component": "unet", "error": "no"}]
     sampling = {"steps": 3, "guidance": 5.0}
-    head = {"schema": artifacts.SCHEMA, "resolution": 64, "pixels_per_latent": 8}
+    head = {"schema": Artifacts.SCHEMA, "resolution": 64, "pixels_per_latent": 8}
     content = head | {"sampling": sampling, "artifacts": rows, "left_out": [], "failed": failed}
-    (folder / artifacts.LIST).write_text(json.dumps(content))
+    (folder / LIST).write_text(json.dumps(content))
     return folder
 
 
@@ -94,17 +96,17 @@ def test_a_damaged_list_of_artifacts_is_a_message(tmp_path: Path) -> None:
     facts = Facts("board", "Linux", {"onnxruntime": "1.0"})
 
     def read() -> None:
-        artifacts.failures(folder)
-        artifacts.picture_size(folder)
+        failures(folder)
+        _ = Artifacts.read(folder / LIST).picture_size
         timed = workloads({"model": str(folder)}, IMAGE, facts)
         assert [w.resolution for w in timed]
 
-    assert refused_in(folder / artifacts.LIST, read) > 100
+    assert refused_in(folder / LIST, read) > 100
 
 
 def test_a_damaged_parity_report_is_a_message(run: Path) -> None:
     def read() -> None:
-        parity.check(parity.read_report(run / "parity"))
+        check(ParityReport.read(run / "parity" / "report.json"))
 
     assert refused_in(run / "parity" / "report.json", read) > 10
 

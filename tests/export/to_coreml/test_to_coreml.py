@@ -279,12 +279,12 @@ def test_resources_of_an_xl_model_take_what_apples_runner_gives(
     for name in ("UnetChunk1", "UnetChunk2"):  # as Unet.swift hands them on
         package = folder / f"{name}.mlpackage"
         taken = {k: given[k] for k in read(package).inputs}
-        given = {**given, **mil_interpreter.runner(package)(taken)}
+        given = {**given, **mil_interpreter.load(package)(taken)}
     plain = output_of(exported / "coreml" / "unet.mlpackage", example)
     np.testing.assert_array_equal(given["noise_pred"], plain)
 
     ids = recorded["text_encoder_2"][0]["input_ids"].numpy()
-    text = mil_interpreter.runner(folder / "TextEncoder2.mlpackage")
+    text = mil_interpreter.load(folder / "TextEncoder2.mlpackage")
     got = text({"input_ids": ids.astype(np.float32)})
     whole = to_coreml.load(exported / "coreml" / "text_encoder_2.mlpackage")({"input_ids": ids})
     last = pipe.text_encoder_2.config.num_hidden_layers - 1  # hidden_states[-2]
@@ -299,16 +299,16 @@ def test_resources_of_an_older_model_take_what_apples_runner_gives(
     folder = small / "coreml" / "Resources"
     pipe = loading.load_pipeline(str(small_folder))
     recorded = record(pipe, PROMPTS, Sampling(1), seed=0)
-    run = mil_interpreter.runner(folder / "Unet.mlpackage")
+    run = mil_interpreter.load(folder / "Unet.mlpackage")
     example = recorded["unet"][0]
     np.testing.assert_array_equal(
         run(swift_inputs(example))["noise_pred"],
         output_of(small / "coreml" / "unet.mlpackage", example),
     )
-    text = mil_interpreter.runner(folder / "TextEncoder.mlpackage")
+    text = mil_interpreter.load(folder / "TextEncoder.mlpackage")
     ids = recorded["text_encoder"][0]["input_ids"].numpy().astype(np.float32)
     assert set(text({"input_ids": ids})) == {"last_hidden_state", "pooled_outputs"}
-    picture = mil_interpreter.runner(folder / "VAEDecoder.mlpackage")
+    picture = mil_interpreter.load(folder / "VAEDecoder.mlpackage")
     latent = recorded["vae_decoder"][0]["latent_sample"].numpy()
     assert picture({"z": latent})["image"].shape == (1, 3, 16, 16)
     spec = read_spec(folder / "TextEncoder.mlpackage").description

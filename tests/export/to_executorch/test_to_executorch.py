@@ -26,7 +26,7 @@ from laptop.export.settings import CoremlConfig, VerifyConfig
 from laptop.export.to_executorch import target as to_executorch
 from laptop.export.to_executorch.lowering import fewer_repeats
 from laptop.files import write_json
-from laptop.hosts.place import Local
+from laptop.hosts.host import Local
 
 PROMPTS = ["a large red circle on white"]
 

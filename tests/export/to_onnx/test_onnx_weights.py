@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from laptop.errors import BadInput
-from laptop.export import components, onnx_runner
+from laptop.export import components
 from laptop.export.closeness import psnr
 from laptop.export.job import Job
 from laptop.export.settings import ExportConfig, OnnxConfig
-from laptop.export.to_onnx import onnx_graph, onnx_weights
+from laptop.export.to_onnx import onnx_graph, onnx_session, onnx_weights
 from laptop.export.to_onnx import target as to_onnx
 from laptop.models import loading
 from support.onnx_files import lowest_psnr, weights
@@ -56,7 +56,7 @@ def test_text_that_nothing_reads_is_still_an_input(
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 9), (13, 10)])
 def test_every_size_that_pytorch_takes_fits(onnx_job: Job, height: int, width: int) -> None:
     to_onnx.export(onnx_job)
-    graph, run = components.load(onnx_job.model, "unet"), onnx_runner.onnx_runner(onnx_job.path)
+    graph, run = components.load(onnx_job.model, "unet"), onnx_session.load(onnx_job.path)
     given = onnx_job.examples()[0] | {"sample": torch.randn(2, 4, height, width)}
     (expected,) = components.run(graph, given).values()
     (got,) = run({name: given[name].numpy() for name in graph.inputs}).values()
@@ -141,9 +141,7 @@ def test_static_shapes_are_those_that_were_sampled(onnx_job: Job) -> None:
     assert lowest_psnr(job) >= 60
     example = {name: value.numpy() for name, value in job.examples()[0].items()}
     with pytest.raises(BadInput, match="does not fit"):
-        onnx_runner.onnx_runner(job.path)(
-            example | {"sample": np.zeros((2, 4, 16, 16), np.float32)}
-        )
+        onnx_session.load(job.path)(example | {"sample": np.zeros((2, 4, 16, 16), np.float32)})
 
 
 @pytest.mark.parametrize("component", ["vae_decoder", "vae_encoder", "text_encoder_2"])

@@ -13,10 +13,12 @@ from diffusers import DiffusionPipeline
 
 from conftest import small_sd15
 from laptop.errors import BadInput, MissingExtra, NoSpace
-from laptop.export import artifacts, components, onnx_runner
+from laptop.export import components
+from laptop.export.artifact_list import read_list
 from laptop.export.artifacts import ExportConfig, export_model
 from laptop.export.closeness import psnr
 from laptop.export.settings import OnnxConfig
+from laptop.export.to_onnx import onnx_session
 from laptop.export.to_onnx import target as to_onnx
 from laptop.generate import generate
 from laptop.models import loading, locating
@@ -109,7 +111,7 @@ def test_batch_picture_size_and_tokens_are_dynamic(
         "vae_encoder": {"sample": torch.randn(2, 3, 128, 96)},
     }
     for component, case in cases.items():
-        run = onnx_runner.onnx_runner(exported / "onnx" / component / "model.onnx")
+        run = onnx_session.load(exported / "onnx" / component / "model.onnx")
         got = run({name: value.numpy() for name, value in case.items()})
         for name, value in components.run(components.graph(pruned, component), case).items():
             assert psnr(value.numpy(), got[name]) >= 60, (component, name)
@@ -134,14 +136,14 @@ def test_an_sd15_pipeline_exports_and_optimum_draws_its_picture(tmp_path: Path) 
 
 
 def test_the_list_holds_bytes_and_hash_of_every_file(exported: Path) -> None:
-    rows = artifacts.read_list(exported)
-    assert [r["component"] for r in rows] == list(components.ALL) * 2
-    half = [r["component"] for r in rows if r["precision"] == "fp16"]
+    rows = read_list(exported).artifacts
+    assert [row.component for row in rows] == list(components.ALL) * 2
+    half = [row.component for row in rows if row.precision == "fp16"]
     assert half == ["text_encoder", "text_encoder_2", "unet"], "the VAE stays in fp32"
     for row in rows:
-        assert row["target"] == "onnx"
-        assert row["bytes"] == (exported / row["file"]).stat().st_size
-        assert len(row["sha256"]) == 64
+        assert row.target == "onnx"
+        assert row.bytes == (exported / row.file).stat().st_size
+        assert len(row.sha256) == 64
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from laptop.export.settings import TensorrtConfig, VerifyConfig
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.trtexec import Device, Version
-from laptop.hosts.place import Local, Place
+from laptop.hosts.host import Host, Local
 from laptop.hosts.ssh import Ssh
 from laptop.models import loading
 from laptop.pruning.sampling_config import Sampling
@@ -61,7 +61,7 @@ def board(tmp_path: Path) -> Board:
 
 
 @pytest.fixture
-def here(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def here(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """This machine as if it were the board."""
     for name, value in board.environment.items():
         monkeypatch.setenv(name, value)
@@ -94,7 +94,7 @@ def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 def test_a_board_builds_and_computes_what_pytorch_computes(
     exported: Path, pruned_folder: Path, board: Board, server: Server
 ) -> None:
-    run = engine.runner(Ssh("board", config=server.config()), unet(exported))
+    run = engine.load(Ssh("board", config=server.config()), unet(exported))
     graph, given = real_inputs(pruned_folder)
     expected = components.run(graph, given)["out_sample"].numpy()
     got = run(arrays(given))["out_sample"]
@@ -107,10 +107,10 @@ def test_a_board_builds_and_computes_what_pytorch_computes(
 
 @pytest.mark.parametrize("version", ["8.6.2", "10.3.0", "11.1.0"])
 def test_integer_inputs_arrive_in_the_type_of_the_version(
-    version: str, exported: Path, board: Board, here: Place, pruned_folder: Path
+    version: str, exported: Path, board: Board, here: Host, pruned_folder: Path
 ) -> None:
     board.install(version)
-    run = engine.runner(here, exported / "tensorrt/text_encoder/model.onnx")
+    run = engine.load(here, exported / "tensorrt/text_encoder/model.onnx")
     pipe = loading.load_pipeline(str(pruned_folder))
     graph = components.graph(pipe, "text_encoder")
     given = record(pipe, PROMPTS, Sampling(1), seed=0)["text_encoder"][0]
@@ -120,9 +120,9 @@ def test_integer_inputs_arrive_in_the_type_of_the_version(
 
 
 def test_a_profile_is_built_and_any_shape_within_it_runs(
-    dynamic: Path, pruned_folder: Path, board: Board, here: Place
+    dynamic: Path, pruned_folder: Path, board: Board, here: Host
 ) -> None:
-    run = engine.runner(here, unet(dynamic))
+    run = engine.load(here, unet(dynamic))
     graph, given = real_inputs(pruned_folder)
     more = {k: torch.cat([v, v]) if v.ndim else v for k, v in given.items()}
     for tensors in (given, more):
@@ -169,7 +169,7 @@ def test_an_engine_and_its_graph_are_made_and_sent_once(
     ],
 )
 def test_an_engine_for_another_gpu_or_version_is_not_used(
-    other: dict[str, str], exported: Path, board: Board, here: Place
+    other: dict[str, str], exported: Path, board: Board, here: Host
 ) -> None:
     old = engine.build(here, unet(exported))
     board.install(**other)  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def test_an_engine_for_another_gpu_or_version_is_not_used(
 
 
 def test_an_engine_is_not_used_when_its_record_or_bytes_are_others(
-    exported: Path, board: Board, here: Place
+    exported: Path, board: Board, here: Host
 ) -> None:
     made = engine.build(here, unet(exported))
     record_path = Path(made.path).with_suffix(".json")
@@ -228,7 +228,7 @@ def test_a_changed_host_key_ends_it_before_anything_is_sent(
 
 
 def test_flags_that_its_help_does_not_list_are_refused_before_anything_is_sent(
-    exported: Path, board: Board, here: Place, monkeypatch: pytest.MonkeyPatch
+    exported: Path, board: Board, here: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board.install("11.0.0")
     monkeypatch.setattr(trtexec, "precision_flags", lambda *_: ["--fp16"])
@@ -238,7 +238,7 @@ def test_flags_that_its_help_does_not_list_are_refused_before_anything_is_sent(
 
 
 def test_flags_that_trtexec_refuses_are_an_error_that_names_them(
-    exported: Path, board: Board, here: Place, monkeypatch: pytest.MonkeyPatch
+    exported: Path, board: Board, here: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board.install("11.0.0")
     monkeypatch.setattr(trtexec, "precision_flags", lambda *_: ["--fp16"])
@@ -264,7 +264,7 @@ def test_what_a_version_does_not_build_is_told_in_its_words(
     said: str,
     exported: Path,
     board: Board,
-    here: Place,
+    here: Host,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     board.install(version)
@@ -276,7 +276,7 @@ def test_what_a_version_does_not_build_is_told_in_its_words(
 
 
 def test_too_little_memory_is_refused_with_the_figures(
-    exported: Path, board: Board, here: Place
+    exported: Path, board: Board, here: Host
 ) -> None:
     board.install(free_mib=3)
     with pytest.raises(BadInput, match=r"at least 0\.0 GB of memory, twice the graph; 0\.0 GB"):
@@ -285,7 +285,7 @@ def test_too_little_memory_is_refused_with_the_figures(
 
 
 def test_a_gpu_that_trtexec_does_not_confirm_is_an_error(
-    exported: Path, board: Board, here: Place
+    exported: Path, board: Board, here: Host
 ) -> None:
     board.install(gpu="NVIDIA A2", capability="8.6", says=("NVIDIA H200", "9.0"))
     with pytest.raises(LaptopError, match="Is there more than one GPU"):
@@ -293,7 +293,7 @@ def test_a_gpu_that_trtexec_does_not_confirm_is_an_error(
     assert not board.engines
 
 
-def test_a_probe_tells_version_gpu_and_memory(board: Board, here: Place) -> None:
+def test_a_probe_tells_version_gpu_and_memory(board: Board, here: Host) -> None:
     found = engine.probe(here)
     assert found.version == Version(10, 3, 0)
     assert found.device == ("Orin", "8.7")
@@ -326,7 +326,7 @@ def test_a_gpu_is_named_by_what_knows_it(
 
 
 def test_a_machine_without_trtexec_says_where_it_was_looked_for(
-    board: Board, here: Place, exported: Path
+    board: Board, here: Host, exported: Path
 ) -> None:
     (board.folder / "bin" / "trtexec").unlink()
     with pytest.raises(LaptopError, match="has no trtexec on its PATH, in /usr/src/tensorrt/bin"):
@@ -335,14 +335,14 @@ def test_a_machine_without_trtexec_says_where_it_was_looked_for(
     assert to_tensorrt.checked("fp16") == to_tensorrt.NO_ENGINE
 
 
-def test_an_old_tensorrt_is_refused(board: Board, here: Place) -> None:
+def test_an_old_tensorrt_is_refused(board: Board, here: Host) -> None:
     board.install("8.5.2")
     with pytest.raises(Unsupported, match=r"TensorRT 8\.5\.2 is too old"):
         engine.probe(here)
 
 
 def test_where_an_engine_can_be_built_parity_is_that_of_the_engine(
-    exported: Path, pruned_folder: Path, board: Board, here: Place, tmp_path: Path
+    exported: Path, pruned_folder: Path, board: Board, here: Host, tmp_path: Path
 ) -> None:
     config = VerifyConfig(steps=1)
     out = parity.verify(exported, str(pruned_folder), tmp_path / "parity", config, PROMPTS)

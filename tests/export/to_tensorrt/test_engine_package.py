@@ -72,7 +72,7 @@ def test_an_engine_computes_what_pytorch_computes(
 
 
 def test_an_engine_is_built_once_for_each_version_and_gpu(install: Install, graph: Path) -> None:
-    plan, _ = read_plan(graph)
+    plan = read_plan(graph).plan
     first = install("10.3.0")
     made = engine_package.build(graph, plan)
     assert engine_package.build(graph, plan) == made
@@ -89,7 +89,7 @@ def test_an_engine_is_built_once_for_each_version_and_gpu(install: Install, grap
 
 
 def test_what_timing_measured_is_kept(install: Install, graph: Path, tmp_path: Path) -> None:
-    plan, _ = read_plan(graph)
+    plan = read_plan(graph).plan
     package = install("10.3.0")
     engine_package.build(graph, plan)
     engine_package.build(graph, replace(plan, optimization_level=5))
@@ -101,7 +101,7 @@ def test_what_timing_measured_is_kept(install: Install, graph: Path, tmp_path: P
 def test_what_cannot_be_built_or_fed_is_an_error(
     install: Install, onnx_job: Job, graph: Path
 ) -> None:
-    plan, _ = read_plan(graph)
+    plan = read_plan(graph).plan
     install("8.6.1")
     with pytest.raises(Unsupported, match=r"TensorRT 8\.6\.1 by its Python package is too old"):
         engine_package.build(graph, plan)
@@ -111,9 +111,9 @@ def test_what_cannot_be_built_or_fed_is_an_error(
     given = {k: v.numpy() for k, v in onnx_job.examples()[0].items()}
     five = {k: np.repeat(v[:1], 5, 0) if v.ndim else v for k, v in given.items()}
     with pytest.raises(BadInput, match="outside of the engine's profile"):
-        engine_package.runner(graph)(five)
+        engine_package.load(graph)(five)
     with pytest.raises(BadInput, match="the engine takes"):
-        engine_package.runner(graph)(given | {"other": np.zeros(1)})
+        engine_package.load(graph)(given | {"other": np.zeros(1)})
 
 
 def test_without_a_gpu_there_is_no_engine() -> None:

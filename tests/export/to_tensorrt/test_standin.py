@@ -1,12 +1,12 @@
 """The stand-in trtexec itself: as strict as the real one, and in its forms."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -45,9 +45,7 @@ def test_the_standin_refuses_as_the_real_one(
     assert "&&&& FAILED TensorRT.trtexec [TensorRT v" in done.stdout
 
 
-def test_the_standin_times_and_summarizes_in_the_documented_forms(
-    standin: Any, tmp_path: Path
-) -> None:
+def test_the_standin_times_in_the_documented_form(standin: Any, tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, (2, 3)) for n in "xy"]
     node = helper.make_node("Sqrt", ["x"], ["y"])
     graph = helper.make_graph([node], "g", values[:1], values[1:])
@@ -60,8 +58,6 @@ def test_the_standin_times_and_summarizes_in_the_documented_forms(
     assert done.returncode == 0, done.stderr
     assert trtexec.read_version(done.stdout) == (10, 3, 0)
     assert trtexec.read_device(done.stdout) == ("Orin", "8.7")
-    times = trtexec.read_times((tmp_path / "times.json").read_text())
-    summary = trtexec.read_summary(done.stdout)
+    times = json.loads((tmp_path / "times.json").read_text())
     assert len(times) == 3
-    mean = float(np.mean([t.compute for t in times]))
-    assert summary.latency_ms["GPU Compute Time"]["mean"] == pytest.approx(mean, rel=1e-3)
+    assert all(row["latencyMs"] >= row["computeMs"] > 0 for row in times)

@@ -18,9 +18,9 @@ from laptop.export import parity
 from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.inputs import record
 from laptop.export.job import Job, save_examples
-from laptop.export.onnx_runner import onnx_runner
+from laptop.export.parity_report import ParityReport, check
 from laptop.export.settings import TensorrtConfig, VerifyConfig
-from laptop.export.to_onnx import folding
+from laptop.export.to_onnx import folding, onnx_session
 from laptop.export.to_tensorrt import operators, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
@@ -54,7 +54,7 @@ def one_node(operator: str, dtype: int, shape: tuple[int, ...] = (2,), **more: A
 
 
 def test_the_graph_is_fp16_throughout_but_for_what_feeds_angles(exported: Path) -> None:
-    plan = read_plan(exported / "tensorrt/unet/model.onnx")[0]
+    plan = read_plan(exported / "tensorrt/unet/model.onnx").plan
     assert plan.precision == "fp16"
     assert plan.inputs == {
         "sample": Tensor("FLOAT16", (2, 4, 8, 8)),
@@ -83,7 +83,7 @@ def test_the_vae_has_its_own_precision(exported: Path) -> None:
         "vae_encoder": "fp32",
         "vae_decoder": "fp32",
     }
-    plan = read_plan(exported / "tensorrt/vae_decoder/model.onnx")[0]
+    plan = read_plan(exported / "tensorrt/vae_decoder/model.onnx").plan
     assert trtexec.build_flags(Version(11, 0, 0), plan) == ["--noTF32"]
 
 
@@ -110,7 +110,7 @@ def test_parity_holds_and_the_report_says_that_no_engine_was_built(
     config = VerifyConfig(steps=2)
     out = parity.verify(exported, str(pruned_folder), tmp_path / "parity", config, PROMPTS)
     report = json.loads((out / "report.json").read_text())
-    parity.check(report)
+    check(ParityReport.read(out / "report.json"))
     assert report["results"], "nothing was compared"
     states = {row["state"] for row in report["results"]}
     assert states == {"ONNX graph computed by ONNX Runtime; no engine was built"}
@@ -127,14 +127,14 @@ def test_a_profile_makes_batch_and_picture_size_dynamic(tmp_path: Path) -> None:
     )
     out = export_model(str(folder), tmp_path / "out", config, PROMPTS)
     check_exported(out)
-    plan = read_plan(out / "tensorrt/unet/model.onnx")[0]
+    plan = read_plan(out / "tensorrt/unet/model.onnx").plan
     assert plan.profile == {
         "sample": ((2, 4, 8, 8), (2, 4, 8, 8), (4, 4, 16, 16)),
         "encoder_hidden_states": ((2, 16, 32), (2, 16, 32), (4, 16, 32)),
     }
     flags = trtexec.build_flags(Version(10, 3, 0), plan)
     assert "--maxShapes=sample:4x4x16x16,encoder_hidden_states:4x16x32" in flags
-    run = onnx_runner(out / "tensorrt/unet/model.onnx")
+    run = onnx_session.load(out / "tensorrt/unet/model.onnx")
     generator = np.random.default_rng(0)
     given = {
         "sample": generator.normal(size=(4, 4, 16, 16)),
@@ -142,7 +142,7 @@ def test_a_profile_makes_batch_and_picture_size_dynamic(tmp_path: Path) -> None:
         "encoder_hidden_states": generator.normal(size=(4, 16, 32)),
     }
     assert run(given)["out_sample"].shape == (4, 4, 16, 16)
-    decoder = read_plan(out / "tensorrt/vae_decoder/model.onnx")[0]
+    decoder = read_plan(out / "tensorrt/vae_decoder/model.onnx").plan
     assert decoder.profile["latent_sample"][2] == (2, 4, 16, 16)
 
 

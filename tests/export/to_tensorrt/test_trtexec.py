@@ -22,29 +22,6 @@ DYNAMIC = replace(
 )
 KEY = EngineKey("ab12", "10.3.0", "Orin", "8.7", ("--stronglyTyped",))
 # NVIDIA/TensorRT issue 4177 (10.x); 8.4 and earlier print one percentile and End-to-End
-SUMMARY_10 = """
-[10/03/2024-10:47:59] [I] === Performance summary ===
-[10/03/2024-10:47:59] [I] Throughput: 130.298 qps
-[10/03/2024-10:47:59] [I] Latency: min = 5.38672 ms, max = 13.3664 ms, mean = 7.60628 ms, \
-median = 7.16092 ms, percentile(90%) = 10.2996 ms, percentile(95%) = 10.8698 ms, \
-percentile(99%) = 12.9675 ms
-[10/03/2024-10:47:59] [I] GPU Compute Time: min = 5.34595 ms, max = 13.3388 ms, \
-mean = 7.58404 ms, median = 7.14139 ms, percentile(90%) = 10.2881 ms, \
-percentile(95%) = 10.8175 ms, percentile(99%) = 12.9485 ms
-[10/03/2024-10:47:59] [I] Total Host Walltime: 3.00082 s
-"""
-SUMMARY_8 = """
-[06/23/2021-13:24:48] [I] Throughput: 1.57184 qps
-[06/23/2021-13:24:48] [I] End-to-End Host Latency: min = 634.644 ms, max = 638.123 ms, \
-mean = 636.196 ms, median = 636.003 ms, percentile(99%) = 638.123 ms
-"""
-TIMES = """[
-  { "startEnqMs" : 0.1, "endEnqMs" : 0.2
-, "startH2dMs" : 0.1, "endH2dMs" : 0.2, "startComputeMs" : 0.2, "endComputeMs" : 7.2
-, "startD2hMs" : 7.2, "endD2hMs" : 7.3
-, "h2dMs" : 0.1, "computeMs" : 7, "d2hMs" : 0.1, "latencyMs" : 7.2 }
-]
-"""
 OUTPUT = """[
   { "name" : "out_sample"
   , "dimensions" : "1x2x2"
@@ -152,32 +129,6 @@ def test_int64_inputs_are_int32_bindings_before_9() -> None:
     assert trtexec.raw_type("INT64", V8) == np.int32
     assert trtexec.raw_type("INT64", V10) == np.int64
     assert trtexec.raw_type("FLOAT16", V8) == np.float16
-
-
-def test_the_summary_of_each_version_is_read() -> None:
-    found = trtexec.read_summary(SUMMARY_10)
-    assert found.throughput_qps == 130.298
-    assert found.latency_ms["GPU Compute Time"]["median"] == 7.14139
-    assert found.latency_ms["Latency"]["percentile(99%)"] == 12.9675
-    assert found.latency_ms["Latency"]["percentile(90%)"] == 10.2996
-    old = trtexec.read_summary(SUMMARY_8).latency_ms["End-to-End Host Latency"]
-    assert old == {
-        "min": 634.644,
-        "max": 638.123,
-        "mean": 636.196,
-        "median": 636.003,
-        "percentile(99%)": 638.123,
-    }
-    with pytest.raises(BadInput, match="no performance summary"):
-        trtexec.read_summary("[I] Skipped inference phase since --skipInference is added.")
-
-
-def test_times_are_read_in_both_spellings() -> None:
-    assert trtexec.read_times(TIMES) == [(0.1, 7, 0.1, 7.2)]
-    old = TIMES.replace("h2dMs", "inMs").replace("d2hMs", "outMs")
-    assert trtexec.read_times(old) == trtexec.read_times(TIMES)
-    with pytest.raises(BadInput, match="--exportTimes wrote something else"):
-        trtexec.read_times(TIMES[:-20])
 
 
 def test_outputs_are_read_with_what_json_has_not() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from laptop.errors import BadInput, LaptopError
 from laptop.hosts import commands, ssh
-from laptop.hosts.place import Local, Place
+from laptop.hosts.host import Host, Local
 from laptop.hosts.ssh import Ssh
 from support import board as boards
 from support.board import Board, Proxy, Server, needs_sshd
@@ -29,7 +29,7 @@ def server(board: Board) -> Iterator[Server]:
 
 
 @pytest.fixture(params=["local", pytest.param("ssh", marks=needs_sshd)])
-def place(request: pytest.FixtureRequest, board: Board, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(request: pytest.FixtureRequest, board: Board, monkeypatch: pytest.MonkeyPatch) -> Host:
     if request.param == "ssh":
         return Ssh("board", config=request.getfixturevalue("server").config(), pause_s=0.05)
     monkeypatch.setenv("TMPDIR", str(board.tmp))
@@ -51,19 +51,19 @@ def cut(server: Server) -> Iterator[Ways]:
         proxy.close()
 
 
-def test_a_script_runs_in_a_shell_and_tells_how_it_ended(place: Place) -> None:
+def test_a_script_runs_in_a_shell_and_tells_how_it_ended(place: Host) -> None:
     done = place.run('echo "it\'s $((6 * 7))"; echo no >&2; exit 3')
     assert done == (3, "it's 42\n", "no\n")
     with pytest.raises(LaptopError, match=r"exit code 5 of `echo bad >&2; exit 5`: bad"):
         commands.checked(place, "echo bad >&2; exit 5")
 
 
-def test_a_script_that_takes_too_long_is_an_error(place: Place) -> None:
+def test_a_script_that_takes_too_long_is_an_error(place: Host) -> None:
     with pytest.raises(LaptopError, match=r"no end after 0\.5 s"):
         place.run("sleep 5", timeout_s=0.5)
 
 
-def test_files_go_there_and_back_whole(place: Place, board: Board, tmp_path: Path) -> None:
+def test_files_go_there_and_back_whole(place: Host, board: Board, tmp_path: Path) -> None:
     source = tmp_path / "a file"
     source.write_bytes(os.urandom(300_000))
     target = board.tmp / "copy"
@@ -75,13 +75,13 @@ def test_files_go_there_and_back_whole(place: Place, board: Board, tmp_path: Pat
     assert not list(board.tmp.iterdir())
 
 
-def test_a_missing_file_is_an_error_that_leaves_nothing(place: Place, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_that_leaves_nothing(place: Host, tmp_path: Path) -> None:
     with pytest.raises((LaptopError, FileNotFoundError), match="nowhere"):
         place.get("/nowhere/file", tmp_path / "back")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_scratch_folder_goes_with_what_runs_in_it(place: Place, board: Board) -> None:
+def test_a_scratch_folder_goes_with_what_runs_in_it(place: Host, board: Board) -> None:
     def run() -> None:
         with commands.scratch(place) as scratch:
             assert list(board.tmp.iterdir()) == [Path(scratch)]
@@ -90,18 +90,18 @@ def test_a_scratch_folder_goes_with_what_runs_in_it(place: Place, board: Board) 
     with pytest.raises(LaptopError, match=r"no end after 0\.5 s"):
         run()
     assert not list(board.tmp.iterdir())
-    commands = [p.info["cmdline"] for p in psutil.process_iter(["cmdline", "status"])]
-    assert ["sleep", "4711"] not in commands
+    running = [p.info["cmdline"] for p in psutil.process_iter(["cmdline", "status"])]
+    assert ["sleep", "4711"] not in running
 
 
-def test_a_long_command_tells_how_it_ended_and_what_it_printed(place: Place) -> None:
+def test_a_long_command_tells_how_it_ended_and_what_it_printed(place: Host) -> None:
     with commands.scratch(place) as scratch:
         command = ["sh", "-c", "echo out; echo err >&2; exit 255"]
         done = commands.run_long(place, f"{scratch}/x", command, 10, poll_s=0.1)
     assert done == (255, "out\nerr\n", "")
 
 
-def test_a_long_command_that_is_killed_is_an_error(place: Place) -> None:
+def test_a_long_command_that_is_killed_is_an_error(place: Host) -> None:
     with commands.scratch(place) as scratch:
         # the shell that notes the exit code goes too, as when a board's memory ends
         command = ["sh", "-c", f"kill -9 $(cat {scratch}/x/pid); sleep 0.2"]
@@ -190,13 +190,13 @@ def test_a_refused_login_says_what_helps(server: Server) -> None:
         ("ssh://[fe80::1]:22/", Ssh("fe80::1", None, 22)),
     ],
 )
-def test_an_address_names_a_place(address: str, place: Place) -> None:
-    assert ssh.place(address) == place
+def test_an_address_names_a_place(address: str, place: Host) -> None:
+    assert ssh.host_at(address) == place
 
 
 def test_an_address_of_ipv6_has_brackets_in_its_name() -> None:
-    assert ssh.place("ssh://me@[::1]:2222").name == "ssh://me@[::1]:2222"
-    assert ssh.place("ssh://orin:2222").name == "ssh://orin:2222"
+    assert ssh.host_at("ssh://me@[::1]:2222").name == "ssh://me@[::1]:2222"
+    assert ssh.host_at("ssh://orin:2222").name == "ssh://orin:2222"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_address_of_ipv6_has_brackets_in_its_name() -> None:
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(BadInput, match=r"use local or ssh://\[user@\]host\[:port\]"):
-        ssh.place(address)
+        ssh.host_at(address)
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,17 @@
-"""Running artifacts on this machine: from named arrays to named arrays."""
+"""ONNX files computed by ONNX Runtime on this machine's CPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from laptop.errors import BadInput
+from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.to_onnx import onnx_checks
 from laptop.files import reason, shown
 
-Array = NDArray[Any]
-Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -22,16 +20,10 @@ NUMPY_TYPES = {
 }
 
 
-def check_file(path: Path, target: str) -> None:
-    """Raise `BadInput` for a graph that is cut off or asks for more than a graph may."""
-    if target in ("onnx", "tensorrt"):
-        onnx_checks.read_graph(path)
+def load(path: Path) -> ArrayFunction:
+    """An ONNX file as a function; it casts arrays to the types that the graph declares.
 
-
-def onnx_runner(path: Path) -> Runner:
-    """An ONNX file on the CPU. Arrays are cast to the types that the graph declares.
-
-    Raises `BadInput` for a file that ONNX Runtime cannot open; the runner does for arrays that do
+    Raises `BadInput` for a file that ONNX Runtime cannot open; the function does for arrays that do
     not fit the graph.
     """
     import onnxruntime
@@ -43,13 +35,13 @@ def onnx_runner(path: Path) -> Runner:
     types = {i.name: _type(i, path) for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
 
-    def call(given: Mapping[str, Array]) -> dict[str, Array]:
-        if set(given) != set(types):
+    def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if set(inputs) != set(types):
             raise BadInput(
                 f"{path} takes {', '.join(types)}; the model that it is compared with gives "
-                f"{', '.join(given)}. Pass the model that it was exported from."
+                f"{', '.join(inputs)}. Pass the model that it was exported from."
             )
-        feed = {name: np.asarray(given[name], dtype) for name, dtype in types.items()}
+        feed = {name: np.asarray(inputs[name], dtype) for name, dtype in types.items()}
         try:
             return dict(zip(names, session.run(names, feed), strict=True))
         except errors() as e:
@@ -70,7 +62,7 @@ def errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     return (*own, *more)
 
 
-def _type(value: Any, path: Path) -> Any:
+def _type(value: Any, path: Path) -> type[np.generic]:
     if value.type not in NUMPY_TYPES:
         raise BadInput(f"{path}: its input {shown(value.name)} is a {shown(value.type)}.")
     return NUMPY_TYPES[value.type]

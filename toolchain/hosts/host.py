@@ -1,6 +1,6 @@
-"""A place where commands run and files lie: its interface, and this machine.
+"""A host: a machine that runs commands and holds files. Its interface, and this machine.
 
-A `Place` runs POSIX shell scripts and moves files. Connections drop; then the same call is made
+A `Host` runs POSIX shell scripts and moves files. Connections drop; then the same call is made
 again, a few times, so **a script must do no harm when it runs twice**. What takes long goes through
 `commands.run_long`, which starts it once and asks for its end with short calls.
 """
@@ -26,12 +26,12 @@ class Done(NamedTuple):
     err: str
 
 
-class Place(Protocol):
-    """A machine."""
+class Host(Protocol):
+    """A machine that runs commands and holds files."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """What messages call it."""
 
     def run(self, script: str, timeout_s: float = 60) -> Done:
         """Run a POSIX shell script; it may run twice. Raises `LaptopError` where it cannot start
@@ -50,8 +50,8 @@ class Local:
 
     name: str = "this machine"
 
-    def run(self, script: str, timeout_s: float = 60, given: str | None = None) -> Done:
-        return called(["sh", "-c", script], timeout_s, self.name, given)
+    def run(self, script: str, timeout_s: float = 60, stdin: str = "") -> Done:
+        return called(["sh", "-c", script], timeout_s, self.name, stdin)
 
     def put(self, source: Path, target: str) -> None:
         _copy(source, Path(target))
@@ -66,26 +66,27 @@ def _copy(source: Path, target: Path) -> None:
     part.replace(target)
 
 
-def called(
-    command: Sequence[str], timeout_s: float | None, where: str, given: str | None = None
-) -> Done:
-    """How a program of this machine ended that `where` needs; `LaptopError` as `Place.run` has."""
+def called(command: Sequence[str], timeout_s: float | None, user: str, stdin: str = "") -> Done:
+    """Run a program of this machine that the host `user` needs; returns how it ended.
+
+    Raises `LaptopError` where it is missing or takes longer.
+    """
     try:
         done = subprocess.run(
             command,
-            input=given or "",
+            input=stdin,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
         )
     except FileNotFoundError:
-        raise LaptopError(f"{where} needs the program {command[0]!r}, which is missing.") from None
+        raise LaptopError(f"{user} needs the program {command[0]!r}, which is missing.") from None
     except subprocess.TimeoutExpired:
-        raise LaptopError(f"{where}: no end after {timeout_s:g} s: {command[-1][:200]}") from None
+        raise LaptopError(f"{user}: no end after {timeout_s:g} s: {command[-1][:200]}") from None
     return Done(done.returncode, done.stdout, done.stderr)
 
 
 def last_line(text: str) -> str:
-    """For messages: the last line is where programs say what is wrong."""
+    """The last line of what a program printed, where it says what is wrong."""
     return (lines(text.strip()) or ["it said nothing"])[-1]

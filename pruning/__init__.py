@@ -1,1 +1,1 @@
-"""Which layers can go, what each is worth, which to drop, and dropping them (paper, section 3)."""
+"""The layers that can go, their scores, the plan that drops some, and the pruned model."""

@@ -1,7 +1,8 @@
-"""Whether losses add up: the claim on which choosing layers by a sum rests (paper, section 3.2).
+"""Whether losses add up: choosing layers by a sum of scores assumes it (paper, section 3.2).
 
-Random sets of layers at several pruning ratios: the sum of the layers' own scores beside the output
-loss of removing them together. Sums of any criterion can be judged so; the joint loss is the same.
+Random sets of layers at several pruning ratios: the sum of the layers' own scores against the
+output loss of removing them together. It serves for sums of any criterion; the joint loss is the
+same.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from scipy.stats import pearsonr, spearmanr
 from laptop.console import progress
 from laptop.errors import BadInput
 from laptop.models import locating
+from laptop.pruning.calibration import CALIBRATION
 from laptop.pruning.plan import joint_loss, read_checked, read_samples
-from laptop.pruning.score import CALIBRATION
 from laptop.pruning.scores import Additivity, Agreement, LayerSet, Scores, Unit, scores_file
 from laptop.run import Overwrite, run_stage
 
@@ -32,7 +33,7 @@ def make_additivity(
             f"{scores_path} is of a race, which does not score all layers on all samples. Score "
             "without --race to see whether losses add up."
         )
-    samples = read_samples(scores_path, scores.model)
+    samples = read_samples(scores, scores_path)
 
     def work(folder: Path) -> None:
         joint = joint_loss(scores, samples, folder, str(scores_path))
@@ -42,9 +43,9 @@ def make_additivity(
         measured = [losses[frozenset(names)] for _, names in sets]
         report(scores, sets, measured).write(folder / out.name)
 
-    inputs, which = locating.identity("model", scores.model)
+    inputs, identity = locating.identity("model", scores.model)
     inputs |= {"scores": scores_path, "calibration": scores_path.parent / CALIBRATION}
-    settings = {"count": count, "seed": seed} | which
+    settings = {"count": count, "seed": seed} | identity
     return run_stage("additivity", out, settings, inputs, work, overwrite=overwrite)
 
 
@@ -59,15 +60,18 @@ def random_sets(scores: Scores, count: int, seed: int = 0) -> list[tuple[float, 
     ]
 
 
-def random_set(units: Sequence[Unit], least: float, seed: int | Sequence[int]) -> list[str]:
-    """Layers in random order until `least` parameters are gone; no shells."""
-    gone: list[Unit] = []
+def random_set(
+    units: Sequence[Unit], least: float, seed: int | Sequence[int], *, with_shells: bool = False
+) -> list[str]:
+    """Layers in random order until `least` parameters are gone; a shell goes with its content."""
+    by_name = {unit.name: unit for unit in units}
+    gone: dict[str, Unit] = {}
     for i in np.random.default_rng(seed).permutation(len(units)):
-        if sum(u.params for u in gone) >= least:
+        if sum(unit.params for unit in gone.values()) >= least:
             break
-        if not units[i].needs:
-            gone.append(units[i])
-    return [u.name for u in gone]
+        if with_shells or not units[i].needs:
+            gone |= {name: by_name[name] for name in (units[i].name, *units[i].needs)}
+    return list(gone)
 
 
 def report(

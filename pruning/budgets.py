@@ -1,7 +1,7 @@
-"""What a plan must keep to: budgets, layers that stay, layers that go only with others.
+"""The conditions of a plan: budgets, layers that stay, layers that go only with others.
 
 Budgets are any mix of parameters, bytes of weights, multiply-accumulates and measured latency;
-layers can be kept by pattern, and the plan be restricted to what a stock diffusers config can say.
+layers can be kept by pattern, and a plan can be restricted to stock diffusers configs.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from laptop.models.precision import stored_dtype
 from laptop.pruning.scores import Anatomy, Unit
 from laptop.pruning.settings import DEFAULT_RATIO, PlanConfig
 
-NOUNS = {  # of a million of each cost, and what it is
+NOUNS = {  # the unit of a million of each cost, and what it is
     "params": ("M", "parameters"),
     "macs": ("M", "multiply-accumulates"),
     "latency_ns": ("ms", "latency"),
@@ -25,7 +25,7 @@ NOUNS = {  # of a million of each cost, and what it is
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit as the user gave it, as what it asks to remove."""
+    """A limit of the user, as the cost that must be removed for it."""
 
     flag: str
     cost: str  # key of NOUNS
@@ -40,7 +40,7 @@ def with_default(config: PlanConfig) -> PlanConfig:
     return config if is_limited else replace(config, ratio=DEFAULT_RATIO)
 
 
-def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]:
+def budgets(config: PlanConfig, anatomy: Anatomy, bytes_each: int) -> list[Budget]:
     """The limits of `config`; `Infeasible` for one that makes no sense."""
     caps: list[tuple[str, float | None, str, float]] = [
         ("--max-params", config.max_params, "params", 1),
@@ -48,40 +48,43 @@ def budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> list[Budget]
         ("--max-macs", config.max_macs, "macs", 1),
         ("--max-latency-ms", config.max_latency_ms, "latency_ns", 1e-6),
     ]
-    given = [(flag, cap, cost, each) for flag, cap, cost, each in caps if cap is not None]
     ratio = with_default(config).ratio
-    found = []
+    limits = []
     if ratio is not None:
-        found.append(Budget(f"--ratio {ratio:g}", "params", ratio * known.params, None))
-    for flag, cap, cost, each in given:
+        limits.append(Budget(f"--ratio {ratio:g}", "params", ratio * anatomy.params, None))
+    for flag, cap, cost, each in caps:
+        if cap is None:
+            continue
         most = round(cap / each, 3)  # 3.4 ms are 3,400,000 ns, without a float's last digits
-        found.append(Budget(f"{flag} {cap:,}", cost, max(0.0, costs(known, cost)[1] - most), each))
-    return found
+        limits.append(
+            Budget(f"{flag} {cap:,}", cost, max(0.0, costs(anatomy, cost)[1] - most), each)
+        )
+    return limits
 
 
-def costs(known: Anatomy, cost: str) -> tuple[list[int], int]:
-    """What removing each unit saves, and what the whole U-Net costs."""
+def costs(anatomy: Anatomy, cost: str) -> tuple[list[int], int]:
+    """The cost that removing each unit saves, and the cost of the whole U-Net."""
     if cost == "latency_ns":
-        if known.latency_ns is None:
+        if anatomy.latency_ns is None:
             raise ValueError("a latency limit needs an anatomy with latencies")
-        return [known.latencies_ns[u.name] for u in known.units], known.latency_ns
-    return [getattr(u, cost) for u in known.units], getattr(known, cost)
+        return [anatomy.latencies_ns[u.name] for u in anatomy.units], anatomy.latency_ns
+    return [getattr(u, cost) for u in anatomy.units], getattr(anatomy, cost)
 
 
-def check_budgets(config: PlanConfig, known: Anatomy, bytes_each: int) -> None:
+def check_budgets(config: PlanConfig, anatomy: Anatomy, bytes_each: int) -> None:
     """Raise `Infeasible` unless the layers that may go hold what every budget asks for."""
-    stays = _stays(known, config)
-    for budget in budgets(config, known, bytes_each):
-        saved, before = costs(known, budget.cost)
-        held = sum(x for u, x in zip(known.units, saved, strict=True) if u.name not in stays)
+    stays = _stays(anatomy, config)
+    for budget in budgets(config, anatomy, bytes_each):
+        saved, before = costs(anatomy, budget.cost)
+        held = sum(x for u, x in zip(anatomy.units, saved, strict=True) if u.name not in stays)
         if budget.least > held:
-            raise Infeasible(_refusal(budget, before, held) + _blame(known, config, stays))
+            raise Infeasible(_refusal(budget, before, held) + _blame(anatomy, config, stays))
 
 
 def _refusal(budget: Budget, before: int, held: int) -> str:
-    share = math.floor(held / before * 1000) / 1000
+    ratio = math.floor(held / before * 1000) / 1000
     if budget.each is None:
-        advice = f"{share:.3f} or less"
+        advice = f"{ratio:.3f} or less"
     elif budget.cost == "latency_ns":
         advice = f"{math.ceil((before - held) / 1000) / 1000:,.3f} or more"
     else:
@@ -91,12 +94,12 @@ def _refusal(budget: Budget, before: int, held: int) -> str:
     need, whole, most = (f"{x / 1e6:,.{digits}f} {unit}" for x in (budget.least, before, held))
     return (
         f"{budget.flag} needs {need} of the U-Net's {whole} {noun} removed; removable layers hold "
-        f"{most} (ratio {share:.3f}). Ask for {advice}."
+        f"{most} (ratio {ratio:.3f}). Ask for {advice}."
     )
 
 
-def _blame(known: Anatomy, config: PlanConfig, stays: Set[str]) -> str:
-    """Which settings keep layers that could go otherwise."""
+def _blame(anatomy: Anatomy, config: PlanConfig, stays: Set[str]) -> str:
+    """A sentence that names the settings that keep layers; "" if no setting does."""
     flags = [
         flag
         for flag, is_set in (
@@ -107,14 +110,14 @@ def _blame(known: Anatomy, config: PlanConfig, stays: Set[str]) -> str:
     ]
     if not (flags and stays):
         return ""
-    return f" {' and '.join(flags)} keeps {len(stays)} of {len(known.units)} layers."
+    return f" {' and '.join(flags)} keeps {len(stays)} of {len(anatomy.units)} layers."
 
 
-def _stays(known: Anatomy, config: PlanConfig) -> set[str]:
+def _stays(anatomy: Anatomy, config: PlanConfig) -> set[str]:
     """The units that the config keeps, and those that may go only after one of them."""
-    mid = _mid_units(known) if config.expressible == "stock" else ()
-    stays = {u.name for u in known.units if _is_kept(u, config, mid)}
-    implied = implications(known, config.expressible)
+    mid = _mid_units(anatomy) if config.expressible == "stock" else ()
+    stays = {u.name for u in anatomy.units if _is_kept(u, config, mid)}
+    implied = implications(anatomy, config.expressible)
     while more := {i for i, others in implied if stays.issuperset(others)} - stays:
         stays |= more
     return stays
@@ -133,13 +136,13 @@ def _is_kept(unit: Unit, config: PlanConfig, mid: Sequence[str]) -> bool:
     return config.expressible != "any" and not is_sayable
 
 
-def _mid_units(known: Anatomy) -> tuple[str, ...]:
-    """What of the mid block a stock config can do without: first resnet, shell, second resnet.
+def _mid_units(anatomy: Anatomy) -> tuple[str, ...]:
+    """The layers that a stock config can leave out of the mid block: resnet, shell, resnet.
 
-    Or the first resnet alone, where no more is there; nothing of an unusual mid block.
+    Or the first resnet alone, if the block has no more; nothing of an unusual mid block.
     """
     usual = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
-    kinds = {u.name: u.kind for u in known.units if u.name.startswith("mid_block.")}
+    kinds = {u.name: u.kind for u in anatomy.units if u.name.startswith("mid_block.")}
     outer = {name for name, kind in kinds.items() if kind != "transformer_block"}
     if outer == {usual[0]}:
         return usual[:1]
@@ -147,28 +150,28 @@ def _mid_units(known: Anatomy) -> tuple[str, ...]:
     return usual if is_usual else ()
 
 
-def implications(known: Anatomy, expressible: str) -> list[tuple[str, tuple[str, ...]]]:
+def implications(anatomy: Anatomy, expressible: str) -> list[tuple[str, tuple[str, ...]]]:
     """Pairs (i, others): the layer i may go only if at least one of the others goes.
 
-    A shell goes after its content. A stock config says how many blocks a transformer has, so that
-    the last go first. The mid block's depth is that of the first transformer of the last down
+    A shell goes after its content. A stock config counts the blocks of a transformer, so that the
+    last go first. The mid block's depth is that of the first transformer of the last down
     block, if this has any; or it loses its transformer and second resnet, and then the first too.
     """
     pairs: list[tuple[str, tuple[str, ...]]] = [
-        (u.name, (other,)) for u in known.units for other in u.needs
+        (u.name, (other,)) for u in anatomy.units for other in u.needs
     ]
     if expressible == "any":
         return pairs
     depths: dict[str, list[str]] = {}
-    for unit in known.units:
+    for unit in anatomy.units:
         if unit.kind == "transformer_block":
             depths.setdefault(unit.name.rsplit(".transformer_blocks.", 1)[0], []).append(unit.name)
     for blocks in depths.values():
         pairs += [(a, (b,)) for a, b in itertools.pairwise(blocks)]
-    down = [u.name.split(".")[1] for u in known.units if u.name.startswith("down_blocks.")]
+    down = [u.name.split(".")[1] for u in anatomy.units if u.name.startswith("down_blocks.")]
     tied = depths.get(f"down_blocks.{max(down, key=int, default='')}.attentions.0", [])
     mid = depths.get("mid_block.attentions.0", [])
-    usual = _mid_units(known) if expressible == "stock" else ()
+    usual = _mid_units(anatomy) if expressible == "stock" else ()
     if len(usual) == 3:
         first, shell, second = usual
         pairs += [(second, (shell,)), (shell, (second,)), (first, (shell,))]
@@ -180,14 +183,14 @@ def implications(known: Anatomy, expressible: str) -> list[tuple[str, tuple[str,
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a set of layers must keep to, in numbers of units."""
+    """Conditions that a set of layers must meet, in numbers of units."""
 
     savings: Sequence[tuple[Sequence[int], float]]  # for each budget, costs and the least to save
     implied: Sequence[tuple[int, Sequence[int]]]  # (i, js): i goes only if one of js goes
     stay: Sequence[bool]
 
     def hold(self, chosen: Set[int]) -> bool:
-        """Whether the set `chosen` keeps to all of them."""
+        """Whether the set `chosen` meets all of them."""
         return (
             all(sum(costs[i] for i in chosen) >= least for costs, least in self.savings)
             and all(any(j in chosen for j in js) for i, js in self.implied if i in chosen)
@@ -195,34 +198,37 @@ class Conditions:
         )
 
 
-def conditions(known: Anatomy, config: PlanConfig, bytes_each: int) -> Conditions:
+def conditions(anatomy: Anatomy, config: PlanConfig, bytes_each: int) -> Conditions:
     """The conditions of `config`; `Infeasible` when a budget cannot be met."""
-    check_budgets(config, known, bytes_each)
-    place, stays = {u.name: i for i, u in enumerate(known.units)}, _stays(known, config)
+    check_budgets(config, anatomy, bytes_each)
+    number, stays = {u.name: i for i, u in enumerate(anatomy.units)}, _stays(anatomy, config)
     return Conditions(
-        [(costs(known, b.cost)[0], b.least) for b in budgets(config, known, bytes_each)],
-        [(place[i], [place[j] for j in js]) for i, js in implications(known, config.expressible)],
-        [u.name in stays for u in known.units],
+        [(costs(anatomy, b.cost)[0], b.least) for b in budgets(config, anatomy, bytes_each)],
+        [
+            (number[i], [number[j] for j in js])
+            for i, js in implications(anatomy, config.expressible)
+        ],
+        [u.name in stays for u in anatomy.units],
     )
 
 
-def check_config(config: PlanConfig, known: Anatomy, model: str) -> None:
+def check_config(config: PlanConfig, anatomy: Anatomy, model: str) -> None:
     """Raise `BadInput` for a config that cannot be met, before anything is scored or solved."""
-    if not known.units:
+    if not anatomy.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
     if config.expressible != "any":
-        _check_restriction(config, known, model)
+        _check_restriction(config, anatomy, model)
     for pattern in config.keep:
-        if not any(fnmatchcase(u.name, pattern) for u in known.units):
+        if not any(fnmatchcase(u.name, pattern) for u in anatomy.units):
             raise BadInput(
                 f"--keep {pattern!r} names no removable layer; a layer is called, for example, "
-                f"{known.units[0].name}."
+                f"{anatomy.units[0].name}."
             )
-    check_budgets(config, known, bytes_each(config, model))
+    check_budgets(config, anatomy, bytes_each(config, model))
 
 
-def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
-    kinds = {u.kind for u in known.units}
+def _check_restriction(config: PlanConfig, anatomy: Anatomy, model: str) -> None:
+    kinds = {u.kind for u in anatomy.units}
     if "transformer_block" not in kinds:
         remedy = "Score with --granularity fine." if kinds - {"resnet", "attention"} else ""
         raise BadInput(
@@ -237,5 +243,5 @@ def _check_restriction(config: PlanConfig, known: Anatomy, model: str) -> None:
 
 
 def bytes_each(config: PlanConfig, model: str) -> int:
-    """Bytes of a stored weight; not looked up where nobody asks."""
+    """Bytes of a stored weight; 4 without a budget of bytes, which needs no look at the files."""
     return stored_dtype(model).itemsize if config.max_bytes is not None else 4

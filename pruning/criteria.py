@@ -1,6 +1,6 @@
-"""What a layer is worth: the paper's criterion and its rivals, one function each.
+"""The criteria by which layers are valued: the paper's and its rivals, one function each.
 
-Each takes a `Subject` and a `Ledger` and notes a value for every unit that the ledger lacks; a
+Each takes a `ScoredModel` and a `Ledger` and notes a value for every unit that the ledger lacks; a
 layer with a small value goes first. The first three give a value for every calibration row.
 
 | criterion | a unit's value | source |
@@ -15,17 +15,19 @@ layer with a small value goes first. The first three give a value for every cali
 | `random` | nothing: the control | |
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from laptop import processes
 from laptop.errors import BadInput
@@ -33,6 +35,7 @@ from laptop.files import reason
 from laptop.models import loading, unet_classes
 from laptop.models.foreign_code import check_component
 from laptop.pruning import calibration
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.prefix import walk
 from laptop.pruning.sampling import draw, starts
@@ -41,28 +44,29 @@ from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.scores import Anatomy, Unit
 from laptop.pruning.units import SUBLAYERS, call, forward_rows, removed
 
-CLIP_FILES: Any = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"]}  # of a Hub id
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPProcessor
+
+CLIP_FILES = ["*.json", "*.txt", "*.safetensors"]  # of a Hub id
 NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a criterion may look at."""
+class ScoredModel:
+    """Everything a criterion can read: the model, its calibration, the sampling settings."""
 
     model: str
     unet: nn.Module
-    known: Anatomy
-    rows: dict[str, Tensor]  # calibration, N rows
-    output: Tensor  # (N, C, H, W), the U-Net's on them
+    anatomy: Anatomy
+    calibration: Calibration
     prompts: Sequence[str]
     sampling: Sampling
-    batch_size: int
     seed: int
     clip_model: str | None
     folder: Path  # for what should outlive a kill
 
     @cached_property
-    def pipeline(self) -> Any:
+    def pipeline(self) -> DiffusionPipeline:
         """The whole model, around the same U-Net."""
         dtype = next(self.unet.parameters()).dtype
         pipe = loading.load_pipeline(self.model, dtype)
@@ -70,34 +74,19 @@ class Subject:
         set_scheduler_(pipe, self.sampling)
         return pipe.to(processes.device())
 
-    def denoising(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Noised pictures of the teacher's own as rows, and what the U-Net should predict."""
-        path = self.folder / "denoising.safetensors"
+    def denoising(self) -> Calibration:
+        """Noised pictures of the teacher's own as rows, and the outputs that the U-Net learned."""
+        path, size = self.folder / "denoising.safetensors", self.calibration.batch_size
         if not path.exists():
-            found = calibration.denoising(
+            calibration.denoising(
                 self.pipeline,
                 self.prompts,
                 self.sampling,
-                samples=len(self.output),
+                samples=len(self.calibration.output),
                 seed=self.seed,
-                batch_size=self.batch_size,
-            )
-            calibration.save(path.with_suffix(".tmp"), *found)
-            path.with_suffix(".tmp").replace(path)
-        return calibration.load(path)
-
-
-def output_loss(
-    unet: nn.Module,
-    names: Sequence[str],
-    rows: dict[str, Tensor],
-    output: Tensor,
-    batch_size: int = 64,
-) -> float:
-    """Mean over samples and elements of (output without `names` - `output`)^2, in float32."""
-    with removed(unet, names):
-        changed = forward_rows(unet, rows, batch_size)
-    return float((changed - output).square().mean())
+                batch_size=size,
+            ).write(path)
+        return Calibration.read(path, size)
 
 
 def _mean_square(difference: Tensor) -> Tensor:
@@ -107,7 +96,7 @@ def _mean_square(difference: Tensor) -> Tensor:
 def walked(
     unet: nn.Module,
     units: Sequence[Unit],
-    rows: dict[str, Tensor],
+    rows: Mapping[str, Tensor],
     output: Tensor,
     note: Callable[[str, Tensor, Tensor], None],
 ) -> None:
@@ -134,9 +123,9 @@ def walked(
 
 
 def _check_finite(
-    unet: nn.Module, gone: frozenset[str], rows: dict[str, Tensor], output: Tensor
+    unet: nn.Module, gone: frozenset[str], rows: Mapping[str, Tensor], output: Tensor
 ) -> None:
-    """Raise unless the output is finite; a bug of ours if plain removal gives finite values."""
+    """Raise unless the output is finite; it is our bug if plain removal gives finite values."""
     if output.isfinite().all():
         return
     with removed(unet, gone):
@@ -149,71 +138,71 @@ def _check_finite(
     )
 
 
-def by_output_loss(subject: Subject, ledger: Ledger) -> None:
+def by_output_loss(scored: ScoredModel, ledger: Ledger) -> None:
     """Mean squared change of the output, a value a row (LAPTOP-Diff, section 3.2)."""
 
     def note(start: int, name: str, before: Tensor, after: Tensor) -> None:
         ledger.note(start, name, _mean_square(after - before).tolist())
 
-    for start, batch in ledger.batches.items():
-        rows = {k: v[batch] for k, v in subject.rows.items()}
+    for start, index in ledger.batches.items():
         if todo := ledger.todo(start):
-            walked(subject.unet, todo, rows, subject.output[batch], partial(note, start))
+            batch = scored.calibration.part(index)
+            walked(scored.unet, todo, batch.rows, batch.output, partial(note, start))
 
 
-def by_task_loss(subject: Subject, ledger: Ledger) -> None:
-    """What removal adds to the denoising loss on the teacher's own pictures, a value a row."""
-    rows, target = subject.denoising()
+def by_task_loss(scored: ScoredModel, ledger: Ledger) -> None:
+    """The increase of the denoising loss on the teacher's own pictures, a value a row."""
+    samples = scored.denoising()
 
     def note(start: int, name: str, before: Tensor, after: Tensor) -> None:
-        wanted = target[ledger.batches[start]]
-        losses = [_mean_square(_predicted(out, wanted) - wanted) for out in (before, after)]
+        target = samples.output[ledger.batches[start]]
+        losses = [_mean_square(_predicted(out, target) - target) for out in (before, after)]
         ledger.note(start, name, (losses[1] - losses[0]).tolist())
 
-    for start, batch in ledger.batches.items():
-        part = {k: v[batch] for k, v in rows.items()}
+    for start, index in ledger.batches.items():
         if todo := ledger.todo(start):
-            output = forward_rows(subject.unet, part, len(part["sample"]))
-            walked(subject.unet, todo, part, output, partial(note, start))
+            rows = samples.part(index).rows
+            output = forward_rows(scored.unet, rows, len(rows["sample"]))
+            walked(scored.unet, todo, rows, output, partial(note, start))
 
 
 def _predicted(output: Tensor, target: Tensor) -> Tensor:
-    """The part of an output (B, C, H, W) that is held against `target`; a learned variance is not.
+    """The part of an output (B, C, H, W) that is compared with `target`: no learned variance.
 
-    It stands in the second half of the channels, and has a loss of its own (2102.09672, eq. 16).
+    A learned variance is in the second half of the channels, and has its own loss (2102.09672,
+    eq. 16).
     """
     return output[:, : target.shape[1]]
 
 
-def by_block_influence(subject: Subject, ledger: Ledger) -> None:
+def by_block_influence(scored: ScoredModel, ledger: Ledger) -> None:
     """1 - cos of the residual stream before and after the layer, a value a row (ShortGPT)."""
-    for start, batch in ledger.batches.items():
-        rows = {k: v[batch] for k, v in subject.rows.items()}
-        todo = ledger.todo(start)
+    for start, index in ledger.batches.items():
+        rows, todo = scored.calibration.part(index).rows, ledger.todo(start)
         alone = [u for u in todo if not u.needs]
         for units in [alone, *([u] for u in todo if u.needs)]:
             if units:
-                with removed(subject.unet, units[0].needs):
-                    found = _influences(subject.unet, [u.name for u in units], rows)
-                for name, values in found.items():
+                with removed(scored.unet, units[0].needs):
+                    influences = _influences(scored.unet, [u.name for u in units], rows)
+                for name, values in influences.items():
                     ledger.note(start, name, values)
 
 
 def _influences(
-    unet: nn.Module, names: Sequence[str], rows: dict[str, Tensor]
+    unet: nn.Module, names: Sequence[str], rows: Mapping[str, Tensor]
 ) -> dict[str, list[float]]:
     """1 - cos of the stream before and after each layer (B,), mean over positions."""
-    found: dict[str, list[float]] = {}
+    influences: dict[str, list[float]] = {}
     streams: dict[str, Tensor] = {}
 
     def compare(name: str, before: Tensor, after: Tensor) -> None:
         channels = 1 if after.ndim == 4 else -1  # (B, C, H, W) or (B, T, C)
         cosine = F.cosine_similarity(before.float(), after.float(), dim=channels)
-        found[name] = (1 - cosine).flatten(1).mean(1).tolist()
+        influences[name] = (1 - cosine).flatten(1).mean(1).tolist()
 
-    def watch(name: str) -> Iterator[Any]:
+    def hooks_of(name: str) -> Iterator[RemovableHandle]:
         layer, (block, _, part) = unet.get_submodule(name), name.rpartition(".")
-        if part in SUBLAYERS:  # its norm is given the stream, to which its output is added
+        if part in SUBLAYERS:  # its norm gets the stream, to which its output is added
             norm = unet.get_submodule(f"{block}.{SUBLAYERS[part]}")
             yield norm.register_forward_pre_hook(lambda _, a: streams.update({name: a[0]}))
             yield layer.register_forward_hook(
@@ -226,37 +215,35 @@ def _influences(
                 with_kwargs=True,
             )
 
-    hooks = [hook for name in names for hook in watch(name)]
+    hooks = [hook for name in names for hook in hooks_of(name)]
     try:
         forward_rows(unet, rows, len(rows["sample"]))
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return influences
 
 
-def _first(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if not isinstance(output, Tensor) else output
-    return tensor
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
 
 
-def by_magnitude(subject: Subject, ledger: Ledger) -> None:
+def by_magnitude(scored: ScoredModel, ledger: Ledger) -> None:
     """Mean over output neurons of the sum of absolute weights (BK-SDM's form)."""
     for unit in ledger.todo():
-        ledger.note(0, unit.name, [_per_neuron(_weights(subject.unet, unit))])
+        ledger.note(0, unit.name, [_per_neuron(_weights(scored.unet, unit))])
 
 
-def by_taylor(subject: Subject, ledger: Ledger) -> None:
+def by_taylor(scored: ScoredModel, ledger: Ledger) -> None:
     """Mean over output neurons of the sum of abs(gradient x weight) (BK-SDM's form)."""
-    rows, target = subject.denoising()
-    unet, trained = subject.unet, [p.requires_grad for p in subject.unet.parameters()]
+    samples = scored.denoising()
+    unet, trained = scored.unet, [p.requires_grad for p in scored.unet.parameters()]
     unet.requires_grad_(True)
-    for start in range(0, len(target), subject.batch_size):
-        batch = slice(start, start + subject.batch_size)
-        found = call(unet, {k: v[batch] for k, v in rows.items()})
-        wanted = target[batch].to(found.device)
-        error = _predicted(found, wanted) - wanted
-        loss = error.square().mean() * len(error) / len(target)
+    for batch in samples.batches():
+        output = call(unet, batch.rows)
+        target = batch.output.to(output.device)
+        error = _predicted(output, target) - target
+        loss = error.square().mean() * len(error) / len(samples.output)
         loss.backward()  # type: ignore[no-untyped-call]
     for unit in ledger.todo():
         products = [w.grad * w for w in _weights(unet, unit) if w.grad is not None]
@@ -267,7 +254,7 @@ def by_taylor(subject: Subject, ledger: Ledger) -> None:
 
 
 def _weights(unet: nn.Module, unit: Unit) -> list[Tensor]:
-    """The matrices and kernels (out, in, ...) that go with a unit, and not with what it needs."""
+    """The matrices and kernels (out, in, ...) of a unit, without those of the layers it needs."""
     inside = (f"{unit.name}.conv_shortcut.", *(f"{name}." for name in unit.needs))
     return [
         weight
@@ -281,44 +268,48 @@ def _per_neuron(weights: Sequence[Tensor]) -> float:
     return float(torch.cat([w.detach().float().abs().flatten(1).sum(1) for w in weights]).mean())
 
 
-def by_latent_statistics(subject: Subject, ledger: Ledger) -> None:
+def by_latent_statistics(scored: ScoredModel, ledger: Ledger) -> None:
     """Change of the final latents' mean and deviation, as L2 norms (LD-Pruner)."""
-    mean, deviation = _statistics(subject)
+    mean, deviation = _statistics(scored)
     for unit in ledger.todo():
-        with removed(subject.unet, [unit.name, *unit.needs]):
-            found = _statistics(subject)
-        change = torch.linalg.norm(found[0] - mean) + torch.linalg.norm(found[1] - deviation)
+        with removed(scored.unet, [unit.name, *unit.needs]):
+            changed = _statistics(scored)
+        change = torch.linalg.norm(changed[0] - mean) + torch.linalg.norm(changed[1] - deviation)
         ledger.note(0, unit.name, [float(change)])
 
 
-def _statistics(subject: Subject) -> tuple[Tensor, Tensor]:
+def _statistics(scored: ScoredModel) -> tuple[Tensor, Tensor]:
     """Mean and deviation (C,) of the latents of sampled pictures."""
-    latents = _sampled(subject, "latent")
+    latents = _sampled(scored, "latent")
     return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
 
 
 @torch.inference_mode()
-def _sampled(subject: Subject, kind: str) -> Tensor:
+def _sampled(scored: ScoredModel, kind: str) -> Tensor:
     """Latents or pictures (N, C, H, W) for all prompts, from the same noise each time."""
-    generator = torch.Generator().manual_seed(subject.seed)
-    size = max(1, subject.batch_size // subject.sampling.rows)
-    batches = [subject.prompts[i : i + size] for i in range(0, len(subject.prompts), size)]
-    pipe, sampling = subject.pipeline, subject.sampling
-    given = starts(pipe, batches, sampling, generator)
-    made = [
+    generator = torch.Generator().manual_seed(scored.seed)
+    size = max(1, scored.calibration.batch_size // scored.sampling.rows)
+    batches = [scored.prompts[i : i + size] for i in range(0, len(scored.prompts), size)]
+    pipe, sampling = scored.pipeline, scored.sampling
+    begun = starts(pipe, batches, sampling, generator)
+    pictures = [
         draw(pipe, batch, sampling, generator, start, kind)
-        for batch, start in zip(batches, given, strict=True)
+        for batch, start in zip(batches, begun, strict=True)
     ]
-    return torch.cat(made).float().cpu()
+    return torch.cat(pictures).float().cpu()
 
 
-def _clip(source: str) -> tuple[Any, Any]:
-    """A CLIP model and what prepares its inputs; `BadInput` where it has no safetensors."""
+def _clip(source: str) -> "tuple[CLIPModel, CLIPProcessor]":
+    """A CLIP model and its processor; `BadInput` where it has no safetensors."""
     from huggingface_hub import snapshot_download
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
     try:  # by their own classes: an automatic one could run code of the folder
-        folder = source if Path(source).is_dir() else snapshot_download(source, **CLIP_FILES)
+        folder = (
+            source
+            if Path(source).is_dir()
+            else snapshot_download(source, allow_patterns=CLIP_FILES)
+        )
         check_component(Path(folder))
         clip = CLIPModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         pictures = CLIPImageProcessor.from_pretrained(folder)
@@ -331,14 +322,14 @@ def _clip(source: str) -> tuple[Any, Any]:
     return clip.eval(), CLIPProcessor(image_processor=pictures, tokenizer=tokenizer)
 
 
-def by_clip(subject: Subject, ledger: Ledger) -> None:
-    """What removal takes from the CLIP score, 100 x the mean cosine of picture and prompt."""
-    clip, processor = _clip(str(subject.clip_model))
+def by_clip(scored: ScoredModel, ledger: Ledger) -> None:
+    """The decrease of the CLIP score, 100 x the mean cosine of picture and prompt."""
+    clip, processor = _clip(str(scored.clip_model))
 
     def clip_score() -> float:
-        pictures = _sampled(subject, "pt").mul(255).round().byte()
+        pictures = _sampled(scored, "pt").mul(255).round().byte()
         inputs = processor(
-            text=list(subject.prompts),
+            text=list(scored.prompts),
             images=list(pictures),
             return_tensors="pt",
             padding=True,
@@ -350,19 +341,19 @@ def by_clip(subject: Subject, ledger: Ledger) -> None:
 
     whole = clip_score()
     for unit in ledger.todo():
-        with removed(subject.unet, [unit.name, *unit.needs]):
+        with removed(scored.unet, [unit.name, *unit.needs]):
             ledger.note(0, unit.name, [whole - clip_score()])
 
 
-def by_chance(subject: Subject, ledger: Ledger) -> None:
+def by_chance(scored: ScoredModel, ledger: Ledger) -> None:
     """A uniform random number from the seed: the control."""
-    values = np.random.default_rng(subject.seed).random(len(subject.known.units))
-    for unit, value in zip(subject.known.units, values, strict=True):
+    values = np.random.default_rng(scored.seed).random(len(scored.anatomy.units))
+    for unit, value in zip(scored.anatomy.units, values, strict=True):
         if unit in ledger.todo():
             ledger.note(0, unit.name, [float(value)])
 
 
-CRITERIA: dict[str, Callable[[Subject, Ledger], None]] = {
+CRITERIA: dict[str, Callable[[ScoredModel, Ledger], None]] = {
     "output-loss": by_output_loss,
     "task-loss": by_task_loss,
     "block-influence": by_block_influence,

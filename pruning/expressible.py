@@ -1,23 +1,24 @@
-"""What a stock diffusers config can say of a pruned U-Net, and the class that says the rest.
+"""Pruned U-Nets as stock diffusers configs, and as the shipped class where no config fits.
 
 A plain `UNet2DConditionModel` has a depth for each of its transformers, and can do without its mid
-block or all but this one's first resnet. So a plan that takes nothing else but last blocks of
-transformers needs no class of ours, as long as the model built from such a config has exactly the
+block or all but this one's first resnet. So a plan that removes only last blocks of transformers
+needs no class of this package, as long as the model built from such a config has exactly the
 surviving weights under their own names.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
 
 from laptop.models import unet_classes
+from laptop.models.component_classes import Config
 
 
-def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, Any] | None:
-    """The stock config of `unet` without the layers `names`, or None where none can say it."""
+def stock_config(unet: UNet2DConditionModel, names: Sequence[str]) -> Config | None:
+    """The stock config of `unet` without the layers `names`; None if there is none."""
     is_stock = type(unet) is UNet2DConditionModel
     if not is_stock or not all(_is_block(n) or n.startswith("mid_block.") for n in names):
         return None
@@ -51,13 +52,13 @@ def _mid_type(unet: UNet2DConditionModel, names: Sequence[str]) -> str | None:
     return same
 
 
-def _depths(unet: UNet2DConditionModel, path: str, names: Sequence[str]) -> list[Any]:
-    """For each block at `path`, the depths of its transformers once `names` are gone."""
+def _depths(unet: UNet2DConditionModel, path: str, names: Sequence[str]) -> list[list[int] | int]:
+    """The depths of the transformers of each block at `path` once `names` are gone."""
     return [_left(block, f"{path}.{i}", names) or 1 for i, block in enumerate(getattr(unet, path))]
 
 
-def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
-    """How many blocks each transformer of a U-Net's block keeps."""
+def _left(block: nn.Module, path: str, names: Sequence[str]) -> list[int]:
+    """The number of blocks that each transformer of a U-Net's block keeps."""
     gone = set(names)
     return [
         sum(
@@ -69,10 +70,12 @@ def _left(block: Any, path: str, names: Sequence[str]) -> list[int]:
     ]
 
 
-def without(unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[str] = ()) -> Any:
+def without(
+    unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[str] = ()
+) -> ModelMixin:
     """`unet` without `names` in the shipped class, without memory for its weights.
 
-    The stand-ins of `healed` have parameters, as those that `unet` brings along.
+    The stand-ins of `healed` have parameters, like those that `unet` already has.
     """
     gone = [*unet.config.get("removed", []), *names]
     stay = [h for h in unet.config.get("healed", []) if not h.startswith(_inside(names))]
@@ -81,13 +84,13 @@ def without(unet: UNet2DConditionModel, names: Sequence[str], healed: Sequence[s
 
 
 def _inside(names: Sequence[str]) -> tuple[str, ...]:
-    """How the paths of what is inside of `names` begin."""
+    """The prefixes of all module paths inside of `names`."""
     return tuple(f"{name}." for name in names)
 
 
-def build(cls: Any, config: dict[str, Any]) -> Any:
+def build(cls: type[ModelMixin], config: Config) -> ModelMixin:
     """A U-Net without memory for its weights, from every value in `config`."""
-    # diffusers would ignore what stands for the keys that this one lists
+    # diffusers would ignore the values of the keys that this one lists
     values = {k: v for k, v in config.items() if k != "_use_default_values"}
     with torch.device("meta"):
         return cls.from_config(values)

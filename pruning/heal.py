@@ -1,31 +1,31 @@
 """Healing without training: a removed layer leaves a closed-form map of its channels.
 
-An addition of ours to the method (closed-form stand-ins are known from depth pruning of language
-models, arXiv 2407.16286). Place by place, in running order, with all layers removed and the places
-before already healed in the student: x is the residual stream there, y what the teacher has at the
-same place, on the same calibration rows. Least squares give y = x + scale x + shift by channel. A
+Our addition to the method (closed-form stand-ins are known from depth pruning of language
+models, arXiv 2407.16286). Layer by layer, in running order, with all layers removed and those
+before already healed in the student: x is the residual stream there, y the teacher's stream at the
+same layer, on the same calibration rows. Least squares give y = x + scale x + shift by channel. A
 local fit need not help the output, so a correction stays only if the joint output loss falls, and
 they all stay only if it falls on rows that nothing was fitted to.
 
-Where a linear layer stands right beside a correction, it is folded into it: the `conv_shortcut` of
+Where a linear layer is right next to a correction, it is folded into it: the `conv_shortcut` of
 a removed resnet, or the `proj_out` of a transformer whose last blocks are gone. The student shares
 the teacher's weights all along.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from laptop.console import say, track
 from laptop.errors import BadInput
-from laptop.pruning import calibration
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.expressible import without
-from laptop.pruning.units import SUBLAYERS, forward_rows, listed
+from laptop.pruning.units import SUBLAYERS, listed
 
 HEALING = ("unhealed_loss", "healed_loss", "corrections", "folded")  # facts of the manifest
 RIDGE = 1e-6  # of the mean square of x; a channel without variance is shifted only
@@ -33,84 +33,59 @@ HELD_OUT = 4  # each fourth row: they are sorted by time step, so the last quart
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Calibration: inputs of the U-Net, its output (N, C, H, W) on them, and rows a forward."""
-
-    inputs: Mapping[str, Tensor]
-    output: Tensor
-    size: int
-
-    def part(self, which: Tensor | slice) -> "Rows":
-        """Some of the rows."""
-        return Rows({k: v[which] for k, v in self.inputs.items()}, self.output[which], self.size)
-
-    def batches(self) -> Iterator["Rows"]:
-        """All rows, `size` at a time."""
-        for start in range(0, len(self.output), self.size):
-            yield self.part(slice(start, start + self.size))
-
-    def forward(self, unet: nn.Module) -> Tensor:
-        """The output of `unet` (N, C, H, W), float32."""
-        return forward_rows(unet, dict(self.inputs), self.size)
-
-    def loss(self, unet: nn.Module) -> float:
-        """Mean squared error of the output of `unet`."""
-        return float((self.forward(unet) - self.output).square().mean())
-
-
-@dataclass(frozen=True)
 class Correction:
-    """What is added to the stream x: scale x + shift, by channel (C,)."""
+    """A correction of the stream x, which becomes x + scale x + shift; by channel (C,)."""
 
     scale: Tensor
     shift: Tensor
 
 
-def check_rows(unet: Any, rows: Rows, what: str) -> None:
-    """Raise `BadInput` unless `unet`, which may be empty, takes these rows, and they are enough."""
-    calibration.check_rows(unet, rows.inputs, rows.output, what)
-    if len(rows.output) < HELD_OUT:
+def check_samples(unet: ModelMixin, samples: Calibration, where: str) -> None:
+    """Raise `BadInput` unless the samples fit `unet`, which may be empty, and are enough."""
+    samples.check_shapes(unet, where)
+    if len(samples.output) < HELD_OUT:
         raise BadInput(
-            f"{what} has {len(rows.output)} rows; healing needs {HELD_OUT} or more. Score with "
+            f"{where} has {len(samples.output)} rows; healing needs {HELD_OUT} or more. Score with "
             f"--samples {HELD_OUT} at least."
         )
 
 
 def fit(
-    unet: Any, names: Sequence[str], rows: Rows
-) -> tuple[dict[str, Correction], dict[str, Any]]:
-    """Corrections by place for `unet` without the layers `names`, and facts of how they do.
+    unet: ModelMixin, names: Sequence[str], samples: Calibration
+) -> tuple[dict[str, Correction], dict[str, float]]:
+    """Corrections by layer for `unet` without the layers `names`, and facts of how they do.
 
     `names` come in the order in which they run, as in a plan. The facts (`HEALING`): the joint
     output loss on held-out rows without and with healing, the number of corrections, which is 0
     where that loss does not fall, and how many of them fold.
     """
-    held_out = torch.arange(len(rows.output)) % HELD_OUT == HELD_OUT - 1
-    learning, judging = rows.part(~held_out), rows.part(held_out)
-    spots = places(unet, names)
-    student = with_corrections(unet, names, _nothing(unet, names, spots))
+    held_out = torch.arange(len(samples.output)) % HELD_OUT == HELD_OUT - 1
+    learning, judging = samples.part(~held_out), samples.part(held_out)
+    layers = corrected_layers(unet, names)
+    student = with_corrections(unet, names, _nothing(unet, names, layers))
     unhealed, best = judging.loss(student), learning.loss(student)
-    found: dict[str, Correction] = {}
-    for name in track(spots, "heal", len(spots)):
+    corrections: dict[str, Correction] = {}
+    for name in track(layers, "heal", len(layers)):
         correction = _regressed(unet, student, name, learning)
         before = _exchange_(student, name, correction)
         if (loss := learning.loss(student)) < best:
-            best, found[name] = loss, correction
+            best, corrections[name] = loss, correction
         else:
             _exchange_(student, name, before)
     healed = judging.loss(student)
     losses = f"output loss on held-out rows {unhealed:.3e}, with it {healed:.3e}"
     if healed < unhealed:
-        say(f"healing at {len(found)} places: {losses}")
+        say(f"healing at {len(corrections)} layers: {losses}")
     else:
         say(f"healing is given up: {losses}")
-        found, healed = {}, unhealed
-    folded = len(found) - len(fold(unet, names, found)[1])
-    return found, dict(zip(HEALING, (unhealed, healed, len(found), folded), strict=True))
+        corrections, healed = {}, unhealed
+    folded = len(corrections) - len(fold(unet, names, corrections)[1])
+    facts = (unhealed, healed, len(corrections), folded)
+    return corrections, dict(zip(HEALING, facts, strict=True))
 
 
-def places(unet: nn.Module, names: Sequence[str]) -> list[str]:
-    """Where corrections belong: the layers `names`; of neighbours in a transformer, the last."""
+def corrected_layers(unet: nn.Module, names: Sequence[str]) -> list[str]:
+    """The layers of `names` that get a correction: of neighbours in a transformer, the last."""
     gone = set(names)
     inner = {n for n in names if any(n.startswith(f"{other}.") for other in gone)}
     followed = {
@@ -124,7 +99,7 @@ def places(unet: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def _steps(path: str, transformer: nn.Module, gone: Set[str]) -> list[str]:
-    """What runs inside of a transformer: removed blocks, and the sublayers of the others.
+    """The steps inside a transformer: removed blocks, and the sublayers of the others.
 
     What was removed before and not healed (its `scale` is None) does nothing and is left out.
     """
@@ -140,7 +115,9 @@ def _steps(path: str, transformer: nn.Module, gone: Set[str]) -> list[str]:
     return steps
 
 
-def with_corrections(unet: Any, names: Sequence[str], corrections: Mapping[str, Correction]) -> Any:
+def with_corrections(
+    unet: ModelMixin, names: Sequence[str], corrections: Mapping[str, Correction]
+) -> ModelMixin:
     """`unet` without `names`, in the shipped class, with the corrections in its stand-ins.
 
     It shares the surviving weights with `unet`.
@@ -155,30 +132,32 @@ def with_corrections(unet: Any, names: Sequence[str], corrections: Mapping[str, 
     return student.train(unet.training)
 
 
-def _nothing(unet: Any, names: Sequence[str], spots: Sequence[str]) -> dict[str, Correction]:
+def _nothing(
+    unet: ModelMixin, names: Sequence[str], layers: Sequence[str]
+) -> dict[str, Correction]:
     """Corrections that change nothing."""
-    empty = without(unet, names, spots)
-    widths = {name: empty.get_submodule(name).scale.shape for name in spots}
+    empty = without(unet, names, layers)
+    widths = {name: empty.get_submodule(name).scale.shape for name in layers}
     return {n: Correction(torch.zeros(w), torch.zeros(w)) for n, w in widths.items()}
 
 
 def _exchange_(student: nn.Module, name: str, correction: Correction) -> Correction:
-    """Put the correction into the stand-in at `name`; returns the one that was there."""
-    stand_in: Any = student.get_submodule(name)
-    before = Correction(stand_in.scale.detach().clone(), stand_in.shift.detach().clone())
+    """Put the correction into the stand-in at `name`; returns the one before it."""
+    scale, shift = (student.get_parameter(f"{name}.{key}") for key in ("scale", "shift"))
+    before = Correction(scale.detach().clone(), shift.detach().clone())
     with torch.no_grad():
-        stand_in.scale.copy_(correction.scale)
-        stand_in.shift.copy_(correction.shift)
+        scale.copy_(correction.scale)
+        shift.copy_(correction.shift)
     return before
 
 
-def _regressed(unet: nn.Module, student: nn.Module, name: str, rows: Rows) -> Correction:
+def _regressed(unet: nn.Module, student: nn.Module, name: str, samples: Calibration) -> Correction:
     """The least squares of the teacher's stream after the layer `name`, given the student's.
 
     Sums over samples and positions in float64, batch by batch.
     """
     sums, count = torch.zeros(()), 0
-    for batch in rows.batches():
+    for batch in samples.batches():
         x = _stream(student, name, batch)  # (N, C)
         d = _stream(unet, name, batch) - x
         sums = sums + torch.stack([x.sum(0), d.sum(0), (x * x).sum(0), (x * d).sum(0)])
@@ -190,33 +169,33 @@ def _regressed(unet: nn.Module, student: nn.Module, name: str, rows: Rows) -> Co
 
 
 class _Reached(Exception):
-    """Ends a forward once what was wanted of it is there."""
+    """Ends a forward once the stream after a layer has been computed."""
 
 
-def _stream(unet: nn.Module, name: str, rows: Rows) -> Tensor:
+def _stream(unet: nn.Module, name: str, batch: Calibration) -> Tensor:
     """The residual stream right after a layer or its stand-in (N, C): all samples, all positions.
 
     What follows the layer is not computed. A sublayer's output is added to what its norm is given.
     """
     block, _, part = name.rpartition(".")
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        found.append(output if isinstance(output, Tensor) else output[0])
+    def keep(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        parts.append(output if isinstance(output, Tensor) else output[0])
         raise _Reached
 
     hooks = [unet.get_submodule(name).register_forward_hook(keep)]
     if part in SUBLAYERS:
         norm = unet.get_submodule(f"{block}.{SUBLAYERS[part]}")
-        hooks.append(norm.register_forward_pre_hook(lambda _, args: found.append(args[0])))
+        hooks.append(norm.register_forward_pre_hook(lambda _, args: parts.append(args[0])))
     try:
-        rows.forward(unet)
+        batch.forward(unet)
     except _Reached:
         pass
     finally:
         for hook in hooks:
             hook.remove()
-    stream = torch.stack(found).double().sum(0)
+    stream = torch.stack(parts).double().sum(0)
     channels_last = stream.movedim(1, -1) if stream.ndim == 4 else stream
     return channels_last.flatten(0, -2)
 
@@ -224,7 +203,7 @@ def _stream(unet: nn.Module, name: str, rows: Rows) -> Tensor:
 def fold(
     unet: nn.Module, names: Sequence[str], corrections: Mapping[str, Correction]
 ) -> tuple[dict[str, Tensor], dict[str, Correction]]:
-    """New weights, by name, that hold those corrections that they can; and the corrections left.
+    """New weights by name, which hold all corrections that can be folded; and the other ones.
 
     A conv_shortcut (out, in, 1, 1) is followed by its correction, a proj_out preceded.
     """

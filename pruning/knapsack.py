@@ -32,7 +32,7 @@ def solve(
     `Infeasible`.
 
     HiGHS stops within an absolute gap of 1e-6, while scores span many decades. So the objective is
-    scaled to about 1000 at the best sum known, and layers that alone exceed that sum are left out;
+    scaled to about 1000 at the best sum so far, and layers that alone exceed that sum are left out;
     a much better sum is the next round's scale. (Scores below zero, which only some criteria give,
     are solved in one round at the scale of all.)
     """

@@ -1,4 +1,4 @@
-"""The latency table: what removing each layer saves of a forward, measured on one machine.
+"""The latency table: the time that removing each layer saves, measured on one machine.
 
 Parameters and multiply-accumulates are poor guides to speed; `laptop bench MODEL --layers` measures
 it (`laptop.benchmarks.latency.layers`), and the planner takes the times as one more cost. They are
@@ -25,7 +25,7 @@ NS = 1e6  # in a millisecond
 
 @dataclass(frozen=True, kw_only=True)
 class TimedUnit(Record):
-    """What removing a layer saves of a forward."""
+    """A layer, and the time that removing it saves in a forward."""
 
     name: Name
     latency_ms: Milliseconds
@@ -48,7 +48,7 @@ class ForwardTime(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyTable(Record):
-    """What `laptop bench MODEL --layers` writes."""
+    """The times of all layers, which `laptop bench MODEL --layers` writes."""
 
     SCHEMA = "laptop.latency-table/1"
     REMEDY = "Measure again."
@@ -87,7 +87,7 @@ class LatencyTable(Record):
 
     @property
     def times_ms(self) -> dict[str, float]:
-        """What removing each layer saves, by name."""
+        """The time that removing each layer saves, by name."""
         return {unit.name: unit.latency_ms for unit in self.units}
 
     def check_layers(self, anatomy: Anatomy, where: str) -> None:

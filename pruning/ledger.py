@@ -20,17 +20,17 @@ from laptop.files import whole_lines
 from laptop.pruning.scores import Unit
 from laptop.records import read_lines
 
-Values = NDArray[np.float64]  # (units, rows), NaN where nothing was found
-Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, after what was found
+Values = NDArray[np.float64]  # (units, rows), NaN where nothing was measured
+Race = Callable[[Values], NDArray[np.bool_]]  # which units go on, by their values so far
 RESAMPLES = 200
-FIRST_ROWS = 8  # nobody is decided on fewer
+FIRST_ROWS = 8  # no unit is decided on fewer
 SLACK = 0.2  # of the ratio: near its bound the exact plan may differ from the relaxation's
 
 
 class Ledger:
     """Values of units on rows, by batch; a line is [first row of the batch, unit, values].
 
-    It knows what all processes have written into `folder`, and writes a file of its own there.
+    It reads the files of all processes in `folder`, and writes one of its own there.
     """
 
     def __init__(
@@ -39,24 +39,24 @@ class Ledger:
         units: Sequence[Unit],
         rows: int,
         batch_size: int,
-        found: Callable[[], None] = lambda: None,
+        advance: Callable[[], None] = lambda: None,
         race: Race | None = None,
         process: int = 0,
     ):
-        self.units, self.found, self.race = units, found, race
+        self.units, self.advance, self.race = units, advance, race
         self.path = folder / f"values-{process}.jsonl"
-        self.place = {u.name: i for i, u in enumerate(units)}
+        self.number = {u.name: i for i, u in enumerate(units)}
         self.batches = {i: slice(i, i + batch_size) for i in range(0, rows, batch_size)}
         self.values: Values = np.full((len(units), rows), np.nan)
         if self.path.exists():
             self.path.write_text("".join(whole_lines(self.path)), encoding="utf-8")
         for path in folder.glob("values-*.jsonl"):
             for start, name, values in read_lines(path, tuple[int, str, list[float]]):
-                if name in self.place and start in self.batches:
+                if name in self.number and start in self.batches:
                     self._set(start, name, values)
 
     def todo(self, start: int = 0) -> list[Unit]:
-        """The units without a finding for the batch that begins at row `start`.
+        """The units without values for the batch that begins at row `start`.
 
         With a race, only those that it lets go on after all batches before.
         """
@@ -66,18 +66,18 @@ class Ledger:
         return [u for u, is_missing in zip(self.units, missing, strict=True) if is_missing]
 
     def note(self, start: int, name: str, values: Sequence[float]) -> None:
-        """Keep what was found: a value for each row of the batch, or one for the whole model."""
+        """Keep values: one for each row of the batch, or one for the whole model."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([start, name, list(values)]) + "\n")
         self._set(start, name, values)
 
     def _set(self, start: int, name: str, values: Sequence[float]) -> None:
-        self.values[self.place[name], self.batches[start]] = values
-        self.found()
+        self.values[self.number[name], self.batches[start]] = values
+        self.advance()
 
 
 def undecided(units: Sequence[Unit], values: Values, least: float) -> NDArray[np.bool_]:
-    """Which units (U,) could still go or stay when `least` parameters are to go."""
+    """The units (U,) that could still go or stay when `least` parameters are to go."""
     rows = values.shape[1]
     if rows < FIRST_ROWS:
         return np.ones(len(units), bool)
@@ -90,7 +90,7 @@ def undecided(units: Sequence[Unit], values: Values, least: float) -> NDArray[np
 
 
 def _dropped(scores: Values, units: Sequence[Unit], least: float) -> NDArray[np.bool_]:
-    """Which units (B, U) go when the least score per parameter goes first."""
+    """The units (B, U) that go when the least score per parameter goes first."""
     params = np.array([u.params for u in units], float)
     order = np.argsort(scores / np.maximum(params, 1), axis=1)
     before = np.cumsum(params[order], axis=1) - params[order]
@@ -100,7 +100,7 @@ def _dropped(scores: Values, units: Sequence[Unit], least: float) -> NDArray[np.
 
 
 def replay(units: Sequence[Unit], values: Values, least: float, batch: int) -> Values:
-    """A race over rows that are known already: what it would have seen, NaN where it spared."""
+    """The values that a race over measured rows would have seen; NaN for those it spares."""
     seen = np.full_like(values, np.nan)
     running = np.ones(len(units), bool)
     for start in range(0, values.shape[1], batch):

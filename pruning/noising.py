@@ -1,4 +1,4 @@
-"""Noised latents, and what a U-Net should predict of them, as the model's scheduler states it.
+"""Noised latents and the U-Net's targets for them, as the model's scheduler states both.
 
 With x the latents, e the noise, a = alphas_cumprod of a DDPM schedule:
 
@@ -10,9 +10,7 @@ EDM              x_t = c_in (x + sigma e)          target (x - c_skip (x + sigma
                  at the time ln(sigma) / 4                                           (2206.00364)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import diffusers
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from laptop.errors import Unsupported
 from laptop.files import shown
+from laptop.models.component_classes import Config
 from laptop.models.description import describe
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -30,7 +29,7 @@ LEAST_ALPHA = 2**-24  # of alphas_cumprod where a schedule ends in pure noise; a
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch as the U-Net sees it, and what it should say."""
+    """A noised batch, and what the U-Net should predict for it."""
 
     sample: Tensor  # (B, C, h, w)
     timestep: Tensor  # (B,)
@@ -39,9 +38,9 @@ class Noised:
 
 
 class Noising:
-    """How the scheduler of a model with discrete times adds noise, on `levels` levels."""
+    """The noise of a scheduler with discrete times, on `levels` levels."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Config):
         self.kind = config.get("prediction_type", "epsilon")
         self.levels: int = config.get("num_train_timesteps", 1000)
         self.shift: float = config.get("flow_shift", 1.0)
@@ -60,26 +59,26 @@ class Noising:
         return Noised(noisy, level, target, a / (1 - a))
 
     def _flow(self, latents: Tensor, noise: Tensor, level: Tensor) -> Noised:
-        """As diffusers' `use_flow_sigmas`: the timestep is the share of noise, in thousandths."""
-        share = (level + 1) / self.levels
-        share = self.shift * share / (1 + (self.shift - 1) * share)
-        s = _wide(share)
+        """Noise as diffusers' `use_flow_sigmas`: a timestep is a fraction of noise, x 1000."""
+        even = (level + 1) / self.levels
+        sigma = self.shift * even / (1 + (self.shift - 1) * even)
+        s = _wide(sigma)
         noisy = (1 - s) * latents + s * noise
-        return Noised(noisy, share * self.levels, noise - latents, ((1 - share) / share).square())
+        return Noised(noisy, sigma * self.levels, noise - latents, ((1 - sigma) / sigma).square())
 
     def min_snr_weights(self, snr: Tensor, gamma: float) -> Tensor:
         """Weights (B,) of squared errors: min(SNR, gamma) in the picture (2303.09556)."""
         if self.kind == "epsilon":
             return (gamma / snr).clamp(max=1)
-        share = {
+        per_snr = {
             "v_prediction": 1 / (1 + snr),
             "sample": torch.ones_like(snr),
             "flow_prediction": 1 / (1 + snr.sqrt()).square(),
         }
-        return snr.clamp(max=gamma) * share[self.kind]
+        return snr.clamp(max=gamma) * per_snr[self.kind]
 
     def picture_errors(self, timestep: Tensor) -> Tensor:
-        """How much a unit squared error of the output is worth in the predicted picture (N,)."""
+        """Squared errors in the predicted picture (N,), for squared errors of 1 in the output."""
         if self.kind == "flow_prediction":
             return (timestep / self.levels).square()
         a: Tensor = self.schedule.alphas_cumprod[timestep.long()].clamp(min=LEAST_ALPHA)
@@ -89,10 +88,10 @@ class Noising:
 
 
 class ContinuousNoising:
-    """How a model of Karras et al. (2206.00364, table 1), whose time is ln(sigma) / 4, adds noise.
+    """The noise of a model of Karras et al. (2206.00364, table 1), whose time is ln(sigma) / 4.
 
     Its levels are the sigmas that its scheduler samples at in `levels` steps, the least one first;
-    that they are drawn evenly is our choice. `snr` is that of latents with the deviation `data`.
+    that they are drawn evenly is our choice. `snr` holds for latents with the deviation `data`.
     """
 
     def __init__(self, sigmas: Tensor, data: float, sign: int):
@@ -112,12 +111,12 @@ class ContinuousNoising:
         return snr.clamp(max=gamma) / (1 + snr)
 
     def picture_errors(self, timestep: Tensor) -> Tensor:
-        """How much a unit squared error of the output is worth in the predicted picture (N,)."""
+        """Squared errors in the predicted picture (N,), for squared errors of 1 in the output."""
         sigma = (4 * timestep).exp()
         return (sigma * self.data).square() / (sigma**2 + self.data**2)
 
 
-def _schedule(config: Mapping[str, Any]) -> DDPMScheduler:
+def _schedule(config: Config) -> DDPMScheduler:
     try:
         return DDPMScheduler.from_config(dict(config))
     except NotImplementedError:
@@ -129,8 +128,8 @@ def _schedule(config: Mapping[str, Any]) -> DDPMScheduler:
         ) from None
 
 
-def noising(config: Mapping[str, Any]) -> Noising | ContinuousNoising:
-    """The noise that a scheduler's config states; `Unsupported` for a kind that is unknown."""
+def noising(config: Config) -> Noising | ContinuousNoising:
+    """The noise that a scheduler's config states; `Unsupported` for an unknown kind."""
     # diffusers forgets values that this lists, and takes the defaults of the other class instead
     config = {key: value for key, value in config.items() if key != "_use_default_values"}
     name, kind = config["_class_name"], config.get("prediction_type", "epsilon")
@@ -138,10 +137,10 @@ def noising(config: Mapping[str, Any]) -> Noising | ContinuousNoising:
     if is_continuous or (name in EDM and kind in ("epsilon", "v_prediction")):
         return _continuous(config)
     if name in EDM or kind not in KINDS:
-        known = KINDS[:2] if name in EDM else KINDS
+        kinds = KINDS[:2] if name in EDM else KINDS
         raise Unsupported(
             f"the scheduler {name} has prediction_type {shown(kind)}; known are "
-            f"{', '.join(known)}. Set it in scheduler/scheduler_config.json to what the model was "
+            f"{', '.join(kinds)}. Set it in scheduler/scheduler_config.json to what the model was "
             "trained for."
         )
     if "beta_schedule" not in config:
@@ -158,7 +157,7 @@ def noising(config: Mapping[str, Any]) -> Noising | ContinuousNoising:
     return Noising(config)
 
 
-def _continuous(config: Mapping[str, Any]) -> ContinuousNoising:
+def _continuous(config: Config) -> ContinuousNoising:
     """The noise of an EDM scheduler, and of an Euler scheduler with continuous times."""
     scheduler = getattr(diffusers, config["_class_name"]).from_config(dict(config))
     scheduler.set_timesteps(scheduler.config.num_train_timesteps)
@@ -173,5 +172,5 @@ def of_model(model: str) -> Noising | ContinuousNoising:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """One value a sample (B,), to be multiplied with latents (B, C, h, w)."""
+    """Values (B,), one a sample, in a shape that multiplies latents (B, C, h, w)."""
     return values.reshape(-1, 1, 1, 1)

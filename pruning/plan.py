@@ -1,7 +1,7 @@
 """Choose the layers to drop: exactly by their scores (`knapsack`), then refined by measured losses.
 
-The solver believes in sums; layers that make up for each other are worth more together than the sum
-says. So refinement measures neighbours of the plan (one layer put back, with or without another one
+The solver adds scores; layers that make up for each other are worth more together than their sum.
+So refinement measures neighbours of the plan (one layer put back, with or without another one
 dropped for it), the most promising by their sums first. The best one that is better becomes the
 plan. It cannot end worse than it began.
 """
@@ -11,20 +11,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from laptop import processes
 from laptop.console import progress
 from laptop.errors import BadInput, Infeasible
 from laptop.models import loading, locating
-from laptop.pruning import calibration
 from laptop.pruning.budgets import Conditions, bytes_each, check_config, conditions, with_default
+from laptop.pruning.calibration import CALIBRATION, Calibration
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.joint import AT_ONCE, JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
 from laptop.pruning.plan_file import Change, Menu, MenuPoint, Plan, Times
-from laptop.pruning.score import CALIBRATION
 from laptop.pruning.scores import Anatomy, Scores, Unit, scores_file
 from laptop.pruning.settings import PlanConfig
 from laptop.pruning.units import check_names, check_size
@@ -53,7 +52,7 @@ def make_plan(
     check_config(config, anatomy, model)
     check_race(scores.race, config, str(scores_path))
     each = bytes_each(config, model)
-    samples = read_samples(scores_path, model)
+    samples = read_samples(scores, scores_path)
 
     def work(folder: Path) -> None:
         joint = joint_loss(scores, samples, folder, str(scores_path))
@@ -86,25 +85,23 @@ def make_plan(
     return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
 
 
-def read_samples(scores_path: Path, model: str) -> tuple[dict[str, Tensor], Tensor]:
-    """The calibration beside scores.json, checked against the model by its shapes."""
+def read_samples(scores: Scores, scores_path: Path) -> Calibration:
+    """The calibration next to scores.json, checked against the model by its shapes."""
     path = scores_path.parent / CALIBRATION
-    rows, output = calibration.load(path)
-    calibration.check_rows(loading.empty_unet(model), rows, output, str(path))
-    return rows, output
+    samples = Calibration.read(path, scores.batch_size)
+    samples.check_shapes(loading.empty_unet(scores.model), str(path))
+    return samples
 
 
-def joint_loss(
-    scores: Scores, samples: tuple[dict[str, Tensor], Tensor], folder: Path, what: str
-) -> JointLoss:
+def joint_loss(scores: Scores, samples: Calibration, folder: Path, where: str) -> JointLoss:
     """Joint losses of the scored model on its own samples, kept in the stage's `folder`.
 
     Raises `BadInput` when the model does not give the recorded output.
     """
     unet = loading.load_unet(scores.model, getattr(torch, scores.dtype))
-    unet, size = nn.Module.to(unet, processes.device()), scores.batch_size
-    calibration.check_output(unet, *samples, size, what)
-    return JointLoss(unet, *samples, size, resume_folder(folder) / "joint.jsonl")
+    unet = nn.Module.to(unet, processes.device())
+    samples.check_output(unet, where)
+    return JointLoss(unet, samples, resume_folder(folder) / "joint.jsonl")
 
 
 def read_checked(path: Path) -> Scores:
@@ -116,13 +113,13 @@ def read_checked(path: Path) -> Scores:
     return scores
 
 
-def check_race(raced: float | None, config: PlanConfig, what: str) -> None:
+def check_race(raced: float | None, config: PlanConfig, where: str) -> None:
     """Raise `BadInput` for a plan from a race for another one: only that one's layers are exact."""
     if raced is not None and replace(config, refine=0) != PlanConfig(ratio=raced):
         raise BadInput(
-            f"{what}: a race for --ratio {raced:g} gives the plan of this ratio and no other limit "
-            "(layers that were certain to go or to stay are not scored on all samples). Score "
-            "without --race for other plans."
+            f"{where}: a race for --ratio {raced:g} gives the plan of this ratio and no other "
+            "limit (layers that were certain to go or to stay are not scored on all samples). "
+            "Score without --race for other plans."
         )
 
 
@@ -231,7 +228,7 @@ def make_menu(
 ) -> Path:
     """Write the Pareto curve of parameters against predicted loss as JSON.
 
-    Of `config`, what layers stay and where the model must load counts; budgets do not.
+    `config` sets the layers that stay and where the model must load; its budgets do not count.
     """
     scores_path = scores_file(scores_path)
     scores = read_checked(scores_path)

@@ -78,7 +78,7 @@ class MenuPoint(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Menu(Record):
-    """What `laptop plan --menu` writes: the best plan at every hundredth of pruning ratio."""
+    """The best plan at every hundredth of pruning ratio, which `laptop plan --menu` writes."""
 
     SCHEMA = "laptop.menu/1"
 

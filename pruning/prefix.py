@@ -1,10 +1,10 @@
-"""Exact prefix reuse: what runs before a removed layer is the same with and without it.
+"""Exact prefix reuse: whatever runs before a removed layer is the same with and without it.
 
 The U-Net is walked once. Where a set of layers to remove begins, the walk pauses inside that
 layer's call and the U-Net is called again: whatever has finished by then hands back its output
 without computing, the removed layers are passed by, and the rest is computed. So each set costs its
-suffix only (docs/explanation/design.md), no U-Net's forward is written anew, and the values are
-those of plain removal.
+suffix only (docs/explanation/design.md), no U-Net's forward is rewritten, and the values are
+equal to plain removal.
 
 The walk keeps weak references: an output that the paused forward no longer holds cannot be needed
 after the pause either, and is handed back as NaN, so that a mistake could not pass as a number.
@@ -13,6 +13,7 @@ after the pause either, and is handed back as NaN, so that a mistake could not p
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,22 @@ from torch import Tensor, nn
 
 from laptop.models import unet_classes
 from laptop.pruning.units import blocks, listed
+
+Output = Tensor | tuple["Output", ...]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a module's call
+
+
+@dataclass(frozen=True)
+class _WeakTensor:
+    """A tensor that may be freed."""
+
+    reference: weakref.ref[Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+Weak = _WeakTensor | tuple["Weak", ...]
 
 
 def walk(
@@ -41,7 +58,7 @@ def walk(
 
 
 class _Walk:
-    """What has finished on the main path, and the set that is being left out, if any."""
+    """The state of a walk: finished modules, and the set that is being left out, if any."""
 
     def __init__(
         self,
@@ -50,8 +67,8 @@ class _Walk:
         visit: Callable[[frozenset[str], Tensor], None],
     ):
         self.waiting, self.forward, self.visit = waiting, forward, visit
-        self.entered: dict[str, Any] = {}  # arguments of what is running
-        self.finished: dict[str, Any] = {}  # outputs of what has run
+        self.entered: dict[str, Arguments] = {}  # arguments of running modules
+        self.finished: dict[str, Weak] = {}  # outputs of finished modules
         self.removed: frozenset[str] | None = None
 
     def branch(self, name: str) -> None:
@@ -66,23 +83,27 @@ class _Walk:
                 self.removed = None
             self.visit(names, output)
 
-    def reroute(self, name: str, module: nn.Module, passed_by: nn.Module | None, keep: bool) -> Any:
+    def reroute(
+        self, name: str, module: nn.Module, passed_by: nn.Module | None, keep: bool
+    ) -> Callable[..., Output]:
         """A forward for `module` that obeys this walk; `keep`: later branches take its output."""
         original = module.forward
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Output:
             if self.removed is None:
                 self.entered[name] = args, kwargs
                 self.branch(name)
-                output = original(*args, **kwargs)
+                output: Output = original(*args, **kwargs)
                 del self.entered[name]
                 if keep:
                     self.finished[name] = _weak(output)
                 return output
             if name in self.finished:
                 return _strong(self.finished[name])
-            args, kwargs = self.entered.get(name, (args, kwargs))  # the pause lies inside it
-            layer = passed_by if name in self.removed and passed_by is not None else original
+            args, kwargs = self.entered.get(name, (args, kwargs))  # the pause is inside it
+            layer: Callable[..., Output] = original
+            if name in self.removed and passed_by is not None:
+                layer = passed_by
             return layer(*args, **kwargs)
 
         return forward
@@ -106,11 +127,11 @@ def _rerouted(unet: nn.Module, state: _Walk) -> Iterator[None]:
             vars(module).update({"forward": own[module]} if module in own else {})
 
 
-def _kept(unet: nn.Module) -> dict[str, Any]:
+def _kept(unet: nn.Module) -> dict[str, nn.Module]:
     """The modules whose outputs a branch takes over: blocks, their layers, transformer blocks.
 
-    Nothing deeper, and no embeddings: there, outputs go at once into sums outside of any module, so
-    that what the paused forward holds would not do. They cost little to compute again.
+    Nothing deeper, and no embeddings: these outputs go at once into sums outside of any module, so
+    that the paused forward no longer holds them. They cost little to compute again.
     """
     kept = {"conv_in": unet.get_submodule("conv_in")} | blocks(unet)
     for block_name, block in blocks(unet).items():
@@ -121,19 +142,17 @@ def _kept(unet: nn.Module) -> dict[str, Any]:
     return kept
 
 
-def _weak(output: Any) -> Any:
+def _weak(output: Output) -> Weak:
     """`output`, a tensor or nested tuples of tensors, without keeping it alive."""
     if isinstance(output, tuple):
         return tuple(_weak(part) for part in output)
-    return weakref.ref(output), output.shape, output.dtype, output.device
+    return _WeakTensor(weakref.ref(output), output.shape, output.dtype, output.device)
 
 
-def _strong(kept: Any) -> Any:
-    """What `_weak` was given; NaN in the place of a tensor that is gone."""
-    if not isinstance(kept[0], weakref.ref):
+def _strong(kept: Weak) -> Output:
+    """The output that `_weak` took; NaN in the place of a tensor that is gone."""
+    if not isinstance(kept, _WeakTensor):
         return tuple(_strong(part) for part in kept)
-    reference, shape, dtype, device = kept
-    tensor = reference()
-    if tensor is None:
-        return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
-    return tensor
+    if (tensor := kept.reference()) is not None:
+        return tensor
+    return torch.full((), torch.nan, dtype=kept.dtype, device=kept.device).expand(kept.shape)

@@ -1,36 +1,36 @@
-"""Hand-made architectures as plans: what each changes in its teacher, and its plan.json.
+"""Presets: hand-made architectures, each as changes of its teacher and as a plan.json.
 
-A preset says what a student's stock config changes in its teacher's, and where the student's
-weights come from. Only the layout of blocks counts: fine-tunes, other widths and other inputs fit.
+A preset holds the changes of the teacher's stock config, and the sources of the student's
+weights. Only the layout of blocks counts: fine-tunes, other widths and other inputs fit.
 
 - BK-SDM (arXiv 2305.15798): which weights go where is what its authors' code does
   (Nota-NetsPresso/BK-SDM, `copy_weight_from_teacher`).
-- SSD-1B (arXiv 2401.02677): its authors do not tell which blocks stayed. A third party found, by
+- SSD-1B (arXiv 2401.02677): its authors do not publish which blocks stayed. A third party found, by
   comparing weights, numbers 1, 2, 3 and 7 of ten, number 1 of two and the first of the middle's
   resnets (furusu/SSD-1B-anime). That counts from one, so blocks 0, 1, 2 and 6 stay here.
 - Segmind-Vega and KOALA (arXiv 2312.04005): the first blocks of a transformer stay, and of three
-  layers in an up block the first and the last, as in BK-SDM. What the authors did is not known to
-  us: this is our choice.
+  layers in an up block the first and the last, as in BK-SDM. What the authors did is not
+  published: this is our choice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from torch import nn
 
 from laptop.errors import BadInput
 from laptop.files import reason, shown
 from laptop.models import loading, locating
 from laptop.models.architectures import UNETS
+from laptop.models.component_classes import Config
 from laptop.models.description import context_length
 from laptop.pruning.expressible import build
 from laptop.pruning.plan_file import Change, Plan
-from laptop.pruning.units import anatomy, blocks
+from laptop.pruning.units import anatomy_of, blocks
 from laptop.run import Overwrite, run_stage
 
 LAYOUT = (
@@ -46,10 +46,10 @@ RESNETS, PAIRS = ("resnets",), ("resnets", "attentions")
 
 @dataclass(frozen=True)
 class Preset:
-    """A hand-made architecture; modules that `rename` leaves out keep their teacher's paths."""
+    """A hand-made architecture; modules that `rename` leaves out keep the paths of the teacher."""
 
-    teacher: str  # a name in UNETS; any U-Net of its layout is fit
-    config: Mapping[str, Any]  # what the student's stock config changes
+    teacher: str  # a name in UNETS; any U-Net of its layout fits
+    config: Config  # what the student's stock config changes
     rename: Mapping[str, str] = field(default_factory=dict)  # the student's path: the teacher's
 
 
@@ -118,10 +118,10 @@ PRESETS = {
 }
 
 
-def changes(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the student's config changes in its teacher's; lists by level lose the levels gone."""
+def changes(config: Config, name: str) -> dict[str, object]:
+    """The changes of the teacher's config; lists by level lose the levels that are gone."""
     changed = dict(PRESETS[name].config)
-    levels = len(changed.get("down_block_types", config["down_block_types"]))
+    levels = len({**config, **changed}["down_block_types"])
     for key in BY_LEVEL:
         value = config[key]
         if key not in changed and isinstance(value, list | tuple) and len(value) > levels:
@@ -129,7 +129,7 @@ def changes(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return changed
 
 
-def check_layout(unet: Any, name: str) -> None:
+def check_layout(unet: ModelMixin, name: str) -> None:
     """Raise `BadInput` unless `unet` has the blocks of the teacher that the preset is made for."""
     if unet.config.get("removed"):
         raise BadInput(
@@ -138,10 +138,10 @@ def check_layout(unet: Any, name: str) -> None:
         )
     own, needed = layout(unet.config), _layout_of(PRESETS[name].teacher)
     if wrong := [key for key in LAYOUT if own[key] != needed[key]]:
-        fit = [n for n, preset in PRESETS.items() if _layout_of(preset.teacher) == own]
+        fitting = [n for n, preset in PRESETS.items() if _layout_of(preset.teacher) == own]
         advice = (
-            f"For this model there are {', '.join(fit)}."
-            if fit
+            f"For this model: {', '.join(fitting)}."
+            if fitting
             else "No preset is made for this model: score it, and plan with a budget."
         )
         raise BadInput(
@@ -150,8 +150,8 @@ def check_layout(unet: Any, name: str) -> None:
         )
 
 
-def layout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a U-Net's config that says which blocks and layers there are."""
+def layout(config: Config) -> dict[str, object]:
+    """The part of a U-Net's config that lays out its blocks and layers."""
     levels = len(config["down_block_types"])
     parts = {key: config[key] for key in LAYOUT}
     for key in ("layers_per_block", "transformer_layers_per_block"):
@@ -161,13 +161,13 @@ def layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _layout_of(architecture: str) -> dict[str, Any]:
+def _layout_of(architecture: str) -> dict[str, object]:
     with torch.device("meta"):
         return layout(UNet2DConditionModel(**UNETS[architecture]).config)
 
 
 def transplant(
-    unet: UNet2DConditionModel, config: Mapping[str, Any], rename: Mapping[str, str]
+    unet: UNet2DConditionModel, config: Config, rename: Mapping[str, str]
 ) -> UNet2DConditionModel:
     """A stock U-Net of `unet`'s config changed by `config`; it shares its weights with `unet`.
 
@@ -181,22 +181,22 @@ def transplant(
             f"the plan's config describes no U-Net that can be built: {reason(e)}. Make the plan "
             "again."
         ) from None
-    weights, taken = dict(unet.state_dict()), {}
+    weights, chosen = dict(unet.state_dict()), {}
     for name, tensor in student.state_dict().items():
         source = source_of(name, rename)
         if source not in weights or weights[source].shape != tensor.shape:
-            found = list(weights[source].shape) if source in weights else "missing"
+            shape = list(weights[source].shape) if source in weights else "missing"
             raise BadInput(
-                f"the plan fills {name} {list(tensor.shape)} from {source}, which is {found} in "
+                f"the plan fills {name} {list(tensor.shape)} from {source}, which is {shape} in "
                 "this model. Make the plan from this model."
             )
-        taken[name] = weights[source]
-    student.load_state_dict(taken, assign=True)
+        chosen[name] = weights[source]
+    student.load_state_dict(chosen, assign=True)
     return student.train(unet.training)
 
 
 def source_of(name: str, rename: Mapping[str, str]) -> str:
-    """Where the tensor `name` comes from; of several renamed modules around it, the innermost."""
+    """The source of the tensor `name`: the innermost renamed module around it decides."""
     path = name
     while path:
         path = path.rpartition(".")[0]
@@ -227,7 +227,7 @@ def preset_plan(teacher: UNet2DConditionModel, name: str, tokens: int = 77) -> P
     config, rename = changes(teacher.config, name), dict(PRESETS[name].rename)
     student = transplant(teacher, config, rename)
     kept = {source_of(tensor, rename) for tensor in student.state_dict()}
-    before, after = anatomy(teacher, tokens), anatomy(student, tokens)
+    before, after = anatomy_of(teacher, tokens), anatomy_of(student, tokens)
     return Plan(
         preset=name,
         remove=tuple(gone(teacher, kept)),
@@ -252,7 +252,7 @@ def gone(teacher: nn.Module, kept: set[str]) -> Iterator[str]:
                 yield name
 
 
-def check_preset(plan: Plan, name: str, unet: Any, where: str) -> None:
+def check_preset(plan: Plan, name: str, unet: ModelMixin, where: str) -> None:
     """Raise `BadInput` unless a plan changes what the preset `name` changes in this U-Net."""
     if name not in PRESETS:
         raise BadInput(f"{where}: preset {shown(name)} is unknown; known are {', '.join(PRESETS)}.")

@@ -1,6 +1,6 @@
-"""Choose how a model draws: flags and recipe > its folder > what its configs say > defaults.
+"""Choose how a model draws: flags and recipe > its folder > its configs > defaults.
 
-Configs say it where the scheduler is of a consistency model (LCM, TCD) and where the U-Net embeds
+Configs decide where the scheduler is of a consistency model (LCM, TCD) and where the U-Net embeds
 the guidance scale. Trailing timesteps or a name such as "turbo" are signs only: they are reported,
 and decide nothing.
 """
@@ -8,14 +8,14 @@ and decide nothing.
 import functools
 import inspect
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from laptop.console import say
 from laptop.errors import BadInput
 from laptop.files import reason, shown
 from laptop.models import component_classes, locating
+from laptop.models.component_classes import Config
 from laptop.models.config_values import Scheduler
 from laptop.models.description import Description, describe
 from laptop.models.shapes import Size
@@ -28,7 +28,10 @@ from laptop.pruning.sampling_config import (
 )
 from laptop.records import checked
 
-STEPS = 25  # where nothing says more
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+STEPS = 25  # unless something else sets them
 CONSISTENCY = {"LCMScheduler": 4, "TCDScheduler": 4}  # steps that their documentation uses
 GUIDANCE = {  # defaults of diffusers' pipelines; the others have none
     "StableDiffusionPipeline": 7.5,
@@ -52,19 +55,19 @@ def choose_sampling(
     most: int | None = None,
     resolution: int | None = None,
 ) -> Sampling:
-    """How `model` draws, with everything filled in and checked; reads configs only.
+    """The sampling of `model`, with everything filled in and checked; reads configs only.
 
     `others` are models that draw with it, such as its student: their folders count, too. `steps`
     and `resolution` (pixels a side) are a stage's own keys, which go first; without such a key a
-    stage takes at most `most` steps, and `default` where nothing says how many. Raises `BadInput`
+    stage takes at most `most` steps, and `default` if nothing else sets them. Raises `BadInput`
     for what the model cannot draw with. Says on stderr, once, what is only guessed.
     """
     described = describe(model)
     stated = of_folders(config or SamplingConfig(), model, *others)
-    settled = stated.over(_said(described, stated))
+    settled = stated.over(_of_configs(described, stated))
     if steps is None:
-        said = settled.steps or default
-        steps = min(said, most or said)
+        steps = settled.steps or default
+        steps = min(steps, most or steps)
     guidance = settled.guidance
     height, width = (resolution or side for side in (settled.height, settled.width))
     sampling = Sampling(
@@ -83,13 +86,13 @@ def choose_sampling(
 
 
 def settle(model: str, config: SamplingConfig | None = None, *others: str) -> SamplingConfig:
-    """What flags, recipe, folders and configs say; None for what is left to defaults."""
+    """The settings of flags, recipe, folders and configs; None for what is left to defaults."""
     stated = of_folders(config or SamplingConfig(), model, *others)
-    return stated.over(_said(describe(model), stated))
+    return stated.over(_of_configs(describe(model), stated))
 
 
 def of_folders(config: SamplingConfig, *names: str) -> SamplingConfig:
-    """`config`, and what the folders of these models state where it has nothing.
+    """`config`, completed by what the folders of these models state.
 
     Raises `BadInput` where two folders state different things that `config` does not decide.
     """
@@ -118,8 +121,8 @@ def _of_folder(model: str) -> SamplingConfig:
     return read_file(path) if path else SamplingConfig()
 
 
-def _said(described: Description, stated: SamplingConfig) -> SamplingConfig:
-    """What the configs say: steps of consistency models, and the pipeline's guidance."""
+def _of_configs(described: Description, stated: SamplingConfig) -> SamplingConfig:
+    """The settings of the configs: steps of consistency models, and the pipeline's guidance."""
     scheduler = stated.scheduler or described.scheduler.get("_class_name", "")
     steps = CONSISTENCY.get(scheduler)
     guidance = GUIDANCE.get(described.pipeline)
@@ -163,7 +166,7 @@ def picture_size(described: Description, height: int | None, width: int | None) 
     return size
 
 
-def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
+def make_scheduler(own: Config, sampling: Sampling) -> "SchedulerMixin":
     """The scheduler of `sampling`, on the noise schedule of the model's own config.
 
     Raises `BadInput` for an option that its class lacks, and for a class that cannot have the
@@ -174,12 +177,12 @@ def make_scheduler(own: Mapping[str, Any], sampling: Sampling) -> Any:
     name = sampling.scheduler or own["_class_name"]
     cls = getattr(diffusers, name)
     parameters = inspect.signature(cls.__init__).parameters
-    known = [k for k in parameters if k not in ("self", *TRAINED)]
+    options = [k for k in parameters if k not in ("self", *TRAINED)]
     for key, value in sampling.scheduler_options.items():
-        if key not in known:
+        if key not in options:
             raise BadInput(
                 f"[sampling] scheduler_options has {shown(key)}, which {name} lacks; known are "
-                f"{', '.join(known)}."
+                f"{', '.join(options)}."
             )
         _check_option(key, value, parameters[key].default)
     checked(sampling.scheduler_options, Scheduler, "[sampling] scheduler_options", "Change it.")
@@ -210,7 +213,7 @@ def _check_option(key: str, value: object, default: object) -> None:
     """Raise `BadInput` unless an option is of the type of its default."""
     if default is None or default is inspect.Parameter.empty:
         return
-    kind: Any = (int, float) if isinstance(default, float) else type(default)
+    kind = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise BadInput(
             f"[sampling] scheduler_options: {key} is {shown(value)}; needed is a "
@@ -218,13 +221,13 @@ def _check_option(key: str, value: object, default: object) -> None:
         )
 
 
-def _learns(scheduler: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's config says that the U-Net predicts a variance, too."""
+def _learns(scheduler: Config) -> bool:
+    """Whether a scheduler's config states that the U-Net predicts a variance, too."""
     return str(scheduler.get("variance_type")).startswith("learned")
 
 
-def _try(scheduler: Any, steps: int) -> None:
-    """Raise `BadInput` unless the scheduler takes so many steps."""
+def _try(scheduler: "SchedulerMixin", steps: int) -> None:
+    """Raise `BadInput` unless the scheduler can draw in `steps` steps."""
     import torch
 
     sample = torch.ones(1, 1, 8, 8)
@@ -246,15 +249,15 @@ def _try(scheduler: Any, steps: int) -> None:
         ) from None
 
 
-def set_scheduler_(pipe: Any, sampling: Sampling) -> None:
-    """Give a pipeline the scheduler that `sampling` names; its own stays where there is none."""
+def set_scheduler_(pipe: "DiffusionPipeline", sampling: Sampling) -> None:
+    """Give a pipeline the scheduler that `sampling` names, if any."""
     if sampling.scheduler or sampling.scheduler_options:
         own = {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config}
         pipe.scheduler = make_scheduler(own, sampling)
 
 
 def _warn(model: str, described: Description, settled: SamplingConfig) -> None:
-    """Say what is taken for a model that looks as if it drew in few steps, where nothing is set."""
+    """Warn of a model that looks as if it drew in few steps, if nothing is set."""
     if signs := _signs(model, described):
         steps = settled.steps or f"{STEPS} (each stage's default)"
         guidance = "none" if settled.guidance is None else f"{settled.guidance:g}"
@@ -266,7 +269,7 @@ def _warn(model: str, described: Description, settled: SamplingConfig) -> None:
 
 
 def _signs(model: str, described: Description) -> list[str]:
-    """Why a model may be one that draws in few steps."""
+    """The signs that a model draws in few steps."""
     scheduler = described.scheduler
     name = scheduler.get("_class_name", "")
     signs = [f"its scheduler is {name}"] if name in CONSISTENCY else []

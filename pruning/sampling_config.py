@@ -1,4 +1,4 @@
-"""How pictures are drawn, as the table `[sampling]` of a recipe and a student's folder state it.
+"""Settings of drawing: the table `[sampling]` of a recipe, and a file in a student's folder.
 
     [sampling]
     steps = 4
@@ -12,7 +12,7 @@ Every stage that draws takes a `SamplingConfig`; `sampling_choice` fills in what
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from laptop.errors import BadInput
 from laptop.fields import OneOf, Pixels, Range, Steps, check_fields
@@ -28,7 +28,7 @@ SCHEDULERS = (  # of diffusers, that Stable Diffusion's pipelines take; nothing 
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
     "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
-TRAINED = (  # what a scheduler's config says of the training, which sampling cannot change
+TRAINED = (  # keys of a scheduler's config that belong to the training: sampling cannot change them
     "beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type",
     "rescale_betas_zero_snr", "sigma_data", "timestep_type", "trained_betas", "use_flow_sigmas",
 )  # fmt: skip
@@ -36,7 +36,7 @@ TRAINED = (  # what a scheduler's config says of the training, which sampling ca
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How pictures are drawn; None leaves it to the model's folder and configs.
+    """Settings of drawing; None leaves one to the model's folder and configs.
 
     Raises `BadInput` for a value out of its range and for an unknown scheduler.
     """
@@ -46,7 +46,7 @@ class SamplingConfig:
     guidance: Annotated[float, Range(0, 100)] | None = None
     scheduler: Annotated[str, OneOf(*SCHEDULERS)] | None = None  # instead of the model's own
     # changes of the scheduler's config, such as timestep_spacing = "trailing"
-    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_options: Mapping[str, object] = field(default_factory=dict)
     height: Pixels | None = None  # pixels of a picture; None: the model's own
     width: Pixels | None = None  # pixels of a picture; None: the model's own
 
@@ -74,14 +74,14 @@ class SamplingConfig:
         return SamplingConfig(**merged)
 
     @property
-    def stated(self) -> dict[str, Any]:
+    def stated(self) -> dict[str, object]:
         """The settings that are not left to the model."""
         return {k: v for k, v in asdict(self).items() if v not in (None, {})}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model draws: a `SamplingConfig` with all that it leaves out filled in."""
+    """A `SamplingConfig` with everything filled in."""
 
     steps: int  # denoising steps of a picture
     guidance: float | None = None  # None: the pipeline's default, or it has none
@@ -89,16 +89,18 @@ class Sampling:
     height: int | None = None  # pixels; None: the model's own
     width: int | None = None
     scheduler: str | None = None  # None: the model's own
-    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_options: Mapping[str, object] = field(default_factory=dict)
 
     def with_resolution(self, resolution: int | None) -> "Sampling":
         """This sampling with squares of `resolution` pixels a side; unchanged where None."""
         return self if resolution is None else replace(self, height=resolution, width=resolution)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, float]:
         """Steps and guidance as keyword arguments of a diffusers pipeline."""
-        guided = {} if self.guidance is None else {"guidance_scale": self.guidance}
+        guided: dict[str, float] = (
+            {} if self.guidance is None else {"guidance_scale": self.guidance}
+        )
         return {"num_inference_steps": self.steps, **guided}
 
 
@@ -113,25 +115,25 @@ def _check_option(name: str, value: object) -> None:
 
 
 def write_file(folder: Path, config: SamplingConfig) -> None:
-    """Write what `config` states into a model's folder; nothing where it states nothing."""
+    """Write the stated settings into a model's folder; no file if there are none."""
     if config.stated:
         write_json(folder / FILE, {"schema": SCHEMA, **config.stated})
 
 
 def read_file(path: Path) -> SamplingConfig:
-    """The settings that `write_file` wrote; `BadInput` for others."""
+    """The settings in a file of `write_file`; `BadInput` for another file."""
     values = read_json(path, SCHEMA)
     del values["schema"]
     return of_values(values, str(path))
 
 
 def of_values(values: object, where: str) -> SamplingConfig:
-    """Settings that a file holds; `BadInput`, which names `where`, for an unknown or wrong one."""
-    known = [f.name for f in fields(SamplingConfig)]
+    """The settings in a file's values; `BadInput`, which names `where`, for a wrong one."""
+    keys = [f.name for f in fields(SamplingConfig)]
     if not isinstance(values, Mapping):
         raise BadInput(f"{where} is no object but {shown(values)}.")
-    if unknown := [name for name in values if name not in known]:
-        raise BadInput(f"{where} has {shown(unknown[0])}; known are {', '.join(known)}.")
+    if unknown := [name for name in values if name not in keys]:
+        raise BadInput(f"{where} has {shown(unknown[0])}; known are {', '.join(keys)}.")
     try:
         return SamplingConfig(**values)
     except BadInput as e:

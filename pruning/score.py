@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +25,19 @@ from laptop.errors import BadInput, Unsupported
 from laptop.models import loading, locating
 from laptop.models.description import context_length, describe
 from laptop.pruning import calibration, noising
-from laptop.pruning.criteria import CRITERIA, Subject
+from laptop.pruning.calibration import CALIBRATION, Calibration
+from laptop.pruning.criteria import CRITERIA, ScoredModel
 from laptop.pruning.ledger import Ledger, Race, Values, undecided
 from laptop.pruning.sampling_choice import choose_sampling, of_folders, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.pruning.scores import Anatomy, Costs, Forwards, ScoredUnit, Scores, Unit
 from laptop.pruning.settings import OF_TASK, PER_ROW, ScoreConfig
-from laptop.pruning.units import anatomy, forward_rows
+from laptop.pruning.units import anatomy_of, forward_rows
 from laptop.run import Overwrite
 from laptop.teamwork import run_together
 from laptop.unfinished import resume_folder
 
-CALIBRATION = "calibration.safetensors"
-RACE_BATCHES = 16  # at least so many looks at what is certain by then
+RACE_BATCHES = 16  # at least; after each one, units whose fate is certain are spared the rest
 
 
 def score(
@@ -54,72 +53,70 @@ def score(
 
     A killed run keeps each unit that it has finished on a batch of rows.
     """
-    known = anatomy(loading.empty_unet(model), context_length(model), config.granularity)
+    anatomy = anatomy_of(loading.empty_unet(model), context_length(model), config.granularity)
     described = describe(model)
     if config.timestep_weighting == "x0" or config.criterion in OF_TASK:
-        noising.noising(described.scheduler)  # or it is refused
-    if not known.units:
+        noising.noising(described.scheduler)  # refuses an unknown one
+    if not anatomy.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    how = choose_sampling(model, sampling, steps=config.steps, resolution=config.resolution)
+    chosen = choose_sampling(model, sampling, steps=config.steps, resolution=config.resolution)
     stated = of_folders(sampling or SamplingConfig(), model).stated
     if config.race is not None and processes.count() > 1:
         raise BadInput("a race runs in one process: each batch decides who goes on to the next.")
 
     def share(folder: Path) -> None:
         if processes.is_main():
-            _record(model, folder / CALIBRATION, config, how, prompts)
+            _record(model, folder / CALIBRATION, config, chosen, prompts)
         processes.wait_for_all()
-        _find(model, known, folder, config, how, prompts)
+        _evaluate(model, anatomy, folder, config, chosen, prompts)
 
-    def finish(folder: Path) -> dict[str, Any]:
-        found = _ledger(folder, known.units, config)  # of all processes
-        weights = _row_weights(model, config, calibration.load(folder / CALIBRATION)[0]["timestep"])
-        scores = _scores(model, config, known, found, weights.numpy())
+    def finish(folder: Path) -> dict[str, int]:
+        ledger = _ledger(folder, anatomy.units, config)  # of all processes
+        timesteps = Calibration.read(folder / CALIBRATION).rows["timestep"]
+        weights = _row_weights(model, config, timesteps).numpy()
+        scores = _scores(model, config, anatomy, ledger, weights)
         replace(scores, sampling=stated).write(folder / "scores.json")
-        save_file({"values": found.values}, folder / "values.safetensors")
-        return {"units": len(known.units)}
+        save_file({"values": ledger.values}, folder / "values.safetensors")
+        return {"units": len(anatomy.units)}
 
-    inputs, which = locating.identity("model", model)
-    settings = asdict(config) | which | {"prompts": list(prompts), "sampling": asdict(how)}
+    inputs, identity = locating.identity("model", model)
+    settings = asdict(config) | identity | {"prompts": list(prompts), "sampling": asdict(chosen)}
     return run_together("score", out, settings, inputs, share, finish, overwrite=overwrite)
 
 
 def prompts_needed(model: str, config: ScoreConfig, sampling: SamplingConfig) -> int:
-    """How many prompts give the samples: few steps without guidance make few rows of each."""
-    how = choose_sampling(model, sampling, steps=config.steps)
-    return math.ceil(config.samples / (how.steps * how.rows))
+    """The number of prompts for the samples: few steps without guidance make few rows of each."""
+    chosen = choose_sampling(model, sampling, steps=config.steps)
+    return math.ceil(config.samples / (chosen.steps * chosen.rows))
 
 
-def _find(
+def _evaluate(
     model: str,
-    known: Anatomy,
+    anatomy: Anatomy,
     folder: Path,
     config: ScoreConfig,
     sampling: Sampling,
     prompts: Sequence[str],
 ) -> None:
-    """Find this process's share of the values, and wait for the others'."""
-    rows, output = calibration.load(folder / CALIBRATION)
+    """Evaluate the criterion for the units of this process, by its ledger's missing values."""
     unet = loading.load_unet(model, getattr(torch, config.dtype))
-    subject = Subject(
+    scored = ScoredModel(
         model=model,
         unet=nn.Module.to(unet, processes.device()),
-        known=known,
-        rows=rows,
-        output=output,
+        anatomy=anatomy,
+        calibration=Calibration.read(folder / CALIBRATION, config.batch_size),
         prompts=prompts,
         sampling=sampling,
-        batch_size=config.batch_size,
         seed=config.seed,
         clip_model=config.clip_model,
         folder=folder,
     )
-    own, race = processes.share(known.units), None
+    own, race = processes.share(anatomy.units), None
     if config.race is not None:
-        race = partial(undecided, known.units, least=config.race * known.params)
+        race = partial(undecided, anatomy.units, least=config.race * anatomy.params)
     count, size = _rows_and_batch(config)
     with progress("score", len(own) * math.ceil(count / size)) as advance:
-        CRITERIA[config.criterion](subject, _ledger(folder, own, config, advance, race))
+        CRITERIA[config.criterion](scored, _ledger(folder, own, config, advance, race))
 
 
 def _rows_and_batch(config: ScoreConfig) -> tuple[int, int]:
@@ -132,16 +129,16 @@ def _ledger(
     folder: Path,
     units: Sequence[Unit],
     config: ScoreConfig,
-    found: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
     race: Race | None = None,
 ) -> Ledger:
     count, size = _rows_and_batch(config)
     number = processes.number()
-    return Ledger(resume_folder(folder), units, count, size, found, race, number)
+    return Ledger(resume_folder(folder), units, count, size, advance, race, number)
 
 
 def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
-    """The share of each row in a score (rows,), or one for the whole model; they sum to 1."""
+    """The weight of each row in a score (rows,), or one for the whole model; they sum to 1."""
     if config.criterion not in PER_ROW:
         return torch.ones(1)
     weights = torch.ones(len(timesteps))
@@ -151,15 +148,15 @@ def _row_weights(model: str, config: ScoreConfig, timesteps: Tensor) -> Tensor:
 
 
 def _scores(
-    model: str, config: ScoreConfig, known: Anatomy, ledger: Ledger, weights: Values
+    model: str, config: ScoreConfig, anatomy: Anatomy, ledger: Ledger, weights: Values
 ) -> Scores:
     """The scores of all units, from their values on each row."""
     seen = ~np.isnan(ledger.values)
     if not seen.any(1).all():
         raise RuntimeError("a layer has no value, though all processes are done")
     values = (np.nan_to_num(ledger.values) * weights).sum(1) / (seen * weights).sum(1)
-    scored = zip(known.units, values.tolist(), strict=True)
-    spent = forwards_in_all(known, ledger.values, ledger.batches.values())
+    scored = zip(anatomy.units, values.tolist(), strict=True)
+    spent = forwards_in_all(anatomy, ledger.values, ledger.batches.values())
     return Scores(
         model=model,
         granularity=config.granularity,
@@ -171,30 +168,30 @@ def _scores(
         dtype=config.dtype,
         seed=config.seed,
         units=tuple(ScoredUnit(**vars(unit), score=score) for unit, score in scored),
-        base=Costs(params=known.params, macs=known.macs),
-        forwards=Forwards(naive=len(_sets(known.units)) + 1, spent=round(spent, 3)),
+        base=Costs(params=anatomy.params, macs=anatomy.macs),
+        forwards=Forwards(naive=len(_sets(anatomy.units)) + 1, spent=round(spent, 3)),
     )
 
 
-def forwards_in_all(known: Anatomy, values: Values, batches: Iterable[slice]) -> float:
-    """Forwards of all rows: a walk of each batch for the units that were not spared."""
+def forwards_in_all(anatomy: Anatomy, values: Values, batches: Iterable[slice]) -> float:
+    """The forwards that scoring cost: a walk of each batch for the units that were not spared."""
     rows, total = values.shape[1], 0.0
     for batch in batches:
         part = values[:, batch]
-        units = [u for u, row in zip(known.units, part, strict=True) if not np.isnan(row[0])]
+        units = [u for u, row in zip(anatomy.units, part, strict=True) if not np.isnan(row[0])]
         if units:
-            total += part.shape[1] / rows * forwards_spent(known, units)
+            total += part.shape[1] / rows * forwards_spent(anatomy, units)
     return total
 
 
-def forwards_spent(known: Anatomy, units: Sequence[Unit]) -> float:
+def forwards_spent(anatomy: Anatomy, units: Sequence[Unit]) -> float:
     """Forwards of the whole U-Net that one walk for `units` costs, by multiply-accumulates."""
-    macs = {u.name: u.macs for u in known.units}
+    macs = {u.name: u.macs for u in anatomy.units}
     suffixes = (
-        known.macs - min(known.macs_before[n] for n in names) - sum(macs[n] for n in names)
+        anatomy.macs - min(anatomy.macs_before[n] for n in names) - sum(macs[n] for n in names)
         for names in _sets(units)
     )
-    return 1 + sum(suffixes) / known.macs
+    return 1 + sum(suffixes) / anatomy.macs
 
 
 def _sets(units: Sequence[Unit]) -> set[frozenset[str]]:
@@ -206,7 +203,7 @@ def _sets(units: Sequence[Unit]) -> set[frozenset[str]]:
 def _record(
     model: str, path: Path, config: ScoreConfig, sampling: Sampling, prompts: Sequence[str]
 ) -> None:
-    """Write calibration rows and the U-Net's output on them to `path`, unless they are there."""
+    """Write calibration rows and the U-Net's output on them to `path`, unless it exists."""
     if path.exists():
         return
     pipe = loading.load_pipeline(model, getattr(torch, config.dtype)).to(processes.device())
@@ -220,7 +217,4 @@ def _record(
             seed=config.seed,
             batch_size=max(1, config.batch_size // sampling.rows),
         )
-    output = forward_rows(pipe.unet, rows, config.batch_size)
-    beside = path.with_suffix(".tmp")
-    calibration.save(beside, rows, output)
-    beside.replace(path)
+    Calibration(rows, forward_rows(pipe.unet, rows, config.batch_size)).write(path)

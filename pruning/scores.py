@@ -103,7 +103,7 @@ class Scores(Record):
         return scores
 
     @property
-    def anatomy(self) -> Anatomy:
+    def anatomy_of(self) -> Anatomy:
         """The scored layers with their costs."""
         return Anatomy(self.units, self.base.params, self.base.macs)
 
@@ -132,7 +132,7 @@ class LayerSet(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement(Record):
-    """How sums and joint losses agree; None where there are too few sets, or all sums are equal."""
+    """Agreement of sums and joint losses; None for too few sets, or if all sums are equal."""
 
     pearson_log: float | None = None
     spearman: float | None = None
@@ -141,7 +141,7 @@ class Agreement(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Additivity(Record):
-    """What `laptop plan --additivity` writes: whether losses add up."""
+    """The report on whether losses add up, which `laptop plan --additivity` writes."""
 
     SCHEMA = "laptop.additivity/1"
 

@@ -1,4 +1,4 @@
-"""How layers are scored, planned and removed, as a recipe says it in [score], [plan], [prune]."""
+"""Settings of scoring, planning and pruning: the tables [score], [plan], [prune] of a recipe."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -28,13 +28,13 @@ PER_ROW = ("output-loss", "task-loss", "block-influence")
 GRANULARITIES = ("coarse", "fine", "sublayer")
 HEALING = ("none", "affine")
 EXPRESSIBLE = ("any", "stock", "comfyui")
-DEFAULT_RATIO = 0.5  # where no budget is given
+DEFAULT_RATIO = 0.5  # if no budget is set
 Budgeted = Annotated[int, Range(1, 10**18)]
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """How layers are scored; `BadInput` for what is out of range or does not go together."""
+    """Settings of scoring; `BadInput` for values out of range and for ones that do not fit."""
 
     # what counts as a layer: whole transformers, their blocks, or attentions and feed-forwards
     granularity: Annotated[str, OneOf(*GRANULARITIES)] = "fine"
@@ -75,7 +75,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Budgets of the pruned U-Net; all that are given must hold."""
+    """Budgets of the pruned U-Net; all of them must hold."""
 
     # share of the U-Net's parameters to remove, at least; 0.5 where no budget is set
     ratio: Share | None = None
@@ -101,7 +101,7 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """How layers are removed."""
+    """Settings of pruning."""
 
     # affine: fit a scale and a shift of each channel where layers are removed
     heal: Annotated[str, OneOf(*HEALING)] = "none"

@@ -1,30 +1,35 @@
 """Drop layers for real and write a diffusers folder that loads without this package.
 
-A stock config is used where that can say what is gone (`expressible`), otherwise the class file
-`laptop_unet_v1.py` goes with the weights (`trust_remote_code=True`). The plan of a preset says what
-the stock config is, and which weights go where.
+A stock config is used where it can express what is gone (`expressible`), otherwise the class file
+`laptop_unet_v1.py` goes with the weights (`trust_remote_code=True`). The plan of a preset holds the
+stock config, and which weights go where.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 
 from laptop.errors import BadInput
 from laptop.files import copy_folder, files_in, read_json, write_json
 from laptop.machine import need_space
 from laptop.models import component_classes, loading, locating
 from laptop.models.precision import round_to_, stored_dtype, stored_dtypes
-from laptop.pruning import calibration
+from laptop.pruning.calibration import CALIBRATION, Calibration
 from laptop.pruning.expressible import build, stock_config
-from laptop.pruning.heal import HEALING, Correction, Rows, check_rows, fit, fold, with_corrections
+from laptop.pruning.heal import (
+    HEALING,
+    Correction,
+    check_samples,
+    fit,
+    fold,
+    with_corrections,
+)
 from laptop.pruning.plan_file import Plan
 from laptop.pruning.presets import check_preset, transplant
 from laptop.pruning.sampling_choice import of_folders
 from laptop.pruning.sampling_config import SamplingConfig, of_values, write_file
-from laptop.pruning.score import CALIBRATION
 from laptop.pruning.scores import Scores, scores_file
 from laptop.pruning.settings import PruneConfig
 from laptop.pruning.units import check_names, check_size
@@ -34,11 +39,11 @@ SHARD = "2GB"  # a file: older safetensors copy all of its tensors before they w
 
 
 def prune_unet(
-    unet: Any, names: Sequence[str], corrections: Mapping[str, Correction] | None = None
-) -> Any:
+    unet: ModelMixin, names: Sequence[str], corrections: Mapping[str, Correction] | None = None
+) -> ModelMixin:
     """A U-Net without the layers `names`; it shares the surviving weights with `unet`.
 
-    Corrections are folded into weights of its own where they can be, else its stand-ins have them.
+    Corrections are folded into new weights where possible, else they are in the stand-ins.
     """
     if not names:
         return unet
@@ -54,14 +59,16 @@ def prune_unet(
     return student
 
 
-def apply_plan(unet: Any, plan: Plan, corrections: Mapping[str, Correction] | None = None) -> Any:
+def apply_plan(
+    unet: ModelMixin, plan: Plan, corrections: Mapping[str, Correction] | None = None
+) -> ModelMixin:
     """The student of a plan that fits `unet` (`check_plan`); it shares its weights with `unet`."""
     if plan.config is not None and plan.rename is not None:
         return transplant(unet, plan.config, plan.rename)
     return prune_unet(unet, plan.remove, corrections)
 
 
-def check_plan(plan: Plan, unet: Any, where: str) -> None:
+def check_plan(plan: Plan, unet: ModelMixin, where: str) -> None:
     """Raise `BadInput` unless the plan, which was read from `where`, fits the U-Net."""
     if plan.preset is None:
         check_names(unet, plan.remove, where)
@@ -87,24 +94,24 @@ def prune(
     teacher = loading.empty_unet(model)
     plan = Plan.read(plan_path)
     check_plan(plan, teacher, str(plan_path))
-    apply_plan(teacher, plan)  # what does not fit is refused before any weight is read
+    apply_plan(teacher, plan)  # refuses a plan that does not fit before any weight is read
     stated = of_values(plan.sampling, f"{plan_path}: sampling")
     inputs, settings = locating.identity("model", model)
     inputs["plan"] = plan_path
-    rows = None
+    samples = None
     if config.heal != "none":
         scores = _need_scores(config, plan, scores)
-        rows, dtype = _recorded(teacher, scores)
+        samples, dtype = _recorded(teacher, scores)
         inputs |= {"scores": scores, "calibration": scores.parent / CALIBRATION}
         settings |= {"heal": config.heal}
 
-    def work(folder: Path) -> dict[str, Any]:
+    def work(folder: Path) -> dict[str, str | float]:
         corrections: dict[str, Correction] = {}
-        facts: dict[str, Any] = {}
-        if rows is not None:
+        facts: dict[str, float] = {}
+        if samples is not None:
             unet = loading.load_unet(model, dtype)
-            calibration.check_output(unet, rows.inputs, rows.output, rows.size, str(scores))
-            corrections, facts = fit(unet, plan.remove, rows)
+            samples.check_output(unet, str(scores))
+            corrections, facts = fit(unet, plan.remove, samples)
             del unet  # the stored precision may be another one
         unet = loading.load_unet(model, stored_dtype(model))
         student = apply_plan(unet, plan, corrections)
@@ -114,17 +121,17 @@ def prune(
     return run_stage("prune", out, settings, inputs, work, overwrite=overwrite)
 
 
-def healing(folder: Path) -> dict[str, Any]:
-    """What the manifest of a pruned model says of its healing; nothing where there was none."""
+def healing(folder: Path) -> dict[str, float]:
+    """The facts of healing in the manifest of a pruned model; empty if it was not healed."""
     facts = read_json(manifest_of(folder))
     return {k: facts[k] for k in HEALING if k in facts}
 
 
 def _need_scores(config: PruneConfig, plan: Plan, scores: Path | None) -> Path:
-    """The scores.json to heal from; `BadInput` where there is none, or nothing to heal."""
+    """The scores.json to heal from; `BadInput` if it is not given or the plan cannot be healed."""
     if plan.preset is not None:
         raise BadInput(
-            f"--heal {config.heal} cannot be had for the plan of the preset {plan.preset!r}: "
+            f"--heal {config.heal} is not possible for the plan of the preset {plan.preset!r}: "
             "it moves weights between layers. Leave --heal out, or plan from SCORES."
         )
     if scores is None:
@@ -135,21 +142,22 @@ def _need_scores(config: PruneConfig, plan: Plan, scores: Path | None) -> Path:
     return scores_file(scores)
 
 
-def _recorded(unet: Any, scores: Path) -> tuple[Rows, torch.dtype]:
-    """The rows of a score stage, checked by their shapes, and the precision they were run in."""
-    scored = Scores.read(scores)
-    inputs, output = calibration.load(scores.parent / CALIBRATION)
-    rows = Rows(inputs, output, scored.batch_size)
-    check_rows(unet, rows, str(scores.parent / CALIBRATION))
-    return rows, getattr(torch, scored.dtype)
+def _recorded(unet: ModelMixin, scores: Path) -> tuple[Calibration, torch.dtype]:
+    """The samples of a score stage, checked by their shapes, and the precision they were run in."""
+    scored, path = Scores.read(scores), scores.parent / CALIBRATION
+    samples = Calibration.read(path, scored.batch_size)
+    check_samples(unet, samples, str(path))
+    return samples, getattr(torch, scored.dtype)
 
 
-def write_model(folder: Path, unet: Any, like: str, sampling: SamplingConfig | None = None) -> None:
-    """Write `unet` with all other components of the model `like`.
+def write_model(
+    folder: Path, unet: ModelMixin, like: str, sampling: SamplingConfig | None = None
+) -> None:
+    """Write `unet` with all other components of the model `like`, and its sampling settings.
 
-    And how it draws, where `sampling` or the folder of `like` states it. Each tensor is rounded to
-    the precision in which `like` stores the one of its name; a tensor that `like` lacks to the one
-    that holds all of them. `unet` is changed.
+    The settings are those of `sampling` and of the folder of `like`. Each tensor is rounded to the
+    precision in which `like` stores the one of its name; a tensor that `like` lacks to the one that
+    holds all of them. `unet` is changed.
     """
     source, dtype = locating.folder(like), stored_dtype(like)
     index = read_json(source / "model_index.json")

@@ -1,4 +1,4 @@
-"""The removable layers of a U-Net, with what each costs (paper, section 3.1).
+"""The removable layers of a U-Net and their costs (paper, section 3.1).
 
 | granularity | units |
 | --- | --- |
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -27,15 +28,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from laptop.errors import BadInput, Unsupported
 from laptop.files import shown
 from laptop.models import unet_classes
+from laptop.models.component_classes import Config
 from laptop.models.shapes import input_shapes
 from laptop.pruning.scores import Anatomy, Unit
 from laptop.pruning.settings import GRANULARITIES
 
-ADDED = ("text_embeds", "time_ids")  # rows that go into `added_cond_kwargs`
+ADDED = ("text_embeds", "time_ids")  # inputs that are passed in `added_cond_kwargs`
 SUBLAYERS = unet_classes.shipped_module().SUBLAYERS
 
 
-def example_inputs(config: Mapping[str, Any], tokens: int, batch: int = 1) -> dict[str, Any]:
+def example_inputs(config: Config, tokens: int, batch: int = 1) -> dict[str, Any]:
     """Keyword arguments of a U-Net's forward with the right shapes, zeros, on the meta device."""
     shapes = input_shapes(config, tokens, batch) | {"timestep": (batch,)}
     inputs: dict[str, Any] = {k: torch.zeros(v, device="meta") for k, v in shapes.items()}
@@ -43,16 +45,15 @@ def example_inputs(config: Mapping[str, Any], tokens: int, batch: int = 1) -> di
     return inputs | ({"added_cond_kwargs": added} if added else {})
 
 
-def blocks(unet: Any) -> dict[str, nn.Module]:
+def blocks(unet: ModelMixin) -> dict[str, nn.Module]:
     """The down, mid and up blocks by their names; slim U-Nets lack the mid block."""
-    found = {f"down_blocks.{i}": block for i, block in enumerate(unet.down_blocks)}
-    if unet.mid_block is not None:
-        found["mid_block"] = unet.mid_block
-    return found | {f"up_blocks.{i}": block for i, block in enumerate(unet.up_blocks)}
+    down = {f"down_blocks.{i}": block for i, block in enumerate(unet.down_blocks)}
+    mid = {} if unet.mid_block is None else {"mid_block": unet.mid_block}
+    return down | mid | {f"up_blocks.{i}": block for i, block in enumerate(unet.up_blocks)}
 
 
 def listed(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of all members of the module's lists: a block's layers, for example."""
+    """Name and module of all members of the module's lists, such as the layers of a block."""
     for child, members in module.named_children():
         if isinstance(members, nn.ModuleList):
             for i, member in enumerate(members):
@@ -60,52 +61,52 @@ def listed(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                     yield f"{name}.{child}.{i}", member
 
 
-def layers(unet: nn.Module, granularity: str) -> dict[str, str]:
+def layers(unet: ModelMixin, granularity: str) -> dict[str, str]:
     """Kind of each removable layer, by name."""
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for block_name, block in blocks(unet).items():
         for name, layer in listed(block_name, block):
             if isinstance(layer, Transformer2DModel):
-                found |= _transformer_layers(name, layer, granularity)
+                kinds |= _transformer_layers(name, layer, granularity)
             elif isinstance(layer, ResnetBlock2D):
                 if not (layer.up or layer.down):
-                    found[name] = "resnet"
+                    kinds[name] = "resnet"
             elif isinstance(layer, Attention) and layer.residual_connection:
-                found[name] = "attention"
+                kinds[name] = "attention"
             elif name.split(".")[-2] in ("resnets", "attentions") and not _is_removed(layer):
                 raise Unsupported(
                     f"{type(unet).__name__}: {name} is a {type(layer).__name__}; layers "
                     "that can be removed are ResnetBlock2D, Transformer2DModel and residual "
                     "Attention. Choose a U-Net of Stable Diffusion's kind."
                 )
-    return found
+    return kinds
 
 
 def _transformer_layers(name: str, layer: Transformer2DModel, granularity: str) -> dict[str, str]:
     if granularity == "coarse":
         return {name: "transformer"}
-    found = {name: "transformer_shell"}
+    kinds = {name: "transformer_shell"}
     for block_name, block in listed(name, layer):
         if granularity == "fine" and isinstance(block, BasicTransformerBlock):
-            found[block_name] = "transformer_block"
+            kinds[block_name] = "transformer_block"
         elif granularity == "sublayer":
-            found |= {
+            kinds |= {
                 f"{block_name}.{part}": part
                 for part in SUBLAYERS
                 if isinstance(getattr(block, part, None), nn.Module)
                 and not _is_removed(getattr(block, part))
             }
-    return found
+    return kinds
 
 
 def _is_removed(layer: nn.Module) -> bool:
     return bool(type(layer).__module__ == unet_classes.shipped_module().NAME)
 
 
-def anatomy(unet: Any, tokens: int = 77, granularity: str = "fine") -> Anatomy:
-    """Units and costs of a U-Net, found by one forward on the meta device; `unet` is not touched.
+def anatomy_of(unet: ModelMixin, tokens: int = 77, granularity: str = "fine") -> Anatomy:
+    """Units and costs of a U-Net, counted by one forward on the meta device; `unet` is not changed.
 
-    `tokens` is the prompt's length, which the cost of cross-attention depends on.
+    `tokens` is the prompt's length, on which the cost of cross-attention depends.
     """
     if granularity not in GRANULARITIES:
         raise BadInput(
@@ -169,24 +170,23 @@ def removed(unet: nn.Module, names: Iterable[str]) -> Iterator[None]:
             unet.set_submodule(name, module)
 
 
-def check_names(unet: nn.Module, names: Sequence[str], what: str) -> None:
+def check_names(unet: ModelMixin, names: Sequence[str], where: str) -> None:
     """Raise `BadInput` unless all `names` are removable layers of `unet`."""
     if len(set(names)) < len(names):
-        raise BadInput(f"{what} names a layer twice; it is no whole plan.")
-    known: set[str] = set().union(*(layers(unet, g) for g in GRANULARITIES))
-    missing = sorted(set(names) - known)
-    if missing:
+        raise BadInput(f"{where} names a layer twice; it is no whole plan.")
+    removable: set[str] = set().union(*(layers(unet, g) for g in GRANULARITIES))
+    if missing := sorted(set(names) - removable):
         raise BadInput(
-            f"{what} was made for another model: {len(missing)} of its {len(names)} layers do not "
+            f"{where} was made for another model: {len(missing)} of its {len(names)} layers do not "
             f"exist here, such as {shown(missing[0])}. Make the plan from this model's own scores."
         )
 
 
-def check_size(unet: Any, params: int, what: str) -> None:
+def check_size(unet: ModelMixin, params: int, where: str) -> None:
     """Raise `BadInput` unless `unet` has the number of parameters that a file states."""
     if params != unet.num_parameters():
         raise BadInput(
-            f"{what} was made for another model: a U-Net of {params:,} parameters; this one has "
+            f"{where} was made for another model: a U-Net of {params:,} parameters; this one has "
             f"{unet.num_parameters():,}. Make the plan from this model's own scores."
         )
 

@@ -208,11 +208,11 @@ def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = Fals
     check_data(recipe.model, recipe.data, recipe.sampling, allow_commands=allow_commands)
     check_batch(recipe.distill)
     _evaluation_prompts(recipe)
-    known = removable(recipe)
-    limits.check_config(recipe.plan, known, recipe.model)
+    anatomy = removable(recipe)
+    limits.check_config(recipe.plan, anatomy, recipe.model)
     check_race(recipe.score.race, limits.with_default(recipe.plan), "the recipe")
     check_devices(recipe, out)
-    need_space(out, 40 * known.params)  # fp16 and fp32 copies of teacher and student, checkpoints
+    need_space(out, 40 * anatomy.params)  # fp16 and fp32 copies of teacher and student, checkpoints
 
 
 def _prompts(recipe: Recipe, least: int = 1) -> list[str]:

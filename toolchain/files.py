@@ -5,12 +5,14 @@ resolved by `inside`, a file is opened by `open_file`, and a value that is quote
 `shown`; see docs/explanation/security.md.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -190,7 +192,7 @@ def read_json(path: Path, schema: str | None = None) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write beside and rename, so that the file is whole or absent."""
+    """Write a value as JSON, so that the file is whole or absent."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -203,12 +205,25 @@ def has_schema(path: Path, schema: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text beside and rename. A link at either name is replaced, not followed."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.unlink(missing_ok=True)
-    with beside.open("x", encoding="utf-8") as file:
+    """Write text, so that the file is whole or absent."""
+    with whole(path) as unfinished, unfinished.open("x", encoding="utf-8") as file:
         file.write(text)
-    beside.replace(path)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name next to `path`, to write to; it becomes `path` at the end, unless there is an error.
+
+    So `path` is whole or absent. What a killed call left under the other name is removed. A link
+    at either name is replaced, not followed.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    if unfinished.is_dir() and not unfinished.is_symlink():
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.unlink(missing_ok=True)
+    yield unfinished
+    unfinished.replace(path)
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -36,7 +36,7 @@ from laptop.pruning.latency_table import LatencyTable
 from laptop.pruning.sampling_choice import picture_size
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.pruning.scores import Anatomy, Unit
-from laptop.pruning.units import anatomy, removed
+from laptop.pruning.units import anatomy_of, removed
 from laptop.records import built
 from laptop.run import Overwrite, run_stage
 
@@ -65,7 +65,7 @@ def bench_layers(
     runtime = _checked_runtime(config, device, facts)
     size = (resolution, resolution) if resolution else size
     workload = _workload(model, config, size, facts)
-    unet = _anatomy(model, granularity)
+    anatomy = _anatomy(model, granularity)
     inputs, identity = locating.identity("model", model)
 
     def work(folder: Path) -> None:
@@ -73,15 +73,15 @@ def bench_layers(
         not_ready = wait_until_cool(device, config.cool_down_s)
         timed = replace(workload, runtime=runtime)
         if runtime == "pytorch":
-            table = measure(workload, unet.units, config)
+            table = measure(workload, anatomy.units, config)
         else:
-            table = graph_layers.measure(timed, unet.units, config, device, folder)
+            table = graph_layers.measure(timed, anatomy.units, config, device, folder)
         reasons = table.invalid_reasons + ((f"began: {not_ready}",) if not_ready else ())
         replace(
             table,
             model=model,
             granularity=granularity,
-            params=unet.params,
+            params=anatomy.params,
             runtime=runtime,
             precision="fp32",
             device=facts.name,
@@ -135,10 +135,10 @@ def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str
 
 def _anatomy(model: str, granularity: str) -> Anatomy:
     """The U-Net's layers; `Unsupported` if none can be removed."""
-    unet = anatomy(loading.empty_unet(model), granularity=granularity)
-    if not unet.units:
+    anatomy = anatomy_of(loading.empty_unet(model), granularity=granularity)
+    if not anatomy.units:
         raise Unsupported(f"the U-Net of {model} has no layer left that can be removed.")
-    return unet
+    return anatomy
 
 
 def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) -> Workload:

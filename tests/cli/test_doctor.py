@@ -88,7 +88,7 @@ def test_the_report_is_json_and_names_the_devices() -> None:
 
 def test_every_known_model_is_listed_with_size_and_source() -> None:
     rows = {m["name"]: m for m in doctor.models_report()["models"]}
-    assert set(rows) == set(locating.KNOWN)
+    assert set(rows) == set(locating.MODELS)
     assert rows["sdxl"]["source"] == "stabilityai/stable-diffusion-xl-base-1.0"
     assert rows["sdxl"]["unet_params"] == 2_567_463_684
     text = printed(doctor.print_models)

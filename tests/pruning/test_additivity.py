@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.models import loading
-from laptop.pruning import calibration
 from laptop.pruning.additivity import RATIOS, agreement, make_additivity, random_sets
-from laptop.pruning.criteria import output_loss
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.plan import make_plan
 from laptop.pruning.score import score
 from laptop.pruning.scores import Additivity, Agreement, LayerSet, Scores
 from laptop.pruning.settings import PlanConfig, ScoreConfig
+from support.unets import output_loss
 
 CONFIG = ScoreConfig(granularity="coarse", samples=4, steps=2, batch_size=3)
 PROMPTS = ["a large red circle on white", "a small blue cross on black"]
@@ -64,10 +64,10 @@ def test_a_report_holds_every_set_with_its_sum_and_its_joint_loss(
 ) -> None:
     report = Additivity.read(make_additivity(scores, tmp_path / "a.json", 3))
     unet, scored = loading.load_unet(str(tiny_folder)), Scores.read(scores)
-    rows, output = calibration.load(scores / "calibration.safetensors")
+    samples = Calibration.read(scores / "calibration.safetensors")
     for row in report.sets[::4]:
         assert row.sum == pytest.approx(scored.predicted_loss(row.remove))
-        plain = output_loss(unet, row.remove, rows, output)
+        plain = output_loss(unet, row.remove, samples)
         assert row.joint == pytest.approx(plain, rel=1e-4)
     assert set(report.by_ratio) == {str(r) for r in RATIOS}
 

@@ -11,7 +11,7 @@ from laptop.errors import BadInput
 from laptop.models.shapes import input_shapes
 from laptop.pruning.settings import GRANULARITIES
 from laptop.pruning.surgery import prune_unet
-from laptop.pruning.units import anatomy, removed
+from laptop.pruning.units import anatomy_of, removed
 
 BASE: dict[str, Any] = {
     "sample_size": 8,
@@ -68,7 +68,7 @@ def test_a_unet_of_every_form_is_taken_apart_and_pruned(form: str) -> None:
     rows: dict[str, Any] = {k: torch.randn(s) for k, s in shapes.items() if k != "timestep"}
     rows["timestep"] = torch.tensor(401.0)
     for granularity in GRANULARITIES:
-        units = [u for u in anatomy(unet, 5, granularity).units if not u.needs]
+        units = [u for u in anatomy_of(unet, 5, granularity).units if not u.needs]
         assert units
         last = [u.name for u in units if u.name.endswith("transformer_blocks.1")]
         for names in filter(None, ([u.name for u in units][::2], last)):

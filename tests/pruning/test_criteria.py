@@ -12,12 +12,12 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from laptop.models import loading
-from laptop.pruning import calibration
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.criteria import CRITERIA
 from laptop.pruning.score import score
 from laptop.pruning.settings import ScoreConfig
 from laptop.pruning.surgery import prune_unet
-from laptop.pruning.units import anatomy, forward_rows
+from laptop.pruning.units import anatomy_of, forward_rows
 from laptop.tiny import architecture
 
 CONFIG = ScoreConfig(samples=4, steps=2, batch_size=4)
@@ -45,7 +45,8 @@ def test_every_criterion_gives_every_sublayer_a_finite_value(
 
 def test_task_loss_is_what_a_removal_adds_to_the_denoising_loss(tiny_folder, tmp_path) -> None:
     values, _ = scored(tiny_folder, tmp_path / "s", criterion="task-loss")
-    rows, target = calibration.load(tmp_path / "s" / "denoising.safetensors")
+    samples = Calibration.read(tmp_path / "s" / "denoising.safetensors")
+    rows, target = samples.rows, samples.output
     unet = loading.load_unet(str(tiny_folder))
     losses = [
         float((forward_rows(u, rows, 4) - target).square().mean())
@@ -71,7 +72,8 @@ def test_a_learned_variance_has_no_part_in_the_denoising_loss(tmp_path, criterio
     values, _ = scored(tmp_path / "model", tmp_path / "s", criterion=criterion)
     assert np.isfinite(list(values.values())).all()
     if criterion == "task-loss":
-        rows, target = calibration.load(tmp_path / "s" / "denoising.safetensors")
+        samples = Calibration.read(tmp_path / "s" / "denoising.safetensors")
+        rows, target = samples.rows, samples.output
         assert target.shape[1] == 3
         name = min(values)
         losses = [
@@ -84,7 +86,8 @@ def test_a_learned_variance_has_no_part_in_the_denoising_loss(tmp_path, criterio
 def test_the_denoising_target_is_what_turns_the_row_back(tiny_folder, tmp_path) -> None:
     """x_t and v give back the same clean latents for the rows of one prompt."""
     scored(tiny_folder, tmp_path / "s", criterion="task-loss")
-    rows, v = calibration.load(tmp_path / "s" / "denoising.safetensors")
+    samples = Calibration.read(tmp_path / "s" / "denoising.safetensors")
+    rows, v = samples.rows, samples.output
     a = loading.load_pipeline(str(tiny_folder)).scheduler.alphas_cumprod[rows["timestep"].long()]
     a = a[:, None, None, None]
     clean = a.sqrt() * rows["sample"] - (1 - a).sqrt() * v
@@ -95,7 +98,8 @@ def test_the_denoising_target_is_what_turns_the_row_back(tiny_folder, tmp_path) 
 def test_magnitude_and_taylor_follow_their_formulas(tiny_folder, tmp_path) -> None:
     magnitude, _ = scored(tiny_folder, tmp_path / "m", criterion="magnitude")
     taylor, _ = scored(tiny_folder, tmp_path / "t", criterion="taylor")
-    rows, target = calibration.load(tmp_path / "t" / "denoising.safetensors")
+    samples = Calibration.read(tmp_path / "t" / "denoising.safetensors")
+    rows, target = samples.rows, samples.output
     unet = loading.load_unet(str(tiny_folder))
     added = {k: rows.pop(k) for k in ("text_embeds", "time_ids")}
     F.mse_loss(unet(**rows, added_cond_kwargs=added).sample, target).backward()
@@ -187,7 +191,8 @@ def test_timestep_weights_are_shares_of_what_errors_do_to_the_picture(
 ) -> None:
     plain, _ = scored(tiny_folder, tmp_path / "plain")
     weighted, _ = scored(tiny_folder, tmp_path / "weighted", timestep_weighting="x0")
-    rows, output = calibration.load(tmp_path / "plain" / "calibration.safetensors")
+    samples = Calibration.read(tmp_path / "plain" / "calibration.safetensors")
+    rows, output = samples.rows, samples.output
     pipe = loading.load_pipeline(str(tiny_folder))
     changed = forward_rows(prune_unet(pipe.unet, [BLOCK]), rows, 4)
     losses = (changed - output).square().flatten(1).mean(1)
@@ -195,4 +200,4 @@ def test_timestep_weights_are_shares_of_what_errors_do_to_the_picture(
     assert plain[BLOCK] == pytest.approx(float(losses.mean()), rel=1e-4)
     expected = float((losses * share).sum() / share.sum())
     assert weighted[BLOCK] == pytest.approx(expected, rel=1e-4)
-    assert len(weighted) == len(anatomy(pipe.unet, 16).units)
+    assert len(weighted) == len(anatomy_of(pipe.unet, 16).units)

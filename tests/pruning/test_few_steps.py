@@ -36,6 +36,7 @@ from laptop.files import read_json, write_json
 from laptop.generate import generate
 from laptop.models import component_classes, loading
 from laptop.pruning import calibration, sampling_choice
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.plan import make_plan
 from laptop.pruning.sampling_choice import GUIDANCE, choose_sampling
 from laptop.pruning.sampling_config import FILE, SCHEMA, Sampling, SamplingConfig
@@ -109,7 +110,7 @@ def test_calibration_sees_what_the_models_own_call_gives_the_unet(
     steps = arguments["num_inference_steps"]
     settings = replace(SCORE, samples=2 * steps)
     folder = score(model, tmp_path / "s", settings, PROMPTS, sampling=config)
-    rows, _ = calibration.load(folder / "calibration.safetensors")
+    rows = Calibration.read(folder / "calibration.safetensors").rows
     pipe = stock(model)
     with unet_calls(pipe) as calls:
         generator = torch.Generator().manual_seed(settings.seed)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.models import loading
-from laptop.pruning import calibration
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.expressible import without
-from laptop.pruning.heal import Correction, Rows, fit, fold, places, with_corrections
+from laptop.pruning.heal import Correction, corrected_layers, fit, fold, with_corrections
 from laptop.pruning.settings import GRANULARITIES, PruneConfig
 from laptop.pruning.surgery import prune, prune_unet
-from laptop.pruning.units import anatomy, layers
+from laptop.pruning.units import anatomy_of, layers
 from support.elsewhere import check_elsewhere
 from support.unets import LAST_BLOCKS, model, rows_for
 
@@ -27,16 +27,16 @@ IN_PLACE = ["down_blocks.0.resnets.0", f"{BLOCK}.0"]  # nothing beside them to b
 FOLDED = ["up_blocks.0.resnets.1", f"{BLOCK}.1"]  # into a conv_shortcut, into a proj_out
 
 
-def recorded(unet: nn.Module, count: int = 8) -> Rows:
+def recorded(unet: nn.Module, count: int = 8) -> Calibration:
     """Random rows, with timesteps, and what the U-Net makes of them."""
     torch.manual_seed(1)
     inputs = rows_for(unet, count)
-    empty = Rows(inputs, inputs["sample"], 4)
-    return Rows(inputs, empty.forward(unet), 4)
+    empty = Calibration(inputs, inputs["sample"], 4)
+    return Calibration(inputs, empty.forward(unet), 4)
 
 
 def some(unet: nn.Module, names: list[str]) -> dict[str, Correction]:
-    """Random corrections at the places of `names`."""
+    """Random corrections for the layers `names`."""
     generator = torch.Generator().manual_seed(0)
     empty = without(unet, names, names)
     widths = {name: len(empty.get_submodule(name).scale) for name in names}
@@ -109,13 +109,13 @@ def test_a_plan_that_a_stock_config_can_express_stays_stock(tiny_pipe) -> None:
 
 def test_neighbours_in_a_transformer_are_corrected_once(tiny_pipe) -> None:
     unet, other = tiny_pipe.unet, "down_blocks.0.resnets.0"
-    assert places(unet, [other, f"{BLOCK}.0", f"{BLOCK}.1"]) == [other, f"{BLOCK}.1"]
-    assert places(unet, [f"{BLOCK}.0.attn2", f"{BLOCK}.0.ff"]) == [f"{BLOCK}.0.ff"]
+    assert corrected_layers(unet, [other, f"{BLOCK}.0", f"{BLOCK}.1"]) == [other, f"{BLOCK}.1"]
+    assert corrected_layers(unet, [f"{BLOCK}.0.attn2", f"{BLOCK}.0.ff"]) == [f"{BLOCK}.0.ff"]
     apart = [f"{BLOCK}.0.attn1", f"{BLOCK}.0.ff", f"{BLOCK}.1.attn2"]
-    assert places(unet, apart) == apart
-    assert places(unet, [f"{BLOCK}.0.ff", f"{BLOCK}.1.attn1"]) == [f"{BLOCK}.1.attn1"]
+    assert corrected_layers(unet, apart) == apart
+    assert corrected_layers(unet, [f"{BLOCK}.0.ff", f"{BLOCK}.1.attn1"]) == [f"{BLOCK}.1.attn1"]
     transformer = BLOCK.rpartition(".")[0]
-    assert places(unet, [transformer, f"{BLOCK}.0", f"{BLOCK}.1"]) == [transformer]
+    assert corrected_layers(unet, [transformer, f"{BLOCK}.0", f"{BLOCK}.1"]) == [transformer]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_neighbours_in_a_transformer_are_corrected_once(tiny_pipe) -> None:
 )
 def test_the_joint_loss_falls_on_rows_that_nothing_was_fitted_to(family, granularity) -> None:
     unet = model(family)
-    names = [u.name for u in anatomy(unet, 5, granularity).units if not u.needs][2::10]
+    names = [u.name for u in anatomy_of(unet, 5, granularity).units if not u.needs][2::10]
     rows = recorded(unet, 16)
     found, facts = fit(unet, names, rows)
     assert found
@@ -173,10 +173,10 @@ def test_a_healed_folder_loads_here_and_in_stock_diffusers(healed_folder, tmp_pa
     check_elsewhere(healed_folder, tmp_path)
 
 
-def write_scores(folder: Path, unet: nn.Module, rows: Rows) -> Path:
+def write_scores(folder: Path, unet: nn.Module, rows: Calibration) -> Path:
     """What `laptop score` leaves, as far as healing reads it."""
     folder.mkdir()
-    known = anatomy(unet, 16)
+    known = anatomy_of(unet, 16)
     scores = {
         "schema": "laptop.scores/1",
         "model": "tiny",
@@ -185,8 +185,8 @@ def write_scores(folder: Path, unet: nn.Module, rows: Rows) -> Path:
         "base": {"params": known.params, "macs": known.macs},
     }
     (folder / "scores.json").write_text(json.dumps(scores))
-    inputs = {name: value.float() for name, value in rows.inputs.items()}
-    calibration.save(folder / "calibration.safetensors", inputs, rows.output)
+    inputs = {name: value.float() for name, value in rows.rows.items()}
+    Calibration(inputs, rows.output).write(folder / "calibration.safetensors")
     return folder
 
 
@@ -236,8 +236,8 @@ def test_what_does_not_belong_together_is_refused(tiny_folder: Path, tmp_path: P
     affine = PruneConfig(heal="affine")
     for number, (path, changed, message) in enumerate(
         [
-            (plan, Rows(rows.inputs, rows.output + 1, 4), "another model: the output"),
-            (plan, Rows({**rows.inputs, "sample": torch.zeros(8, 9, 8, 8)}, rows.output, 4),
+            (plan, Calibration(rows.rows, rows.output + 1, 4), "another model: the output"),
+            (plan, Calibration({**rows.rows, "sample": torch.zeros(8, 9, 8, 8)}, rows.output, 4),
              "another model: channels"),
             (plan, rows.part(slice(0, 3)), "has 3 rows; healing needs 4"),
         ]

@@ -19,7 +19,7 @@ from laptop.pruning.plan_file import Plan
 from laptop.pruning.scores import Anatomy, Costs, ScoredUnit, Scores, Unit
 from laptop.pruning.settings import PlanConfig
 from laptop.pruning.surgery import check_plan
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 from support.scores import brute_force, scores_for, with_scores
 from support.unets import model
 
@@ -216,7 +216,7 @@ def test_a_set_one_parameter_short_does_not_meet_the_budget() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sublayers_of_sdxl_are_planned_within_two_seconds(seed) -> None:
-    known = anatomy(loading.empty_unet("random:sdxl"), 77, "sublayer")
+    known = anatomy_of(loading.empty_unet("random:sdxl"), 77, "sublayer")
     losses = np.random.default_rng(seed).lognormal(-6, 2.5, len(known.units)).tolist()
     units = (ScoredUnit(**vars(u), score=s) for u, s in zip(known.units, losses, strict=True))
     base = Costs(params=known.params, macs=known.macs)

@@ -11,7 +11,7 @@ from laptop.errors import BadInput
 from laptop.pruning.criteria import walked
 from laptop.pruning.prefix import walk
 from laptop.pruning.score import forwards_spent
-from laptop.pruning.units import anatomy, example_inputs, forward_rows, removed
+from laptop.pruning.units import anatomy_of, example_inputs, forward_rows, removed
 from support.unets import FAMILIES, SD15, SDXL, model, on_meta, rows_for
 
 
@@ -25,7 +25,7 @@ from support.unets import FAMILIES, SD15, SDXL, model, on_meta, rows_for
 )
 def test_a_walk_gives_what_plain_removal_gives(family, granularity) -> None:
     unet = model(family)
-    rows, known = rows_for(unet), anatomy(unet, 5, granularity)
+    rows, known = rows_for(unet), anatomy_of(unet, 5, granularity)
     output = forward_rows(unet, rows, 2)
     found: dict[str, torch.Tensor] = {}
     walked(unet, known.units, rows, output, lambda n, a, b: found.update({n: b - a}))
@@ -40,7 +40,7 @@ def test_a_walk_gives_what_plain_removal_gives(family, granularity) -> None:
 
 def test_sets_of_layers_are_removed_together() -> None:
     unet = model("tiny-sdxl")
-    rows, names = rows_for(unet), [u.name for u in anatomy(unet, 5).units]
+    rows, names = rows_for(unet), [u.name for u in anatomy_of(unet, 5).units]
     sets = {frozenset(names[i : i + 9 : 4]) for i in range(0, len(names) - 9, 3)}
     found: dict[frozenset[str], torch.Tensor] = {}
     walk(unet, sets, lambda: forward_rows(unet, rows, 2), found.__setitem__)
@@ -52,7 +52,7 @@ def test_sets_of_layers_are_removed_together() -> None:
 
 @pytest.mark.parametrize(("config", "limit"), [(SD15, 22.3), (SDXL, 47.4)])
 def test_a_walk_costs_what_the_suffixes_cost(config, limit) -> None:
-    known = anatomy(on_meta(config))
+    known = anatomy_of(on_meta(config))
     shells = {u.name for u in known.units if u.needs}
     layers = [u for u in known.units if u.name not in shells]
     assert forwards_spent(known, layers) == pytest.approx(limit, abs=0.06)
@@ -60,7 +60,7 @@ def test_a_walk_costs_what_the_suffixes_cost(config, limit) -> None:
 
 def test_the_flops_of_a_walk_are_within_3_percent_of_its_suffixes() -> None:
     unet = on_meta(SD15)
-    inputs, known = example_inputs(unet.config, 77), anatomy(unet, granularity="coarse")
+    inputs, known = example_inputs(unet.config, 77), anatomy_of(unet, granularity="coarse")
     units = known.units[::3]
     sets = {frozenset([u.name]) for u in units}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -80,7 +80,7 @@ def live_bytes() -> int:
 def test_a_paused_walk_holds_what_a_plain_forward_holds_there() -> None:
     """So that the peak is one forward's live activations, and once more those of a branch."""
     unet = model("sd1")
-    rows, names = rows_for(unet, 8), [u.name for u in anatomy(unet, 5, "coarse").units][::3]
+    rows, names = rows_for(unet, 8), [u.name for u in anatomy_of(unet, 5, "coarse").units][::3]
     plain: dict[str, int] = {}
     hooks = [
         unet.get_submodule(n).register_forward_pre_hook(
@@ -106,7 +106,7 @@ def test_an_output_that_is_not_finite_is_refused() -> None:
     unet = model("sd1")
     unet.up_blocks[2].resnets[0].conv_shortcut.weight.data.fill_(float("inf"))
     rows = rows_for(unet)
-    units = anatomy(unet, 5).units[:1]
+    units = anatomy_of(unet, 5).units[:1]
     with pytest.raises(BadInput, match=r"without down_blocks.0.resnets.0 .* not finite"):
         walked(unet, units, rows, torch.zeros(2, 4, 16, 16), lambda _n, _a, _b: None)
     assert "forward" not in vars(unet.conv_in), "the U-Net is as it was"

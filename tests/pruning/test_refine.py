@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from laptop.pruning.budgets import Conditions
-from laptop.pruning.criteria import output_loss
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.plan import make_plan, neighbours, refined
 from laptop.pruning.score import score
 from laptop.pruning.scores import Costs, ScoredUnit, Scores
 from laptop.pruning.settings import PlanConfig, ScoreConfig
-from laptop.pruning.units import anatomy, forward_rows
-from support.unets import model, rows_for
+from laptop.pruning.units import anatomy_of, forward_rows
+from support.unets import model, output_loss, rows_for
 
 RULES = Conditions([([1] * 8, 3)], [(5, [6])], [i == 7 for i in range(8)])
 
@@ -64,27 +64,27 @@ def test_the_search_ends_no_worse_and_keeps_to_the_rules(seed) -> None:
 
 def test_joint_losses_are_those_of_removal(tmp_path) -> None:
     unet = model("sd1")
-    rows, units = rows_for(unet, 3), [u.name for u in anatomy(unet, 5).units]
-    output = forward_rows(unet, rows, 2)
+    rows, units = rows_for(unet, 3), [u.name for u in anatomy_of(unet, 5).units]
+    samples = Calibration(rows, forward_rows(unet, rows, 2), 2)
     sets = [frozenset(units[i] for i in s) for s in ((0, 4), (3, 9, 20), (30,))]
-    joint = JointLoss(unet, rows, output, 2, tmp_path / "joint.jsonl")
+    joint = JointLoss(unet, samples, tmp_path / "joint.jsonl")
     found = joint([*sets, frozenset()])
     assert found[frozenset()] == 0
     for s in sets:
-        assert found[s] == pytest.approx(output_loss(unet, list(s), rows, output, 2), rel=1e-5)
+        assert found[s] == pytest.approx(output_loss(unet, list(s), samples, 2), rel=1e-5)
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path) -> None:
     unet, log = model("sd1"), tmp_path / "joint.jsonl"
     rows = rows_for(unet, 3)
-    output = forward_rows(unet, rows, 2)
-    units = [u.name for u in anatomy(unet, 5).units if not u.needs]
+    samples = Calibration(rows, forward_rows(unet, rows, 2), 2)
+    units = [u.name for u in anatomy_of(unet, 5).units if not u.needs]
     sets = [frozenset({name}) for name in units[:3]]
-    first = JointLoss(unet, rows, output, 2, log)(sets)
+    first = JointLoss(unet, samples, log)(sets)
     with log.open("a") as file:
         file.write('[["up_blo')  # a line that was cut off
     calls = []
-    assert JointLoss(None, rows, output, 2, log)(sets, lambda: calls.append(1)) == first
+    assert JointLoss(None, samples, log)(sets, lambda: calls.append(1)) == first
     assert len(calls) == 3
 
 

@@ -10,6 +10,7 @@ import torch
 from laptop.errors import BadInput, Unsupported
 from laptop.models import architectures, loading, locating, random_weights
 from laptop.pruning import calibration
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.plan import make_plan
 from laptop.pruning.sampling import draw, guidance_embedding, starts
 from laptop.pruning.sampling_choice import choose_sampling
@@ -67,7 +68,8 @@ def test_every_kind_of_pipeline_is_scored_planned_pruned_and_loaded_again(folder
     plan = make_plan(scores, folders / "plan.json", PlanConfig(ratio=0.3))
     pruned = prune(model, plan, folders / "pruned")
 
-    rows, output = calibration.load(scores / "calibration.safetensors")
+    samples = Calibration.read(scores / "calibration.safetensors")
+    rows, output = samples.rows, samples.output
     teacher, student = loading.load_unet(model), loading.load_unet(str(pruned))
     assert torch.allclose(forward_rows(teacher, rows, 4), output, atol=1e-5)
     loss = float((forward_rows(student, rows, 4) - output).square().mean())

@@ -13,7 +13,7 @@ from conftest import small_sd15
 from laptop.errors import BadInput, OutputExists, Unsupported
 from laptop.generate import generate
 from laptop.models import loading
-from laptop.pruning import calibration
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.ledger import Ledger
 from laptop.pruning.plan import make_plan
 from laptop.pruning.score import score
@@ -33,7 +33,8 @@ def scores_of(folder: Path) -> dict[str, float]:
 
 def test_a_score_is_the_mean_squared_change_of_the_output(tiny_folder, tmp_path) -> None:
     out = score(str(tiny_folder), tmp_path / "scores", CONFIG, PROMPTS)
-    rows, output = calibration.load(out / "calibration.safetensors")
+    samples = Calibration.read(out / "calibration.safetensors")
+    rows, output = samples.rows, samples.output
     assert {len(v) for v in (*rows.values(), output)} == {CONFIG.samples}
     unet = loading.load_unet(str(tiny_folder))
     assert torch.allclose(forward_rows(unet, rows, 3), output, atol=1e-6)
@@ -78,7 +79,8 @@ def test_the_other_granularities_go_through_to_a_pruned_folder(
     out = prune(str(tiny_folder), plan, tmp_path / "pruned")
     student, content = loading.load_unet(str(out)), json.loads(plan.read_text())
     assert student.num_parameters() == content["params"]["after"]
-    rows, output = calibration.load(scores / "calibration.safetensors")
+    samples = Calibration.read(scores / "calibration.safetensors")
+    rows, output = samples.rows, samples.output
     error = float((forward_rows(student, rows, 4) - output).square().mean())
     assert content["measured_loss"] == pytest.approx(error, rel=1e-4)
 
@@ -88,7 +90,7 @@ def test_an_sd15_pipeline_is_scored_planned_pruned_and_drawn_with(tmp_path) -> N
     small_sd15().save_pretrained(tmp_path / "sd")
     model = str(tmp_path / "sd")
     scores = score(model, tmp_path / "scores", CONFIG, ["a cat", "a dog"])
-    rows, _ = calibration.load(scores / "calibration.safetensors")
+    rows = Calibration.read(scores / "calibration.safetensors").rows
     assert "text_embeds" not in rows
     plan = make_plan(scores, tmp_path / "plan.json", PlanConfig(ratio=0.3))
     out = prune(model, plan, tmp_path / "pruned")

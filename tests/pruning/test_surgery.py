@@ -13,7 +13,7 @@ from laptop.models.precision import stored_dtype
 from laptop.pruning import surgery
 from laptop.pruning.settings import GRANULARITIES
 from laptop.pruning.surgery import prune, prune_unet, write_model
-from laptop.pruning.units import anatomy, forward_rows, removed
+from laptop.pruning.units import anatomy_of, forward_rows, removed
 from laptop.tiny import architecture
 from support.unets import LAST_BLOCKS
 
@@ -67,10 +67,11 @@ def test_the_pruned_model_computes_what_skipping_the_layers_does(
     student = prune_unet(unet, names)
     assert torch.equal(forward_rows(student, rows, 2), wanted)
     assert (type(student) is UNet2DConditionModel) == stock
-    units = {u.name: u.params for g in reversed(GRANULARITIES) for u in anatomy(unet, 16, g).units}
-    for shell in set(SHELL) & set(names):  # its own share is what the content does not hold
-        units |= {u.name: u.params for u in anatomy(unet, 16, "sublayer").units if u.name == shell}
-    less = sum(units[n] for n in names)
+    by_kind = {kind: anatomy_of(unet, 16, kind).units for kind in reversed(GRANULARITIES)}
+    params = {u.name: u.params for units in by_kind.values() for u in units}
+    for shell in set(SHELL) & set(names):  # its own are those that the content does not hold
+        params |= {u.name: u.params for u in by_kind["sublayer"] if u.name == shell}
+    less = sum(params[n] for n in names)
     assert student.num_parameters() == unet.num_parameters() - less
     assert set(student.state_dict()) < set(unet.state_dict()), "names of survivors must not change"
 
@@ -188,7 +189,7 @@ def test_pruning_holds_no_second_copy_of_the_weights(tiny_folder) -> None:
 )
 def test_a_stock_unet_does_without_its_mid_block(tiny_pipe, rows, names, kind) -> None:
     unet = tiny_pipe.unet
-    inner = [u.name for u in anatomy(unet).units if u.name.startswith(f"{names[-2]}.trans")]
+    inner = [u.name for u in anatomy_of(unet).units if u.name.startswith(f"{names[-2]}.trans")]
     gone = [*names, *inner]
     student = prune_unet(unet, gone)
     assert type(student) is UNet2DConditionModel

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from laptop.errors import BadInput, Unsupported
-from laptop.pruning.units import anatomy, check_names, removed
+from laptop.pruning.units import anatomy_of, check_names, removed
 from support.unets import SD15, SDXL, on_meta
 
 
@@ -21,7 +21,7 @@ from support.unets import SD15, SDXL, on_meta
     ],
 )
 def test_units_of_the_published_models(config, granularity, units, removable) -> None:
-    known = anatomy(on_meta(config), granularity=granularity)
+    known = anatomy_of(on_meta(config), granularity=granularity)
     layers = [u for u in known.units if u.kind != "transformer_shell"]
     assert len(layers) == units
     assert sum(u.params for u in layers) == removable
@@ -35,7 +35,7 @@ def test_units_of_the_published_models(config, granularity, units, removable) ->
     [(SD15, 859_520_964, 401.6), (SDXL, 2_567_463_684, 3380.6)],
 )
 def test_costs_of_the_published_models(config, params, gmacs) -> None:
-    known = anatomy(on_meta(config), granularity="coarse")
+    known = anatomy_of(on_meta(config), granularity="coarse")
     assert known.params == params
     assert known.macs / 1e9 == pytest.approx(gmacs, abs=0.06)
 
@@ -49,11 +49,11 @@ def test_a_layer_that_nobody_can_remove_is_refused_by_its_class() -> None:
             mid_block_type=None,
         )
     with pytest.raises(Unsupported, match="ResnetBlockCondNorm2D"):
-        anatomy(unet)
+        anatomy_of(unet)
 
 
 def test_units_come_in_the_order_in_which_they_run(tiny_pipe) -> None:
-    names = [u.name for u in anatomy(tiny_pipe.unet).units]
+    names = [u.name for u in anatomy_of(tiny_pipe.unet).units]
     assert names[0] == "down_blocks.0.resnets.0"
     assert names[-1] == "up_blocks.2.resnets.2"
     first = names.index("down_blocks.1.resnets.0")
@@ -64,7 +64,7 @@ def test_units_come_in_the_order_in_which_they_run(tiny_pipe) -> None:
 
 
 def test_a_removal_is_undone_and_leaves_the_output_as_it_was(tiny_pipe) -> None:
-    unet, names = tiny_pipe.unet, [u.name for u in anatomy(tiny_pipe.unet).units]
+    unet, names = tiny_pipe.unet, [u.name for u in anatomy_of(tiny_pipe.unet).units]
     before = dict(unet.named_modules())
     with removed(unet, names):
         assert len(dict(unet.named_modules())) < len(before)

@@ -5,13 +5,13 @@ import pytest
 from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.pruning.scores import Anatomy
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 from laptop.studies.handmade import FAMILIES, handmade
 
 
 @pytest.fixture(scope="module")
 def known() -> Anatomy:
-    return anatomy(loading.empty_unet("tiny-sdxl"), context_length("tiny-sdxl"))
+    return anatomy_of(loading.empty_unet("tiny-sdxl"), context_length("tiny-sdxl"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from laptop.cli import main
 from laptop.errors import BadInput
 from laptop.files import read_json
 from laptop.models import loading
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 from laptop.studies import latency_budget
 from laptop.studies import latency_prediction as prediction
 
@@ -37,7 +37,7 @@ def scored(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() -> None:
-    known = anatomy(loading.empty_unet("tiny-sdxl"), granularity="fine")
+    known = anatomy_of(loading.empty_unet("tiny-sdxl"), granularity="fine")
     units = {unit.name: unit for unit in known.units}
     for seed in range(5):
         gone = prediction.random_plan(list(known.units), 0.4, known.params, seed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from laptop.pruning.scores import Costs, ScoredUnit, Scores
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 
 
 def brute_force(scores, savings, implied=(), stay=None) -> float:
@@ -22,7 +22,7 @@ def brute_force(scores, savings, implied=(), stay=None) -> float:
 
 def scores_for(unet, granularity: str, seed: int = 0) -> Scores:
     """Random scores of all layers."""
-    rng, layers = np.random.default_rng(seed), anatomy(unet, 16, granularity)
+    rng, layers = np.random.default_rng(seed), anatomy_of(unet, 16, granularity)
     return Scores(
         model="tiny-sdxl",
         granularity=granularity,

@@ -1,10 +1,14 @@
 """U-Nets of every family, small or on the meta device."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
 from laptop.models.architectures import UNETS
-from laptop.pruning.units import example_inputs
+from laptop.pruning.calibration import Calibration
+from laptop.pruning.units import example_inputs, removed
 from laptop.tiny import architecture
 
 SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]
@@ -74,6 +78,14 @@ def rows_for(unet: torch.nn.Module, count: int = 2) -> dict[str, torch.Tensor]:
     rows = inputs | inputs.pop("added_cond_kwargs", {})
     drawn = {k: torch.randn(v.shape) for k, v in rows.items()}
     return drawn | {"timestep": torch.randint(1000, (count,))}
+
+
+def output_loss(
+    unet: torch.nn.Module, names: Sequence[str], samples: Calibration, batch_size: int = 64
+) -> float:
+    """The slow reference: mean of (output without `names` - output)^2 by plain removal."""
+    with removed(unet, names):
+        return replace(samples, batch_size=batch_size).loss(unet)
 
 
 LAST_BLOCKS = [

@@ -245,8 +245,8 @@ def prune(
     from laptop.pruning import surgery
 
     surgery.prune(model, plan_path, out, recipe.prune, calibration, overwrite=common.overwrite)
-    found = surgery.healing(out)
-    common.print({"model": str(out)} | found, f"Pruned model: {out}{options.healed(found)}")
+    facts = surgery.healing(out)
+    common.print({"model": str(out), **facts}, f"Pruned model: {out}{options.healed(facts)}")
 
 
 @main.command(

@@ -85,26 +85,26 @@ def models_report() -> dict[str, Any]:
         "models": [
             {
                 "name": name,
-                "title": known.title,
-                "unet_params": known.unet_params,
-                "resolution": known.resolution,
+                "title": model.title,
+                "unet_params": model.unet_params,
+                "resolution": model.resolution,
                 "source": "this package"
-                if known.source == str(locating.EMBEDDED)
-                else known.source,
-                "local": _local_folder(known),
+                if model.source == str(locating.EMBEDDED)
+                else model.source,
+                "local": _local_folder(model),
             }
-            for name, known in locating.KNOWN.items()
+            for name, model in locating.MODELS.items()
         ]
     }
 
 
-def _local_folder(known: locating.Known) -> str | None:
+def _local_folder(model: locating.NamedModel) -> str | None:
     """The folder that holds the model's weights on this machine; None when they must be fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(known.source)
+    folder = Path(model.source)
     if not folder.is_absolute():
-        index = try_to_load_from_cache(known.source, "model_index.json")
+        index = try_to_load_from_cache(model.source, "model_index.json")
         if not isinstance(index, str):
             return None
         folder = Path(index).parent

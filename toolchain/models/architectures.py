@@ -1,14 +1,12 @@
-"""U-Nets of published models by known name, as keyword arguments of their class in diffusers.
+"""U-Nets of published models by name, as keyword arguments of their class in diffusers.
 
-What is not named is diffusers' default, which for `UNet2DConditionModel` is Stable Diffusion 1's.
-These are facts of the published `unet/config.json` files, so that a model of full size can be built
-without a download.
-Every one is checked by its number of parameters (`tests/test_architectures.py`).
+An argument that is left out has diffusers' default, which for `UNet2DConditionModel` is Stable
+Diffusion 1's. These are facts of the published `unet/config.json` files, so that a model of full
+size can be built without a download. Every one is checked by its number of parameters
+(`tests/models/test_architectures.py`).
 """
 
-from typing import Any
-
-UNETS: dict[str, dict[str, Any]] = {
+UNETS: dict[str, dict[str, object]] = {
     # stable-diffusion-v1-5/stable-diffusion-v1-5
     "sd15": {"sample_size": 64, "cross_attention_dim": 768},
     # stable-diffusion-v1-5/stable-diffusion-inpainting: the mask and the masked picture's latents
@@ -17,7 +15,7 @@ UNETS: dict[str, dict[str, Any]] = {
     # SimianLuo/LCM_Dreamshaper_v7: the guidance scale is an input. It draws 768 x 768; that its
     # config says so is from memory.
     "lcm-sd15": {"sample_size": 96, "cross_attention_dim": 768, "time_cond_proj_dim": 256},
-    # stabilityai/stable-diffusion-2-1, 768 x 768. That it predicts v stands in the scheduler.
+    # stabilityai/stable-diffusion-2-1, 768 x 768. Its scheduler states that it predicts v.
     "sd21": {
         "sample_size": 96,
         "cross_attention_dim": 1024,
@@ -59,7 +57,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2560,
     },
-    # google/ddpm-cifar10-32, from memory; its 35.7 M parameters stand in the paper (appendix B).
+    # google/ddpm-cifar10-32, from memory; the paper has its 35.7 M parameters (appendix B).
     "ddpm-cifar10": {
         "sample_size": 32,
         "center_input_sample": False,

@@ -1,4 +1,4 @@
-"""Which classes the components of a pipeline may have: the gate before anything is imported.
+"""The classes that the components of a pipeline may have, checked before anything is imported.
 
 diffusers imports the module and the class that `model_index.json` names for each component. That
 file may come from a stranger, so every entry is looked up here first. A class in its list still
@@ -11,7 +11,7 @@ from typing import Any
 from laptop.errors import BadInput, Unsupported
 from laptop.files import QUOTED, shown
 
-Config = dict[str, Any]
+Config = Mapping[str, Any]  # a JSON file of the model, of a component or model_index.json
 Configs = Callable[[str], Config | None]  # the JSON of a file of the model, None if it has no such
 TASKS = {  # of the pipelines that can be scored and pruned
     "StableDiffusionPipeline": "text-to-image",
@@ -89,16 +89,16 @@ def unet_classes(pipeline: str) -> tuple[str, str]:
     return STOCK_UNETS[i], SHIPPED_UNETS[i]
 
 
-def components(index: Mapping[str, Any]) -> dict[str, str]:
+def components(index: Config) -> dict[str, str]:
     """Class by name of the components that a model has, from its checked `model_index.json`."""
     entries = {k: v for k, v in index.items() if isinstance(v, list)}
     return {name: entry[1] for name, entry in entries.items() if entry[1] is not None}
 
 
-def check_index(index: Mapping[str, Any], where: str) -> None:
+def check_index(index: Config, where: str) -> None:
     """Raise `Unsupported` or `BadInput` unless a `model_index.json` names known components only.
 
-    Nothing is imported. `where` says in messages which model it is.
+    Nothing is imported. `where` names the model in messages.
     """
     entry = index.get("unet")
     unet = _pair(entry)[1] if entry is not None else None
@@ -124,11 +124,11 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
 
 def check_entry(name: str, value: object, pipeline: str, where: str) -> None:
     """Raise unless the component `name` may be of the library and class in `value`."""
-    known = (*needed(pipeline), *optional(pipeline))
-    if name not in known:
+    names = (*needed(pipeline), *optional(pipeline))
+    if name not in names:
         raise Unsupported(
             f"{where}: model_index.json names a component {shown(name)}; a {pipeline} has "
-            f"{', '.join(known)}."
+            f"{', '.join(names)}."
         )
     library, class_name = _pair(value)
     if (library, class_name) == (None, None):
@@ -137,13 +137,13 @@ def check_entry(name: str, value: object, pipeline: str, where: str) -> None:
     if library not in classes or class_name not in classes[library]:
         choices = [f"{lib}.{cls}" for lib, names in classes.items() for cls in names]
         raise Unsupported(
-            f"{where}: model_index.json says that {name} is {shown(value)}; supported is "
+            f"{where}: model_index.json has {shown(value)} as {name}; supported is "
             f"{', '.join(choices) or 'a model without it ([null, null])'}."
         )
 
 
-def _check_presence(index: Mapping[str, Any], pipeline: str, where: str) -> None:
-    """Raise `BadInput` unless all components are there that the pipeline needs, in pairs."""
+def _check_presence(index: Config, pipeline: str, where: str) -> None:
+    """Raise `BadInput` unless the pipeline has all components that it needs, in pairs."""
     present = components(index)
     if missing := [name for name in needed(pipeline) if name not in present]:
         raise BadInput(
@@ -159,7 +159,7 @@ def _check_presence(index: Mapping[str, Any], pipeline: str, where: str) -> None
             )
 
 
-def check_agreement(index: Mapping[str, Any], configs: Configs, where: str) -> None:
+def check_agreement(index: Config, configs: Configs, where: str) -> None:
     """Raise `BadInput` where a component's own config names another class than the index."""
     for name, class_name in components(index).items():
         path = config_file(name)
@@ -187,7 +187,7 @@ def config_file(component: str) -> str | None:
 
 
 def _pair(value: object) -> tuple[str | None, str | None]:
-    """Library and class of an entry; two that are in no list for what is no such entry."""
+    """Library and class of an entry; two empty texts, which are in no list, for a broken one."""
     if value is None:
         return None, None
     match value:

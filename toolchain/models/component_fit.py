@@ -5,7 +5,6 @@ pictures of noise.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from laptop.errors import BadInput, Unsupported
 from laptop.files import shown
@@ -25,7 +24,7 @@ OTHER_TASKS = {9: "inpainting", 8: "editing (InstructPix2Pix)", 7: "upscaling", 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
-def check_fit(index: Mapping[str, Any], configs: Configs, where: str) -> None:
+def check_fit(index: Config, configs: Configs, where: str) -> None:
     """Raise `BadInput` or `Unsupported` unless the components of a checked index fit together."""
     pipeline, present = index["_class_name"], components(index)
     unet = configs(UNET) or {}
@@ -92,12 +91,12 @@ def _check_text_width(unet: Config, encoders: Mapping[str, Config], where: str) 
     for width in value if isinstance(value, list) else [value]:
         _number({key: width}, UNET, key, 1280, where)
     widths = text_widths(unet)
-    found = {
+    by_encoder = {
         name: _number(config, f"{name}/config.json", "hidden_size", CLIP["hidden_size"], where)
         for name, config in encoders.items()
     }
-    if widths and widths != {sum(found.values())}:
-        parts = " + ".join(f"{width} ({name})" for name, width in found.items())
+    if widths and widths != {sum(by_encoder.values())}:
+        parts = " + ".join(f"{width} ({name})" for name, width in by_encoder.items())
         raise BadInput(
             f"{where}: {UNET}: {key} is {shown(value)}; the text is {parts} wide, by hidden_size "
             "in the config.json of the text encoders. Pass a model whose U-Net and text encoders "
@@ -105,7 +104,7 @@ def _check_text_width(unet: Config, encoders: Mapping[str, Config], where: str) 
         )
 
 
-def text_widths(unet: Mapping[str, Any]) -> set[Any]:
+def text_widths(unet: Config) -> set[int]:
     """Widths of the text that the blocks of a U-Net take, by its config; one for a whole model.
 
     `cross_attention_dim` may be one number or one for each level, of which levels without
@@ -153,18 +152,18 @@ def _check_sizes(
 
 
 def _check_tokens(encoder: str, config: Config, configs: Configs, where: str) -> int | None:
-    """Raise for tokens that the text encoder does not know; returns the tokens of a prompt."""
+    """Raise for tokens that the text encoder lacks; returns the number of tokens of a prompt."""
     folder, file = TOKENIZERS[encoder], f"{encoder}/config.json"
-    known = _number(config, file, "vocab_size", CLIP["vocab_size"], where)
+    size = _number(config, file, "vocab_size", CLIP["vocab_size"], where)
     settings = configs(f"{folder}/tokenizer_config.json") or {}
     added = settings.get("added_tokens_decoder")
     ids = [int(i) for i in added if i.isdecimal()] if isinstance(added, dict) else []
     for name in ("vocab.json", "added_tokens.json"):
         values = (configs(f"{folder}/{name}") or {}).values()
         ids += [i for i in values if isinstance(i, int)]
-    if ids and max(ids) >= known:
+    if ids and max(ids) >= size:
         raise BadInput(
-            f"{where}: {folder}/ has a token {max(ids)}, and {file}: vocab_size is {known}. Save "
+            f"{where}: {folder}/ has a token {max(ids)}, and {file}: vocab_size is {size}. Save "
             "the text encoder after `resize_token_embeddings(len(tokenizer))`, or remove the "
             "tokens that were added."
         )
@@ -182,7 +181,7 @@ def _check_tokens(encoder: str, config: Config, configs: Configs, where: str) ->
     return length
 
 
-def _number(config: Mapping[str, Any], file: str, key: str, default: int, where: str) -> int:
+def _number(config: Config, file: str, key: str, default: int, where: str) -> int:
     """A whole number above zero of a config; `BadInput` for anything else."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

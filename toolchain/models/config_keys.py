@@ -6,20 +6,18 @@ the table lacks is refused unless it has the default of the installed class.
 """
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from laptop.errors import Unsupported
 from laptop.files import QUOTED, shown
-from laptop.models.component_classes import SCHEDULERS, SHIPPED_UNETS, TASKS
+from laptop.models.component_classes import SCHEDULERS, SHIPPED_UNETS, TASKS, Config
 
 OFF = (None, False)
 
 
 @dataclass(frozen=True)
 class Honoured:
-    """A key that changes results, in the stages that it says."""
+    """A key that changes results; `where` names the stages."""
 
     where: str
 
@@ -36,7 +34,9 @@ class Refused:
     """A key that this version cannot honour, but for some values."""
 
     because: str
-    unless: tuple[Any, ...] = OFF  # values that are honoured: diffusers builds or draws with them
+    unless: tuple[object, ...] = (
+        OFF  # values that are honoured: diffusers builds or draws with them
+    )
 
 
 Rule = Honoured | Irrelevant | Refused
@@ -48,7 +48,7 @@ CLASS_LABELS = "the U-Net takes class labels, which calibration has not"
 NO_LABELS = Irrelevant("only where the U-Net takes class labels, which is refused")
 SIZES = Honoured("conditions of SDXL: drawn by its pipelines, computed by distill, exported")
 UNET_2D: dict[str, Rule] = {  # of both U-Nets
-    "sample_size": Honoured("height and width of what is drawn, trained on, exported and timed"),
+    "sample_size": Honoured("height and width of latents: drawn, trained, exported, timed"),
     "in_channels": Honoured("component_fit.py holds it against the pipeline and the VAE"),
     "out_channels": Honoured("component_fit.py holds it against the pipeline and in_channels"),
     "act_fn": NETWORK,
@@ -237,7 +237,7 @@ def table_of(class_name: str) -> dict[str, Rule]:
     return TABLE["Scheduler" if class_name in SCHEDULERS else class_name]
 
 
-def check_keys(class_name: str, config: Mapping[str, Any], where: str) -> None:
+def check_keys(class_name: str, config: Config, where: str) -> None:
     """Raise `Unsupported` for a key of a config that this version cannot honour.
 
     `where` is the config's path. Imports diffusers only for a key that the table lacks.
@@ -263,7 +263,7 @@ def _advice(rule: Refused) -> str:
 
 
 def _check_unknown(class_name: str, key: str, value: object, where: str) -> None:
-    """Raise unless `value` is what the installed class does anyway without the key."""
+    """Raise unless the installed class does the same without the key."""
     if value is None or value is False:  # off
         return
     default = _default(class_name, key)

@@ -1,17 +1,17 @@
 """Types and sizes of the values in a model's configs, checked before a network is built from them.
 
 A folder may come from a stranger: a width of a billion channels or a million layers must be refused
-before anything is allocated. The bounds are far above every published model. What a value means is
-for `config_keys`, and whether components fit together for `component_fit`.
+before anything is allocated. The bounds are far above every published model. The meaning of a
+value is checked in `config_keys`, and whether components fit together in `component_fit`.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from laptop.errors import BadInput
 from laptop.fields import Length, Plain, Range
 from laptop.files import shown
-from laptop.models.component_classes import Configs, components, config_file
+from laptop.models.component_classes import Config, Configs, components, config_file
 from laptop.records import checked
 
 REMEDY = "Correct it, or fetch the model again."
@@ -213,7 +213,7 @@ class Clip(TypedDict, total=False):
 
 
 class Pipeline(TypedDict, total=False):
-    """What model_index.json says besides its components."""
+    """The settings in model_index.json, besides its components."""
 
     add_watermarker: Flag
     force_zeros_for_empty_prompt: Flag
@@ -259,7 +259,7 @@ class Tokenizer(TypedDict, total=False):
     unk_token: Token
 
 
-KINDS: dict[str, type[Any]] = {
+KINDS: dict[str, type[Mapping[str, object]]] = {
     "unet": Unet,
     "vae": Vae,
     "scheduler": Scheduler,
@@ -270,7 +270,7 @@ KINDS: dict[str, type[Any]] = {
 TokenNumbers = dict[str, Annotated[int, Range(0, 4_000_000)]]
 
 
-def check_values(index: Mapping[str, Any], configs: Configs, where: str) -> None:
+def check_values(index: Config, configs: Configs, where: str) -> None:
     """Raise `BadInput` for a value of a wrong kind or an absurd size in a model's configs.
 
     `index` is the model's `model_index.json`, which `check_index` has checked.
@@ -296,7 +296,7 @@ def _check_tokenizer(name: str, configs: Configs, where: str) -> None:
             checked(content, kind, f"{where}: {name}/{file}", REMEDY)
 
 
-def check_blocks(unet: Mapping[str, Any], where: str) -> None:
+def check_blocks(unet: Config, where: str) -> None:
     """Raise `BadInput` for the config of a U-Net, right value by value, that is too large in all.
 
     Counted are the transformer blocks of one way, as if each level had the layers of the largest.
@@ -312,12 +312,12 @@ def check_blocks(unet: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _sum(depths: Any) -> int:
-    return sum(map(_sum, depths)) if isinstance(depths, list | tuple) else int(depths)
+def _sum(depths: int | Sequence[int] | Sequence[Sequence[int]]) -> int:
+    return depths if isinstance(depths, int) else sum(map(_sum, depths))
 
 
-def _check_times(scheduler: Mapping[str, Any], where: str) -> None:
-    """Raise `BadInput` for as many betas as there are no timesteps for."""
+def _check_times(scheduler: Config, where: str) -> None:
+    """Raise `BadInput` unless there are as many betas as timesteps."""
     betas, times = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
     if betas is not None and len(betas) != times:
         raise BadInput(

@@ -1,19 +1,20 @@
-"""What a model states of itself in its configs: native size, latents, conditions, noise schedule.
+"""The description of a model by its configs: native size, latents, conditions, noise schedule.
 
-Calibration, caching, training, drawing, export and benchmarks ask here, so that none of them
+Calibration, caching, training, drawing, export and benchmarks all use it, so that none of them
 assumes what another one reads. Nothing but JSON is read, and no network is built.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laptop.errors import Unsupported
 from laptop.files import read_json, shown
 from laptop.models import component_classes, locating
+from laptop.models.component_classes import Config
 from laptop.models.shapes import VAE_LEVELS, Size, latent_pixels, native_size
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -22,7 +23,7 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class Latents:
-    """What the U-Net denoises: latents of the VAE, or the pixels themselves where there is none."""
+    """The arrays that the U-Net denoises: latents of the VAE, or pixels if it has none."""
 
     channels: int
     size: Size  # that the U-Net was trained for
@@ -37,9 +38,9 @@ class Latents:
         return self.size[0] * self.pixels, self.size[1] * self.pixels
 
     def scaled(self, encoded: "Tensor") -> "Tensor":
-        """Latents (B, C, h, w) as the U-Net sees them, of what the VAE's encoder gives.
+        """Scale the output of the VAE's encoder to latents (B, C, h, w) as the U-Net sees them.
 
-        As diffusers' pipelines for SDXL have it: (x - mean) * scaling_factor / std.
+        By the formula of diffusers' pipelines for SDXL: (x - mean) * scaling_factor / std.
         """
         if self.mean is None or self.std is None:
             return encoded * self.scaling_factor
@@ -49,11 +50,11 @@ class Latents:
 
 @dataclass(frozen=True)
 class Description:
-    """A model by its configs."""
+    """The configs of a model, and what follows from them."""
 
     pipeline: str  # name of the diffusers class
-    unet: Mapping[str, Any]  # configs
-    scheduler: Mapping[str, Any]  # with its `_class_name`
+    unet: Config  # configs
+    scheduler: Config  # with its `_class_name`
     latents: Latents
 
     @property
@@ -75,12 +76,12 @@ def describe(model: str) -> Description:
     return of_configs(pipeline, locating.unet_config(model), vae=vae, scheduler=scheduler)
 
 
-def _config(source: str, name: str) -> dict[str, Any]:
+def _config(source: str, name: str) -> Config:
     path = locating.find_file(source, name) if source else None
     return locating.with_defaults(read_json(path)) if path else {}
 
 
-def of_pipeline(pipe: Any) -> Description:
+def of_pipeline(pipe: "DiffusionPipeline") -> Description:
     """The description of a pipeline that is loaded."""
     vae = getattr(pipe, "vae", None)
     return of_configs(
@@ -91,18 +92,16 @@ def of_pipeline(pipe: Any) -> Description:
     )
 
 
-def of_configs(
-    pipeline: str, unet: Mapping[str, Any], *, vae: Mapping[str, Any], scheduler: Mapping[str, Any]
-) -> Description:
-    """The description that configs give together; `Unsupported` for one that contradicts itself."""
+def of_configs(pipeline: str, unet: Config, *, vae: Config, scheduler: Config) -> Description:
+    """The description that these configs make; `Unsupported` if they contradict each other."""
     latents = Latents(unet["in_channels"], native_size(unet), 1)
     if component_classes.TASKS.get(pipeline) != "unconditional":
         latents = _of_vae(pipeline, unet, vae)
     return Description(pipeline, unet, scheduler, latents)
 
 
-def _of_vae(pipeline: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Latents:
-    """Latents as `pipeline` scales them; `Unsupported` for what that class does not apply."""
+def _of_vae(pipeline: str, unet: Config, vae: Config) -> Latents:
+    """Latents as `pipeline` scales them; `Unsupported` for settings that its class ignores."""
     channels = int(vae.get("latent_channels", 4))
     mean, std = vae.get("latents_mean"), vae.get("latents_std")
     stated = [k for k in ("latents_mean", "latents_std") if vae.get(k) is not None]
@@ -134,7 +133,7 @@ def _of_vae(pipeline: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> L
 
 
 def context_length(model: str) -> int:
-    """Tokens of a prompt that the text encoders read; CLIP's 77 where the model does not say."""
+    """Tokens of a prompt that the text encoders read; CLIP's 77 if the model states no number."""
     if locating.random_name(model):
         return CLIP_TOKENS
     source = locating.locate(model)

@@ -1,17 +1,16 @@
-"""Files of a model by which the libraries that load it would run code or read elsewhere.
+"""Refusal of files by which the libraries that load a model would run code or read elsewhere.
 
 diffusers and transformers obey more of a component's files than laptop reads: a module of the
 library's name, an implementation of attention that comes from the Hub, an adapter's base model, the
 path of a vocabulary. None of it is part of a model that laptop takes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from laptop.errors import Unsupported
 from laptop.files import files_in, read_json, shown
-from laptop.models.component_classes import CLASSES, SHIPPED_LIBRARY
+from laptop.models.component_classes import CLASSES, SHIPPED_LIBRARY, Config
 
 LIBRARIES = {library for classes in CLASSES.values() for library in classes} - {SHIPPED_LIBRARY}
 CONFIGS = (
@@ -20,9 +19,8 @@ CONFIGS = (
 )
 ATTENTION = (None, "eager", "sdpa")  # others are packages, or kernels that the Hub sends
 PATHS = "a path that is read wherever it leads"
-REFUSED: dict[
-    str, tuple[str, tuple[Any, ...]]
-] = {  # key of a config: what it would do, and the values that do nothing
+# key of a config: what it would do, and the values that do nothing
+REFUSED: dict[str, tuple[str, tuple[object, ...]]] = {
     "auto_map": ("code from elsewhere, which laptop never runs", (None, {})),
     "_attn_implementation": ("code from a package or the Hub", ATTENTION),
     "_attn_implementation_internal": ("code from a package or the Hub", ATTENTION),
@@ -51,7 +49,7 @@ def check_component(folder: Path) -> None:
             check_config(read_json(file), str(file))
 
 
-def check_config(config: Mapping[str, Any], where: str) -> None:
+def check_config(config: Config, where: str) -> None:
     """Raise `Unsupported` for a config that names code or files elsewhere, however deep."""
     for key, value in _entries(config):
         why, harmless = REFUSED.get(key, ("", (value,)))
@@ -62,7 +60,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _entries(config: Config) -> Iterator[tuple[str, object]]:
     """Keys and values, also those of dicts in dicts."""
     todo = [config]
     while todo:

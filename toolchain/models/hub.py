@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def small_file(source: str, name: str) -> Path:
-    """A file of a Hub repository, from the local cache where that has it; OSError for none."""
+    """A file of a Hub repository, from the local cache or the Hub; OSError if it has none."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, name)
-    if cached is not None and not isinstance(cached, str):  # the cache knows that there is none
+    if cached is not None and not isinstance(cached, str):  # the cache knows that it does not exist
         raise FileNotFoundError(f"{source} has no {name}")
     if cached is None:
         _reach_hub()
@@ -20,7 +20,7 @@ def small_file(source: str, name: str) -> Path:
 
 
 def _reach_hub() -> None:
-    """Raise OSError at once when there is no way to the Hub; its client would retry for long."""
+    """Raise OSError at once if the Hub cannot be reached; its client would retry for long."""
     from huggingface_hub import constants
 
     if not any(urllib.request.getproxies().get(k) for k in ("https", "all")):

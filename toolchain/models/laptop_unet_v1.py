@@ -1,7 +1,7 @@
 """A diffusers U-Net from which whole layers are gone; needs torch and diffusers only.
 
-This file is shipped beside the weights of a pruned model and is the same for all of them: what is
-removed stands in `config.json`, under "removed", as module paths. Load such a model with
+This file is shipped with the weights of a pruned model and is the same for all of them: the removed
+layers are in `config.json`, under "removed", as module paths. Load such a model with
 
     DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 
@@ -9,8 +9,8 @@ A removed ResnetBlock2D leaves its residual path (the identity, or its `conv_sho
 transformer or transformer block the identity, a removed attention or feed-forward inside of a block
 nothing to add. Every module that stays keeps its name.
 
-What stands in for the layers under "healed" makes up for some of what they did, by scaling and
-shifting each channel: x + scale x + shift, where `scale` and `shift` (C,) are parameters like all
+The stand-ins of the layers under "healed" replace a part of their effect, by scaling and shifting
+each channel: x + scale x + shift, where `scale` and `shift` (C,) are parameters like all
 others.
 """
 
@@ -35,7 +35,7 @@ SOURCE = Path(__file__)
 
 
 class StandIn(nn.Module):
-    """What takes a layer's place; its output has `width` channels if it is healed, else None."""
+    """A stand-in for a removed layer; its output has `width` channels if healed, else None."""
 
     def __init__(self, width: int | None = None):
         super().__init__()
@@ -43,11 +43,11 @@ class StandIn(nn.Module):
         self.shift = None if width is None else nn.Parameter(torch.zeros(width))
 
     def heal(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` (B, C, H, W) or (B, T, C) with what healing adds."""
+        """Add the correction of healing to `x` (B, C, H, W) or (B, T, C)."""
         return x if self.scale is None else x + self.added(x)
 
     def added(self, x: torch.Tensor) -> torch.Tensor:
-        """What healing adds to `x`; a single zero where there is none."""
+        """The correction of healing for `x`; a single zero if there is none."""
         if self.scale is None or self.shift is None:
             return x.new_zeros(1)  # Core ML's converter takes no tensor without dimensions here
         shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
@@ -55,7 +55,7 @@ class StandIn(nn.Module):
 
 
 class RemovedResnet(StandIn):
-    """What stays of a ResnetBlock2D: its residual path."""
+    """A removed ResnetBlock2D: its residual path."""
 
     def __init__(self, resnet: ResnetBlock2D, width: int | None = None):
         super().__init__(width)
@@ -67,14 +67,14 @@ class RemovedResnet(StandIn):
 
 
 class Identity(StandIn):
-    """What stays of a BasicTransformerBlock, a residual attention, or a norm with its sublayer."""
+    """A removed BasicTransformerBlock, residual attention, or norm of a removed sublayer."""
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         return self.heal(x)
 
 
 class RemovedTransformer(StandIn):
-    """What stays of a Transformer2DModel: the identity."""
+    """A removed Transformer2DModel: the identity."""
 
     def forward(
         self, x: torch.Tensor, *args: object, return_dict: bool = True, **kwargs: object
@@ -84,7 +84,7 @@ class RemovedTransformer(StandIn):
 
 
 class RemovedSublayer(StandIn):
-    """What stays of an attention or feed-forward, whose output its block adds: what healing adds.
+    """A removed attention or feed-forward, whose output its block adds: the correction of healing.
 
     `x` is the block's stream itself, for the norm before the sublayer is gone too.
     """
@@ -94,7 +94,7 @@ class RemovedSublayer(StandIn):
 
 
 def stand_in(module: nn.Module, healed: bool = False) -> StandIn:
-    """What takes the place of `module` once it is removed; TypeError for what cannot be."""
+    """The stand-in of `module` once it is removed; TypeError for a layer that cannot be removed."""
     if isinstance(module, ResnetBlock2D):
         return RemovedResnet(module, module.out_channels if healed else None)
     if isinstance(module, Transformer2DModel):
@@ -110,7 +110,7 @@ def stand_in(module: nn.Module, healed: bool = False) -> StandIn:
 
 
 def remove_(unet: nn.Module, name: str, healed: bool = False) -> list[tuple[str, nn.Module]]:
-    """Put the layer's stand-in into `unet`; returns what it replaced, with names.
+    """Put the layer's stand-in into `unet`; returns the replaced modules with their names.
 
     The norm before a sublayer goes with it.
     """
@@ -151,10 +151,10 @@ def _constructor(stock: type[nn.Module]) -> Callable[..., None]:
 
 
 class _Shipped:
-    """What brings this file along when a model is saved."""
+    """Saving that puts this file into the model's folder."""
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As the stock method, and put this file beside the weights."""
+        """Save by the stock method, and put this file next to the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         target = Path(save_directory) / f"{NAME}.py"
         if target.resolve() != SOURCE.resolve():
@@ -162,13 +162,13 @@ class _Shipped:
 
 
 class LaptopUNet2DConditionModel(_Shipped, UNet2DConditionModel):  # type: ignore[misc]
-    """Built from the teacher's config and what of it is `removed` and `healed`."""
+    """A text-conditional U-Net, built from its teacher's config, `removed` and `healed`."""
 
     __init__ = _constructor(UNet2DConditionModel)
 
 
 class LaptopUNet2DModel(_Shipped, UNet2DModel):  # type: ignore[misc]
-    """The same for unconditional models."""
+    """An unconditional U-Net, built from its teacher's config, `removed` and `healed`."""
 
     __init__ = _constructor(UNet2DModel)
 

@@ -1,16 +1,17 @@
 """Load the networks and pipelines of checked models; weights are read from safetensors only."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laptop.errors import BadInput
 from laptop.files import read_json, reason
 from laptop.models import stored_weights
+from laptop.models.component_classes import Config
 from laptop.models.locating import folder, unet_config, variant
 from laptop.models.unet_classes import unet_class
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
 
 SAFE = {"use_safetensors": True}  # the other format, pickles, can run code when it is read
 UNLOADABLE = (  # what diffusers and transformers raise for foreign values in configs
@@ -19,7 +20,7 @@ UNLOADABLE = (  # what diffusers and transformers raise for foreign values in co
 )
 
 
-def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
+def load_unet(model: str, dtype: "torch.dtype | None" = None) -> "ModelMixin":
     """The U-Net of `model` in `dtype` (float32 when None), in evaluation mode, on the CPU."""
     import torch
 
@@ -33,7 +34,7 @@ def load_unet(model: str, dtype: "torch.dtype | None" = None) -> Any:
     return unet.eval()
 
 
-def empty_unet(model: str) -> Any:
+def empty_unet(model: str) -> "ModelMixin":
     """The U-Net of `model` from its config alone, on the meta device: no weight is read."""
     import torch
 
@@ -55,7 +56,7 @@ def load_pipeline(
     pipe = load_encoders(model, dtype, checked=checked)
     unet = load_unet(model, dtype)
     pipe.register_modules(unet=unet)
-    # What the pipelines' constructors read off the U-Net, which was not there yet: XL's, and SD's.
+    # The constructors of the pipelines (XL's, and SD's) read these off a U-Net, and had none.
     pipe.default_sample_size = unet.config.sample_size
     pipe._is_unet_config_sample_size_int = isinstance(unet.config.sample_size, int)
     return pipe
@@ -68,7 +69,7 @@ def load_encoders(
     only: str | None = None,
     checked: bool = False,
 ) -> "DiffusionPipeline":
-    """A pipeline without its U-Net: what encodes and decodes pictures and captions.
+    """A pipeline without its U-Net: the networks that encode and decode pictures and captions.
 
     With `only`, such as "vae", that network alone; `checked` is as in `load_pipeline`.
     """
@@ -100,7 +101,7 @@ def load_encoders(
     return pipe
 
 
-def _unchecked(index: dict[str, Any]) -> dict[str, Any]:
+def _unchecked(index: Config) -> dict[str, bool | None]:
     """Arguments by which a pipeline class leaves out its safety checker or watermark."""
     if "safety_checker" in index:
         return {"safety_checker": None, "requires_safety_checker": False}

@@ -1,7 +1,7 @@
-"""Names to models: the folder or Hub repository behind a name, checked, and which bytes it is.
+"""Names of models: the folder or Hub repository behind a name, its checks and its identity.
 
 A model is a known name, a local diffusers folder, or a Hub id. Everything that can be wrong with it
-is found from its small files, before any weight is read.
+is found in its small files, before any weight is read.
 """
 
 import inspect
@@ -19,13 +19,13 @@ from laptop.models.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.models.model_checks import check_configs, check_folder, check_unet
 from laptop.models.unet_classes import empty_network
 
-# The stages that need what a VAE's encoder gives.
+# The commands that need a VAE's encoder.
 ENCODING = ("cache", "distill", "compress", "export", "verify")
-WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # the later stages, too
+WHOLE_CHAIN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # of all stages
 
 
 @dataclass(frozen=True)
-class Known:
+class NamedModel:
     """A model with a short name."""
 
     source: str  # a Hub id, or a folder of this package
@@ -35,10 +35,10 @@ class Known:
 
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "model"
-KNOWN = {
-    "tiny-sdxl": Known(str(EMBEDDED), "SDXL in miniature, ships with laptop", 2_551_300, 64),
-    "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "SDXL 1.0", 2_567_463_684, 1024),
-    "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5", 859_520_964, 512),
+MODELS = {
+    "tiny-sdxl": NamedModel(str(EMBEDDED), "SDXL in miniature, ships with laptop", 2_551_300, 64),
+    "sdxl": NamedModel("stabilityai/stable-diffusion-xl-base-1.0", "SDXL 1.0", 2_567_463_684, 1024),
+    "sd15": NamedModel("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5", 859_520_964, 512),
 }
 
 
@@ -51,17 +51,17 @@ def locate(model: str) -> str:
         from laptop.models import random_weights
 
         return str(random_weights.cached_folder(name))
-    source = KNOWN[model].source if model in KNOWN else model
+    source = MODELS[model].source if model in MODELS else model
     if mistakes.is_folder(source):
         _check_local(Path(source))
         return source
     hint = mistakes.model_advice(source)
     is_hub_id = source.count("/") == 1 and not source.startswith(("/", ".", "~"))
     if hint or not is_hub_id or mistakes.is_file(Path(source)):
-        if near := get_close_matches(model, KNOWN, n=1):
+        if near := get_close_matches(model, MODELS, n=1):
             hint = f" Did you mean {near[0]!r}?"
         raise UnknownModel(
-            f"{shown(model)} is no known model ({', '.join(KNOWN)}), no folder, and no Hub id "
+            f"{shown(model)} is no known model ({', '.join(MODELS)}), no folder, and no Hub id "
             f"(owner/name).{hint}"
         )
     _check_hub(source)
@@ -69,7 +69,7 @@ def locate(model: str) -> str:
 
 
 def random_name(model: str) -> str | None:
-    """The architecture of `random:NAME`, or None for other models; `UnknownModel` for no such."""
+    """The architecture of `random:NAME`, None for other models; `UnknownModel` if it is none."""
     prefix, _, name = model.partition(":")
     if prefix != "random":
         return None
@@ -111,7 +111,7 @@ def _check_state(folder: Path, _state: tuple[tuple[object, ...], ...]) -> None:
 
 
 def _check_hub(source: str) -> None:
-    """Find a Hub id's small files in the local cache or on the Hub, and check them."""
+    """Check a Hub id's small files, from the local cache or the Hub."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -124,7 +124,7 @@ def _check_hub(source: str) -> None:
         ) from None
     component_classes.check_index(index, source)
 
-    def config(name: str) -> dict[str, Any] | None:
+    def config(name: str) -> component_classes.Config | None:
         try:
             return read_json(hub.small_file(source, name))
         except (OSError, HfHubHTTPError):
@@ -142,19 +142,19 @@ def pipeline_class(model: str) -> str:
     return str(read_json(index)["_class_name"])
 
 
-def need_whole_chain(model: str, what: str) -> None:
-    """Raise `Unsupported` for a model that can be scored, planned and pruned, but no more yet."""
-    found = pipeline_class(model)
-    if found not in WHOLE_CHAIN:
+def need_whole_chain(model: str, command: str) -> None:
+    """Raise `Unsupported` for a model that can be scored, planned and pruned, but not more."""
+    pipeline = pipeline_class(model)
+    if pipeline not in WHOLE_CHAIN:
         raise Unsupported(
-            f"{model} is a {found}; {what} takes {' and '.join(WHOLE_CHAIN)} in this version. "
-            "`laptop score`, `plan` and `prune` take it."
+            f"{model} is a {pipeline}; {command} takes {' and '.join(WHOLE_CHAIN)} in this "
+            "version. `laptop score`, `plan` and `prune` take it."
         )
-    if what in ENCODING and vae_class(model) != "AutoencoderKL":
+    if command in ENCODING and vae_class(model) != "AutoencoderKL":
         raise Unsupported(
-            f"{model}: its VAE is an {vae_class(model)}, which encodes to no distribution; {what} "
-            "takes an AutoencoderKL. Put the VAE of the base model into vae/ and model_index.json. "
-            "`laptop score`, `plan`, `prune`, `generate` and `eval` take it."
+            f"{model}: its VAE is an {vae_class(model)}, which encodes to no distribution; "
+            f"{command} takes an AutoencoderKL. Put the VAE of the base model into vae/ "
+            "and model_index.json. `laptop score`, `plan`, `prune`, `generate` and `eval` take it."
         )
 
 
@@ -168,7 +168,7 @@ def vae_class(model: str) -> str:
 
 
 def find_file(source: str, name: str) -> Path | None:
-    """A file of a folder or a Hub repository; None where it has none of that name."""
+    """A file of a folder or a Hub repository; None if it does not exist."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -189,41 +189,41 @@ def unet_config(model: str) -> dict[str, Any]:
         config = {"_class_name": unet_class_name(name), **UNETS[name]}
     else:
         config = dict(diffusers.UNet2DModel.load_config(locate(model), subfolder="unet"))
-    config = with_defaults(config)
-    check_unet(config, model)
-    return config
+    whole = with_defaults(config)
+    check_unet(whole, model)
+    return whole
 
 
-def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(config: component_classes.Config) -> dict[str, Any]:
     """A component's config with the defaults of its diffusers class for keys that it leaves out."""
     import diffusers
 
     stock = getattr(diffusers, config["_class_name"].removeprefix("Laptop"))
     parameters = inspect.signature(stock.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return defaults | config
+    return {**defaults, **config}
 
 
 def variant(model: str) -> str | None:
-    """The variant, such as "fp16", where the U-Net's weights have names of variants only."""
+    """The variant, such as "fp16", if the U-Net's weights exist in variants only."""
     if random_name(model):
         return None
     mistakes.need_safetensors(names := _files(locate(model)), model)
     weights = [m for name in names if (m := stored_weights.WEIGHTS.fullmatch(name))]
-    found = {m["variant"] for m in weights if m["part"] == "unet"}
-    return None if None in found else min(found, default=None)
+    variants = {m["variant"] for m in weights if m["part"] == "unet"}
+    return None if None in variants else min(variants, default=None)
 
 
 def _files(source: str) -> list[str]:
-    """Names of a folder's or a Hub repository's files; of the local cache if this has weights."""
+    """The names of a folder's or a Hub repository's files, from the local cache if possible."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     root = Path(source)
     if not (is_local := root.is_dir()):
         root = Path(str(try_to_load_from_cache(source, "model_index.json"))).parent
-    found = [p.relative_to(root).as_posix() for p in root.glob("unet/*")]
-    if is_local or any(name.endswith(".safetensors") for name in found):
-        return found
+    names = [p.relative_to(root).as_posix() for p in root.glob("unet/*")]
+    if is_local or any(name.endswith(".safetensors") for name in names):
+        return names
     return list(HfApi().list_repo_files(source))
 
 
@@ -240,12 +240,12 @@ def folder(model: str) -> Path:
 
 
 def weight_files(model: str, part: str = "unet") -> list[Path]:
-    """The safetensors files of a component, in the U-Net's variant where it has that one."""
+    """The safetensors files of a component, in the U-Net's variant if it has that one."""
     return stored_weights.weight_files(folder(model), part)
 
 
 def identity(role: str, model: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """Inputs and settings that say which bytes `model` is: a folder's content, or a Hub commit."""
+    """Inputs and settings that identify the bytes of `model`: a folder, or a Hub commit."""
     from huggingface_hub import try_to_load_from_cache
 
     if random_name(model):

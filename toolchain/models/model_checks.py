@@ -1,17 +1,16 @@
-"""Everything that can be wrong with a model and is seen in its small files, before any is loaded.
+"""Checks of a model by its small files, before anything is loaded.
 
 A model's folder may come from a stranger: nothing that it names is imported here.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from laptop import mistakes
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import files_in, inside, open_file, read_json, shown
 from laptop.models.component_classes import (
     CLASSES,
+    Config,
     Configs,
     check_agreement,
     check_index,
@@ -43,14 +42,14 @@ def check_folder(folder: Path) -> None:
 def configs_in(folder: Path, vae: str = "vae") -> Configs:
     """The JSON files of a model by their path; its VAE is in the folder `vae`."""
 
-    def config(name: str) -> dict[str, Any] | None:
+    def config(name: str) -> Config | None:
         path = folder / name.replace("vae/", f"{vae}/")
         return read_json(path) if path.is_file() else None
 
     return config
 
 
-def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> None:
+def check_configs(index: Config, configs: Configs, where: str) -> None:
     """Raise unless the configs of a model's components agree and this version honours them.
 
     `index` is the model's `model_index.json`, which `check_index` has checked.
@@ -72,7 +71,7 @@ def check_configs(index: Mapping[str, Any], configs: Configs, where: str) -> Non
     check_fit(index, configs, where)
 
 
-def check_unet(config: Mapping[str, Any], where: str) -> None:
+def check_unet(config: Config, where: str) -> None:
     """Raise `Unsupported` for a U-Net that takes more than pictures, time, text and XL's sizes."""
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         raise Unsupported(f"{where}: the U-Net takes class labels, which calibration has not.")
@@ -86,7 +85,7 @@ def check_unet(config: Mapping[str, Any], where: str) -> None:
 def check_files(folder: Path) -> None:
     """Raise unless links and lists of shards stay in a model's folder, and weights are whole."""
     for path in folder.glob("*/*.safetensors"):
-        open_file(path).close()  # or it is refused, such as a fifo
+        open_file(path).close()  # refuses what is no ordinary file, such as a fifo
     for file in files_in(folder):
         if file.suffix == ".safetensors":
             header(file)

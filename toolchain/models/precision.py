@@ -1,4 +1,4 @@
-"""The precision in which each tensor of a U-Net is stored, and storing it so again."""
+"""The stored precision of each tensor of a U-Net, and rounding to it."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -15,7 +15,7 @@ NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 
 def stored_dtypes(model: str) -> dict[str, "torch.dtype"]:
-    """The precision of each tensor of the U-Net, by its name; nothing where none is stored.
+    """The precision of each tensor of the U-Net, by its name; empty if no weights are stored.
 
     Reads the headers of its safetensors files. Raises `Unsupported` for integers and 8-bit floats.
     """
@@ -38,7 +38,7 @@ def stored_dtypes(model: str) -> dict[str, "torch.dtype"]:
 
 
 def stored_dtype(model: str) -> "torch.dtype":
-    """The precision that holds every tensor of the U-Net exactly; float32 where none is stored."""
+    """The precision that holds every tensor of the U-Net exactly; float32 if none is stored."""
     import torch
 
     dtypes = set(stored_dtypes(model).values())

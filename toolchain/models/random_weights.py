@@ -9,7 +9,6 @@ import functools
 import inspect
 import os
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -17,10 +16,17 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     LCMScheduler,
+    SchedulerMixin,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from laptop.console import say
 from laptop.models.architectures import PIPELINES, UNETS, unet_class_name
@@ -30,15 +36,15 @@ from laptop.run import run_stage
 SEED = 0
 MAX_TOKENS = 77
 DTYPE = torch.float16  # in which they are stored, as the published ones
+TextValues = dict[str, int | str]
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-Config = dict[str, Any]
-VIT_L: Config = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+VIT_L: TextValues = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
 VIT_L |= {"num_attention_heads": 12, "projection_dim": 768}
-VIT_H: Config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
+VIT_H: TextValues = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
 VIT_H |= {"num_attention_heads": 16, "projection_dim": 512, "hidden_act": "gelu"}
-VIT_BIG_G: Config = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+VIT_BIG_G: TextValues = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
 VIT_BIG_G |= {"num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
-TEXT: dict[str, list[Config]] = {
+TEXT: dict[str, list[TextValues]] = {
     "sd15": [VIT_L],
     "sd15-inpainting": [VIT_L],
     "lcm-sd15": [VIT_L],
@@ -50,13 +56,13 @@ VAE_CHANNELS = (128, 256, 512, 512)
 
 
 def cached_folder(name: str) -> Path:
-    """The diffusers folder of the architecture `name`; made when it is not there yet."""
+    """The diffusers folder of the architecture `name`; it is made at the first call."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return _made(name, cache / "laptop" / "random-weights" / name)
+    return _cached(name, cache / "laptop" / "random-weights" / name)
 
 
 @functools.cache  # a command asks for it many times
-def _made(name: str, out: Path) -> Path:
+def _cached(name: str, out: Path) -> Path:
     settings = {"unet": UNETS[name], "text": TEXT.get(name, []), "seed": SEED}
     return run_stage(
         "random-weights", out, settings, {}, lambda folder: _write(name, folder), overwrite="stale"
@@ -75,7 +81,7 @@ def _write(name: str, folder: Path) -> None:
     pipe.save_pretrained(folder)
 
 
-def _pipeline(name: str) -> Any:
+def _pipeline(name: str) -> DiffusionPipeline:
     is_xl, is_conditional = name.startswith("sdxl"), name in TEXT
     cls = getattr(diffusers, PIPELINES[name])
     unet = getattr(diffusers, unet_class_name(name))(**UNETS[name])
@@ -83,7 +89,7 @@ def _pipeline(name: str) -> Any:
     if not is_conditional:
         return cls(unet=unet, scheduler=scheduler)
     tokens = word_tokenizer(words=(), length=MAX_TOKENS)
-    parts: dict[str, Any] = {
+    parts: dict[str, object] = {
         "unet": unet,
         "scheduler": scheduler,
         "vae": AutoencoderKL(
@@ -111,7 +117,7 @@ def _pipeline(name: str) -> Any:
     return cls(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _text_config(tokens: Any, values: Config) -> CLIPTextConfig:
+def _text_config(tokens: CLIPTokenizer, values: TextValues) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=49408,
         max_position_embeddings=MAX_TOKENS,
@@ -122,7 +128,7 @@ def _text_config(tokens: Any, values: Config) -> CLIPTextConfig:
     )
 
 
-def _scheduler(name: str) -> Any:
+def _scheduler(name: str) -> SchedulerMixin:
     if name not in TEXT:
         return DDPMScheduler()
     if name.startswith("sdxl"):

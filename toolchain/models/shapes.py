@@ -1,8 +1,6 @@
-"""Shapes of what networks take and give, by their configs alone."""
+"""Shapes of the inputs and outputs of networks, by their configs alone."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from laptop.models.component_classes import Config
 from laptop.models.component_fit import text_widths
 
 Shapes = dict[str, tuple[int, ...]]
@@ -11,27 +9,27 @@ VAE_LEVELS = 4  # of Stable Diffusion's VAEs, and of a U-Net whose config leaves
 TIME_IDS = 6  # SDXL's sizes; the refiner has 5 and a longer embedding, and they are joined anyway
 
 
-def latent_pixels(vae: Mapping[str, Any]) -> int:
+def latent_pixels(vae: Config) -> int:
     """Pixels of a picture on the side of one latent, from the VAE's config."""
     channels = vae.get("block_out_channels") or vae.get("decoder_block_out_channels")
     return int(2 ** ((len(channels) if channels else VAE_LEVELS) - 1))
 
 
-def native_size(unet: Mapping[str, Any]) -> Size:
+def native_size(unet: Config) -> Size:
     """Height and width of the latents that a U-Net was trained for, from its config."""
     size = unet["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
 
-def text_width(unet: Mapping[str, Any]) -> int | None:
+def text_width(unet: Config) -> int | None:
     """Width of `encoder_hidden_states`; None for a U-Net that takes no text."""
     if unet.get("cross_attention_dim") is None:
         return None
     return int(max(text_widths(unet), default=1280))  # one, or no block takes the text
 
 
-def pooled_width(unet: Mapping[str, Any]) -> int | None:
+def pooled_width(unet: Config) -> int | None:
     """Width of SDXL's `text_embeds`; None for other U-Nets."""
     if unet.get("addition_embed_type") != "text_time":
         return None
@@ -39,7 +37,7 @@ def pooled_width(unet: Mapping[str, Any]) -> int | None:
     return int(unet["projection_class_embeddings_input_dim"] - times)
 
 
-def input_shapes(unet: Mapping[str, Any], tokens: int, batch: int) -> Shapes:
+def input_shapes(unet: Config, tokens: int, batch: int) -> Shapes:
     """Shapes of all tensors that a U-Net takes, by the names of exported graphs.
 
     `timestep` is (): pipelines pass one for the whole batch.

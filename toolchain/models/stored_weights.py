@@ -1,4 +1,4 @@
-"""The weights of a component by the headers of their files, against what its config says.
+"""Checks of stored weights: the headers of their files against the component's config.
 
 diffusers makes up tensors that are missing and drops those that it does not know; both would be a
 model that nobody trained. Only headers are read here, and networks are built without memory.
@@ -7,7 +7,7 @@ model that nobody trained. Only headers are read here, and networks are built wi
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laptop.errors import BadInput
 from laptop.files import open_file, read_json, reason, shown
@@ -37,12 +37,12 @@ FUSE = (
 
 
 def weight_files(folder: Path, part: str = "unet") -> list[Path]:
-    """The safetensors files of a component, in the U-Net's variant where it has that one."""
+    """The safetensors files of a component, in the U-Net's variant if it has that one."""
     variants = {name for _, name in _files(folder, "unet")}
     usual = None if None in variants else min(map(str, variants), default=None)
     files = _files(folder, part)
-    wanted = usual if usual in {name for _, name in files} else None
-    return [path for path, name in files if name == wanted]
+    variant = usual if usual in {name for _, name in files} else None
+    return [path for path, name in files if name == variant]
 
 
 def _files(folder: Path, part: str) -> list[tuple[Path, str | None]]:
@@ -82,7 +82,7 @@ def check_weights(folder: Path, part: str, empty: "Callable[[], nn.Module]") -> 
     files = weight_files(folder, part)
     paths = [folder / part / "config.json", *files, *_shard_indices(folder / part)]
     for path in paths:
-        open_file(path).close()  # or it is refused, such as a link to nothing
+        open_file(path).close()  # refuses a link to nothing, for example
     state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
     if state in _checked:
         return
@@ -159,7 +159,7 @@ def _check_shards(folder: Path, files: Sequence[Path]) -> None:
 
 
 def check_kinds(tensors: Tensors, where: str) -> None:
-    """Raise `BadInput` for the tensors of a LoRA that is not fused, and for ones not in floats."""
+    """Raise `BadInput` for tensors of a LoRA that is not fused, and for tensors not in floats."""
     if lora := [name for name in tensors if LORA.search(name)]:
         raise BadInput(
             f"{where} hold {len(lora)} tensors of a LoRA that is not fused: {_first(lora)}. {FUSE}"
@@ -175,7 +175,7 @@ def check_kinds(tensors: Tensors, where: str) -> None:
 
 
 def _compare(tensors: Tensors, network: "nn.Module", where: str) -> None:
-    """Raise `BadInput` unless a network's tensors are those stored, but for what stock ignores."""
+    """Raise `BadInput` unless a network's tensors are stored, and no others but ignored ones."""
     needed = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     stored = _as_loaded({name: shape for name, (_, shape) in tensors.items()}, network)
     missing = [name for name in needed if name not in stored and not BUFFERS.search(name)]
@@ -195,17 +195,20 @@ def _compare(tensors: Tensors, network: "nn.Module", where: str) -> None:
         )
 
 
-def _as_loaded(shapes: dict[str, Any], network: Any) -> dict[str, Any]:
+def _as_loaded(
+    shapes: dict[str, tuple[int, ...]], network: "nn.Module"
+) -> dict[str, tuple[int, ...]]:
     """Stored tensors under the names that diffusers and transformers give old ones."""
-    if hasattr(network, "_fix_state_dict_keys_on_load"):
-        network._fix_state_dict_keys_on_load(shapes)
+    fix_keys_ = getattr(network, "_fix_state_dict_keys_on_load", None)  # of diffusers
+    if fix_keys_ is not None:
+        fix_keys_(shapes)
     if any(name.startswith(OLD_PREFIX) for name in network.state_dict()):
         return shapes
     return {name.removeprefix(OLD_PREFIX): shape for name, shape in shapes.items()}
 
 
 def _ignored(name: str, network: "nn.Module") -> bool:
-    """Whether the library leaves out a stored tensor that is no part of the network."""
+    """Whether the library ignores a stored tensor that is no part of the network."""
     patterns: Iterable[str] = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
     is_clip = type(network).__name__.startswith("CLIP")  # of whole CLIPs, one half is read
     return bool(

@@ -7,11 +7,15 @@ into letters, because the merges of a byte-pair encoding do not go with its voca
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from laptop.errors import BadInput
 from laptop.files import lines, read_json, read_text, reason, shown
 from laptop.models.component_fit import CLIP
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROMPTS = ("", "a", "a large red circle on white " * 100)
 MOST_TOKENS = 100_000  # of a prompt; transformers gives 10^30 where a tokenizer states none
@@ -37,9 +41,9 @@ def check_tokenizer(folder: Path, class_name: str, encoder: Path) -> None:
 
 
 def try_tokenizer(folder: Path, class_name: str, vocab_size: int) -> None:
-    """Raise `BadInput` unless a tokenizer pads each text to its length, in tokens that are known.
+    """Raise `BadInput` unless a tokenizer pads each text to its length, with valid tokens.
 
-    `vocab_size` is the text encoder's.
+    Valid are those below `vocab_size`, which the text encoder states.
     """
     fast = folder / "tokenizer.json"
     if not (class_name.endswith("Fast") and fast.is_file()):
@@ -54,8 +58,8 @@ def try_tokenizer(folder: Path, class_name: str, vocab_size: int) -> None:
         )
 
 
-def _tokens(folder: Path, class_name: str, fast: Path) -> tuple[Any, int]:
-    """The tokens of `PROMPTS`, a row each, and how many there are in all."""
+def _tokens(folder: Path, class_name: str, fast: Path) -> "tuple[NDArray[np.int64], int]":
+    """The tokens of `PROMPTS`, a row each, and the size of the vocabulary."""
     import transformers
 
     try:
@@ -65,8 +69,8 @@ def _tokens(folder: Path, class_name: str, fast: Path) -> tuple[Any, int]:
         length = tokenizer.model_max_length
         if length > MOST_TOKENS:
             raise BadInput(
-                f"{folder}/tokenizer_config.json has no model_max_length. Set it to what the text "
-                "encoder's max_position_embeddings is, such as 77."
+                f"{folder}/tokenizer_config.json has no model_max_length. Set it to the text "
+                "encoder's max_position_embeddings, such as 77."
             )
         padding = {"padding": "max_length", "truncation": True, "max_length": length}
         ids = tokenizer(list(PROMPTS), **padding, return_tensors="np").input_ids
@@ -92,7 +96,7 @@ def _check_replacements(tokenizer: object, where: Path) -> None:
 
 
 def _replacements(value: object) -> Iterator[int]:
-    """How many characters each Replace in a tokenizer.json puts in place of a match, at least 1."""
+    """The characters that each Replace in a tokenizer.json puts in place of a match, at least 1."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if isinstance(value, dict) and value.get("type") == "Replace":
         yield max(1, len(str(value.get("content"))))

@@ -5,11 +5,12 @@ PyTorch's meta device, which computes shapes and no values.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laptop.models.shapes import input_shapes, latent_pixels
 
 if TYPE_CHECKING:
+    from diffusers import ModelMixin
     from torch import Tensor, nn
 
 LATENTS = 8  # a side
@@ -29,8 +30,8 @@ def try_network(part: str, network: "nn.Module") -> None:
                 raise ValueError(f"{name} has the shape {list(tensor.shape)}, not {list(shape)}")
 
 
-def _outputs(part: str, network: Any) -> "dict[str, tuple[Tensor, tuple[int, ...]]]":
-    """What a component computes, with the shape that it must have."""
+def _outputs(part: str, network: "ModelMixin") -> "dict[str, tuple[Tensor, tuple[int, ...]]]":
+    """The outputs of a component, with the shapes that they must have."""
     config = network.config
     if part == "unet":
         shapes = input_shapes(config, tokens=7, batch=1)
@@ -38,14 +39,14 @@ def _outputs(part: str, network: Any) -> "dict[str, tuple[Tensor, tuple[int, ...
         return {"its output": (_unet(network, shapes), (batch, config["out_channels"], *size))}
     if part == "vae":
         side = LATENTS * latent_pixels(config)
-        picture = empty_network(1, config["in_channels"], side, side)
-        latents = empty_network(1, config["latent_channels"], LATENTS, LATENTS)
+        picture = empty(1, config["in_channels"], side, side)
+        latents = empty(1, config["latent_channels"], LATENTS, LATENTS)
         encoded = network.encode(picture)
         coded = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         decoded = network.decode(latents).sample
         return {
-            "what it encodes": (coded, tuple(latents.shape)),
-            "what it decodes": (decoded, tuple(picture.shape)),
+            "its encoding": (coded, tuple(latents.shape)),
+            "its decoding": (decoded, tuple(picture.shape)),
         }
     if part.startswith("text_encoder"):
         import torch
@@ -57,14 +58,14 @@ def _outputs(part: str, network: Any) -> "dict[str, tuple[Tensor, tuple[int, ...
     return {}
 
 
-def _unet(network: Any, shapes: "Mapping[str, tuple[int, ...]]") -> "Tensor":
-    inputs = {name: empty_network(*shape) for name, shape in shapes.items()}
+def _unet(network: "ModelMixin", shapes: "Mapping[str, tuple[int, ...]]") -> "Tensor":
+    inputs = {name: empty(*shape) for name, shape in shapes.items()}
     added = {k: inputs.pop(k) for k in ("text_embeds", "time_ids") if k in inputs}
     output: Tensor = network(**inputs, **({"added_cond_kwargs": added} if added else {})).sample
     return output
 
 
-def empty_network(*shape: int) -> "Tensor":
+def empty(*shape: int) -> "Tensor":
     import torch
 
     return torch.empty(shape, device="meta")

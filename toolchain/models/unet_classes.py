@@ -3,32 +3,42 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from laptop.files import read_json
-from laptop.models.component_classes import SHIPPED_UNETS
+from laptop.models.component_classes import SHIPPED_UNETS, Config
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+    from torch import nn
 
 SHIPPED_CLASS = Path(__file__).parent / "laptop_unet_v1.py"
 
 
-def empty_network(folder: Path, part: str, class_name: str) -> Any:
+def empty_network(folder: Path, part: str, class_name: str) -> "nn.Module":
     """A component of a checked folder from its config alone, on the meta device."""
     import torch
 
     config = read_json(folder / part / "config.json")
+    network: nn.Module
     with torch.device("meta"):
         if part in ("unet", "vae"):
-            return unet_class(config).from_config(config)
-        import transformers
-        from diffusers.pipelines.stable_diffusion import safety_checker
+            network = unet_class(config).from_config(config)
+        elif part == "safety_checker":
+            from diffusers.pipelines.stable_diffusion import safety_checker
+            from transformers import CLIPConfig
 
-        if part == "safety_checker":
-            parsed = transformers.CLIPConfig.from_dict(config)
-            return safety_checker.StableDiffusionSafetyChecker(parsed)
-        return getattr(transformers, class_name)(transformers.CLIPTextConfig.from_dict(config))
+            network = safety_checker.StableDiffusionSafetyChecker(CLIPConfig.from_dict(config))
+        else:
+            import transformers
+
+            parsed = transformers.CLIPTextConfig.from_dict(config)
+            network = getattr(transformers, class_name)(parsed)
+    return network
 
 
-def shipped_module() -> Any:
+def shipped_module() -> ModuleType:
     """`laptop_unet_v1.py`, imported under the name that diffusers records for its class."""
     name = SHIPPED_CLASS.stem
     if name not in sys.modules:
@@ -40,15 +50,20 @@ def shipped_module() -> Any:
     return sys.modules[name]
 
 
-def shipped_class(unet: Any) -> Any:
+def shipped_class(unet: "ModelMixin") -> "type[ModelMixin]":
     """The class of a U-Net of `unet`'s kind without some of its layers."""
     name = type(unet).__name__
-    return getattr(shipped_module(), name if name in SHIPPED_UNETS else f"Laptop{name}")
+    name = name if name in SHIPPED_UNETS else f"Laptop{name}"
+    shipped: type[ModelMixin] = getattr(shipped_module(), name)
+    return shipped
 
 
-def unet_class(config: dict[str, Any]) -> Any:
+def unet_class(config: Config) -> "type[ModelMixin]":
     """The class that a U-Net's config names: of diffusers, or of the shipped file."""
     import diffusers
 
     name = config["_class_name"]
-    return getattr(shipped_module() if name in SHIPPED_UNETS else diffusers, name)
+    named: type[ModelMixin] = getattr(
+        shipped_module() if name in SHIPPED_UNETS else diffusers, name
+    )
+    return named

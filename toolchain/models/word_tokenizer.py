@@ -1,4 +1,4 @@
-"""CLIP's tokenizer for a list of words, made without a download."""
+"""A CLIP tokenizer for a list of words, made without a download."""
 
 import itertools
 import json

@@ -24,19 +24,19 @@ from laptop.files import write_json
 from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.prompts import calibration_prompts, evaluation_prompts
-from laptop.pruning import calibration
 from laptop.pruning.additivity import random_set, random_sets, report
 from laptop.pruning.budgets import conditions, implications
-from laptop.pruning.heal import Rows, fit, with_corrections
+from laptop.pruning.calibration import CALIBRATION, Calibration
+from laptop.pruning.heal import fit, with_corrections
 from laptop.pruning.joint import JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.ledger import replay
 from laptop.pruning.plan import choose, refined
 from laptop.pruning.sampling_config import Sampling
-from laptop.pruning.score import CALIBRATION, forwards_in_all, score
+from laptop.pruning.score import forwards_in_all, score
 from laptop.pruning.scores import Additivity, Scores
 from laptop.pruning.settings import PlanConfig, ScoreConfig
-from laptop.pruning.units import anatomy, removed
+from laptop.pruning.units import anatomy_of, removed
 from laptop.records import read_lines
 from laptop.studies.handmade import FAMILIES, handmade
 from laptop.tiny.checker import judge
@@ -66,8 +66,8 @@ class Study:
         self.log = folder / "accuracy.jsonl"
         self.pipe = loading.load_pipeline(MODEL)
         self.prompts = evaluation_prompts(MODEL, prompts)
-        samples = calibration.load(folder / "output-loss" / CALIBRATION)
-        self.joint = JointLoss(self.pipe.unet, *samples, 64, folder / "joint.jsonl")
+        samples = Calibration.read(folder / "output-loss" / CALIBRATION, 64)
+        self.joint = JointLoss(self.pipe.unet, samples, folder / "joint.jsonl")
         self.known = dict(read_lines(self.log, tuple[str, float])) if self.log.exists() else {}
 
     def loss(self, names: Iterable[str]) -> float:
@@ -85,17 +85,14 @@ class Study:
 
     def healed(self, names: Sequence[str]) -> tuple[float, float]:
         """Joint output loss and accuracy without the layers, with corrections in their places."""
-        rows, whole = (
-            Rows(self.joint.rows, self.joint.output, self.joint.batch_size),
-            self.pipe.unet,
-        )
-        student = with_corrections(whole, names, fit(whole, names, rows)[0])
+        samples, whole = self.joint.samples, self.pipe.unet
+        student = with_corrections(whole, names, fit(whole, names, samples)[0])
         key = f"{len(self.prompts)} healed " + " ".join(sorted(names))
         if key not in self.known:
             self.pipe.register_modules(unet=student)
             self._keep(key, self._share_right())
             self.pipe.register_modules(unet=whole)
-        return rows.loss(student), self.known[key]
+        return samples.loss(student), self.known[key]
 
     def _share_right(self) -> float:
         config, sampling, images = EvalConfig(), Sampling(25), []
@@ -181,29 +178,29 @@ def _races(folder: Path, study: Study) -> list[dict[str, Any]]:
 
     Forwards are counted as `score` counts them: a walk of each batch for the units still running.
     """
-    known = anatomy(loading.empty_unet(MODEL), context_length(MODEL))
+    anatomy = anatomy_of(loading.empty_unet(MODEL), context_length(MODEL))
     values = load_file(folder / "values.safetensors")["values"]
-    true, params = values.mean(1), [u.params for u in known.units]
-    place = {u.name: i for i, u in enumerate(known.units)}
-    implied = [(place[i], [place[j] for j in js]) for i, js in implications(known, "any")]
+    true, params = values.mean(1), [u.params for u in anatomy.units]
+    place = {u.name: i for i, u in enumerate(anatomy.units)}
+    implied = [(place[i], [place[j] for j in js]) for i, js in implications(anatomy, "any")]
     batches = [slice(i, i + RACE_BATCH) for i in range(0, values.shape[1], RACE_BATCH)]
-    full, races = forwards_in_all(known, values, batches), []
+    full, races = forwards_in_all(anatomy, values, batches), []
 
     def loss(chosen: Iterable[int]) -> float:
-        return study.loss(known.units[i].name for i in chosen)
+        return study.loss(anatomy.units[i].name for i in chosen)
 
     for ratio in RATIOS:
-        least = ratio * known.params
+        least = ratio * anatomy.params
         wanted = solve(true.tolist(), [(params, least)], implied)
         for seed in range(10):
             order = np.random.default_rng(seed).permutation(values.shape[1])
-            seen = replay(known.units, values[:, order], least, RACE_BATCH)
+            seen = replay(anatomy.units, values[:, order], least, RACE_BATCH)
             found = solve(np.nanmean(seen, axis=1).tolist(), [(params, least)], implied)
             races.append(
                 {
                     "ratio": ratio,
                     "seed": seed,
-                    "spent": forwards_in_all(known, seen, batches) / full,
+                    "spent": forwards_in_all(anatomy, seen, batches) / full,
                     "same_plan": set(found) == set(wanted),
                     "excess_sum": float(true[found].sum() / true[wanted].sum() - 1),
                     "excess_loss": loss(found) / loss(wanted) - 1,

@@ -11,7 +11,6 @@ so that a day on which the machine is slower does not count. A killed call goes 
 import argparse
 import hashlib
 import json
-import random
 import shutil
 import statistics
 import tempfile
@@ -37,28 +36,16 @@ from laptop.files import write_json
 from laptop.hosts.host import Local
 from laptop.machine import machine
 from laptop.models import loading
+from laptop.pruning.additivity import random_set
 from laptop.pruning.latency_table import LatencyTable
 from laptop.pruning.plan_file import Milliseconds
-from laptop.pruning.scores import Unit
 from laptop.pruning.surgery import prune_unet, write_model
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 from laptop.records import Record, built, read_record
 
 KIND = "laptop.prediction/1"
 KEPT = ("model", "runtime", "device", "conditions", "granularity", "unet_ms")  # of a table
 Json = dict[str, Any]
-
-
-def random_plan(units: list[Unit], ratio: float, total: int, seed: int) -> list[str]:
-    """Units in random order until a share `ratio` of `total` parameters is gone."""
-    order = random.Random(seed).sample(units, len(units))
-    gone: dict[str, Unit] = {}
-    for unit in order:
-        if sum(u.params for u in gone.values()) >= ratio * total:
-            break
-        for name in (unit.name, *unit.needs):
-            gone[name] = next(u for u in units if u.name == name)
-    return list(gone)
 
 
 def time_plan(
@@ -179,7 +166,7 @@ def read_predictions(path: Path) -> Json:
 
 def predict(model: str, table: LatencyTable, out: Path, plans: int, config: BenchConfig) -> Json:
     """Predict and measure random plans, those that `out` has not yet; write it after each."""
-    known = anatomy(loading.empty_unet(model), granularity=str(table.granularity))
+    anatomy = anatomy_of(loading.empty_unet(model), granularity=str(table.granularity))
     work = out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     asked = {"plans": plans, "table": table.samples_ms, **asdict(config)}
@@ -189,8 +176,9 @@ def predict(model: str, table: LatencyTable, out: Path, plans: int, config: Benc
     if rows and before.get("key") != key:
         raise BadInput(f"{out} was made of another table or with other settings. Remove it.")
     for number in range(len(rows), plans):
-        ratio = known.largest_ratio * (number + 0.5) / plans
-        remove = random_plan(list(known.units), ratio, known.params, number)
+        ratio = anatomy.largest_ratio * (number + 0.5) / plans
+        least = ratio * anatomy.params
+        remove = random_set(anatomy.units, least, number, with_shells=True)
         rows.append(time_plan(model, remove, table, config, work))
         errors = [abs(row["error"]) for row in rows]
         say(f"plan {number + 1}: {rows[-1]['error']:+.1%}; median {statistics.median(errors):.1%}")

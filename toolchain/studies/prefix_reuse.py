@@ -23,7 +23,7 @@ from laptop.models.architectures import UNETS
 from laptop.pruning.criteria import walked
 from laptop.pruning.score import forwards_spent
 from laptop.pruning.scores import Unit
-from laptop.pruning.units import anatomy, example_inputs, forward_rows, removed
+from laptop.pruning.units import anatomy_of, example_inputs, forward_rows, removed
 
 Losses = dict[str, float]
 
@@ -63,8 +63,8 @@ def compare(model: str, latents: int, samples: int, rounds: int, dtype: torch.dt
     """Seconds of both, their ratio, and the largest relative difference of a loss."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**UNETS[model]).to(dtype).eval()
-    known, rows = anatomy(unet), random_rows(unet, samples, latents)
-    units = [u for u in known.units if not u.needs]
+    anatomy, rows = anatomy_of(unet), random_rows(unet, samples, latents)
+    units = [u for u in anatomy.units if not u.needs]
     output = forward_rows(unet, rows, samples)
     ways: dict[str, Callable[..., Losses]] = {"plain": by_plain_removal, "reuse": by_walk}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -87,7 +87,7 @@ def compare(model: str, latents: int, samples: int, rounds: int, dtype: torch.dt
         "dtype": str(dtype),
         "seconds": seconds,
         "times_faster": statistics.median(ratios),
-        "limit": len(units) / forwards_spent(known, units),
+        "limit": len(units) / forwards_spent(anatomy, units),
         "largest_relative_difference": difference,
         "peak_memory_bytes": peak_memory_bytes(),
         **machine(),

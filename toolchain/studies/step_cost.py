@@ -41,7 +41,7 @@ from laptop.machine import machine, peak_memory_bytes
 from laptop.models.architectures import UNETS
 from laptop.pruning.additivity import random_set
 from laptop.pruning.surgery import prune_unet
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 from laptop.studies.prefix_reuse import random_rows
 from laptop.studies.step_variants import CONFIG, WAYS, Pair
 
@@ -102,8 +102,8 @@ def unet_config(model: str, width: float, latents: int) -> dict[str, Any]:
 
 def half_of(unet: Any) -> list[str]:
     """Layers by chance that hold half of the parameters together."""
-    known = anatomy(unet, TOKENS)
-    return random_set(known.units, RATIO * known.params, seed=0)
+    anatomy = anatomy_of(unet, TOKENS)
+    return random_set(anatomy.units, RATIO * anatomy.params, seed=0)
 
 
 def make_pair(case: Case) -> Pair:
@@ -217,12 +217,12 @@ def facts(case: Case) -> dict[str, Any]:
     """The student's share of the work, and the trainer's forecast of our step's memory."""
     with torch.device("meta"):
         teacher = UNet2DConditionModel(**unet_config(case.model, case.width, case.latents))
-    names, known = half_of(teacher), anatomy(teacher, TOKENS)
-    saved = sum(u.macs for u in known.units if u.name in names)
+    names, anatomy = half_of(teacher), anatomy_of(teacher, TOKENS)
+    saved = sum(u.macs for u in anatomy.units if u.name in names)
     config = replace(CONFIG, batch_size=case.batch)
     expected = of_unets(teacher, prune_unet(teacher, names), TOKENS, config, case.how)
     return {
-        "student_macs_share": round(1 - saved / known.macs, 3),
+        "student_macs_share": round(1 - saved / anatomy.macs, 3),
         "forecast": expected.as_dict(),
     }
 

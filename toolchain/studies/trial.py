@@ -23,7 +23,7 @@ from laptop.models import loading
 from laptop.models.precision import stored_dtype
 from laptop.prompts import evaluation_prompts
 from laptop.pruning import calibration
-from laptop.pruning.heal import Rows
+from laptop.pruning.calibration import Calibration
 from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.surgery import prune_unet, write_model
@@ -89,7 +89,7 @@ def make_shared(out: Path, config: StudyConfig) -> None:
             _teacher(), prompts, Sampling(25), samples=config.rows, seed=1, batch_size=32
         )
         output = forward_rows(_teacher().unet, rows, 64)
-        calibration.save(folder / "rows.safetensors", rows, output)
+        Calibration(rows, output).write(folder / "rows.safetensors")
 
     run_stage("held-out rows", out / HELD_OUT, {"rows": config.rows}, {}, write_rows)
 
@@ -144,12 +144,12 @@ def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
     pipe.register_modules(unet=whole)
     seen = [check(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
     right = [one["prompt"] for one in seen]
-    rows, output = calibration.load(out / HELD_OUT / "rows.safetensors")
+    held_out = Calibration.read(out / HELD_OUT / "rows.safetensors", 64)
     return {
         "accuracy": round(float(np.mean(right)), 6),
         "right": as_hex(right),
         "attributes": float(np.mean([[one[k] for k in ATTRIBUTES] for one in seen])),
-        "held_out_loss": Rows(rows, output, 64).loss(unet),
+        "held_out_loss": held_out.loss(unet),
         "frechet": frechet_distance(
             latent_features(pipe.vae, np.stack(pictures)), _reference(config.prompts)
         ),

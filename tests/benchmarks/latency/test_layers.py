@@ -18,7 +18,7 @@ from laptop.benchmarks.settings import BenchConfig
 from laptop.errors import BadInput
 from laptop.hosts.host import Local
 from laptop.models import loading
-from laptop.pruning.units import anatomy
+from laptop.pruning.units import anatomy_of
 from support.onnx_files import onnx_folder
 from support.unets import model
 
@@ -27,7 +27,7 @@ QUICK = BenchConfig(rounds=2, iterations=4, seconds=0, warmup_s=0, guidance=Fals
 
 
 def check_table(table: dict, folder: Path) -> None:
-    known = anatomy(loading.empty_unet(str(folder)), granularity=table["granularity"])
+    known = anatomy_of(loading.empty_unet(str(folder)), granularity=table["granularity"])
     assert [u["name"] for u in table["units"]] == [u.name for u in known.units]
     assert table["params"] == known.params
     times = [u["latency_ms"] for u in table["units"]]

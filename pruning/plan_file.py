@@ -24,7 +24,7 @@ class Change(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Times(Record):
-    """The latency of a U-Net before and after pruning."""
+    """The latency of a U-Net before and after pruning, in ms."""
 
     before: Milliseconds
     after: Milliseconds
@@ -69,9 +69,9 @@ class Plan(Record):
 class MenuPoint(Record):
     """The best plan at a pruning ratio."""
 
-    ratio: float
-    params: Cost
-    macs: Cost
+    ratio: float  # removed share of the U-Net's parameters
+    params: Cost  # that are left
+    macs: Cost  # that are left, of a forward
     predicted_loss: Loss
     remove: Names
 

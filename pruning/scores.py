@@ -22,7 +22,7 @@ class Unit(Record):
     """One removable layer; `params` and `macs` are what removing it saves."""
 
     name: Name  # module path in the U-Net
-    kind: Name
+    kind: Name  # such as resnet or transformer_block
     params: Cost
     macs: Cost  # multiply-accumulates of one forward, batch 1, at the model's native size
     needs: Names = ()  # removable only together with these
@@ -49,7 +49,7 @@ class Anatomy:
 class ScoredUnit(Unit):
     """A removable layer with what it is worth: the lowest go first."""
 
-    score: Loss
+    score: Loss  # what removing it costs, by the criterion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,15 @@ class Costs(Record):
     """The costs of a whole U-Net."""
 
     params: Size
-    macs: Size
+    macs: Size  # multiply-accumulates of one forward, batch 1, at the native size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forwards(Record):
-    """Forwards of the U-Net that scoring every unit needs one by one, and that it took."""
+    """The cost of scoring, in forwards of the U-Net."""
 
-    naive: int
-    spent: float
+    naive: int  # a forward for each unit and one without any removed
+    spent: float  # with prefix reuse, and without the forwards that a race spares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,14 @@ class Scores(Record):
     SCHEMA = "laptop.scores/1"
     REMEDY = "Score the model again."
 
-    model: Name
+    model: Name  # a known name, a folder or a Hub id
     granularity: Name = "fine"
     criterion: Name = "output-loss"
     timestep_weighting: Name = "none"
     race: Annotated[float, Range(above=0, below=1)] | None = None  # the one ratio to plan for
-    samples: Samples | None = None
-    batch_size: Samples = 1
-    dtype: Annotated[str, OneOf(*DTYPES)] = "float32"
+    samples: Samples | None = None  # calibration rows
+    batch_size: Samples = 1  # rows of a forward
+    dtype: Annotated[str, OneOf(*DTYPES)] = "float32"  # of the U-Net while it was scored
     seed: int = 0
     units: Annotated[tuple[ScoredUnit, ...], Length(1_000_000, least=1)]
     base: Costs
@@ -103,7 +103,7 @@ class Scores(Record):
         return scores
 
     @property
-    def anatomy_of(self) -> Anatomy:
+    def anatomy(self) -> Anatomy:
         """The scored layers with their costs."""
         return Anatomy(self.units, self.base.params, self.base.macs)
 
@@ -124,7 +124,7 @@ def scores_file(path: Path) -> Path:
 class LayerSet(Record):
     """A set of layers: the sum of their scores, and the output loss of removing them together."""
 
-    ratio: float
+    ratio: float  # of the U-Net's parameters, which the set reaches
     remove: Names
     sum: float
     joint: float
@@ -134,9 +134,9 @@ class LayerSet(Record):
 class Agreement(Record):
     """Agreement of sums and joint losses; None for too few sets, or if all sums are equal."""
 
-    pearson_log: float | None = None
+    pearson_log: float | None = None  # of logarithms
     spearman: float | None = None
-    slope_log: float | None = None
+    slope_log: float | None = None  # of logarithms; 1 where sums and joint losses are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,6 @@ class Additivity(Record):
 
     model: Name
     criterion: Name
-    all: Agreement
-    by_ratio: Mapping[str, Agreement]
+    all: Agreement  # of all sets
+    by_ratio: Mapping[str, Agreement]  # of the sets of each ratio
     sets: tuple[LayerSet, ...]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from laptop import mistakes
 from laptop.errors import BadInput
 from laptop.files import QUOTED, read_json, shown
+from laptop.models import mistakes
 
 NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
 FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder

@@ -87,7 +87,7 @@ def distill(
         say(expected.text())
         facts.update(train(teacher, student, data, folder, config, how, expected, sampling))
 
-    settings["data"] = read_manifest(data).get("key") if manifest_of(data).exists() else None
+    settings["data"] = read_manifest(data).key if manifest_of(data).exists() else None
     return run_together(
         "distill", out, settings, inputs, share, lambda _folder: facts, overwrite=overwrite
     )

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NotRequired, Self, TypedDict
 
-from laptop import mistakes
 from laptop.errors import BadInput
 from laptop.export.settings import COMPONENTS
 from laptop.export.targets import TARGETS
 from laptop.fields import Length, Name, OneOf, Pixels, Plain, Range
 from laptop.files import inside, plain_name, shown
+from laptop.models import mistakes
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import SamplingConfig, of_values
 from laptop.records import Record, read_record

@@ -18,10 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laptop import scratch
 from laptop.errors import LaptopError
 from laptop.export.settings import ExportConfig
 from laptop.export.targets import module_of
+from laptop.hosts import scratch
 from laptop.machine import peak_memory_bytes
 from laptop.records import Record
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from laptop import mistakes
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
+from laptop.models import mistakes
 from laptop.pruning.scores import Cost, Loss, Names, Size
 from laptop.records import Record
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from laptop import mistakes
 from laptop.errors import BadInput
 from laptop.fields import Length, Name, OneOf, Range, Samples
+from laptop.models import mistakes
 from laptop.pruning.settings import DTYPES
 from laptop.records import Record
 

@@ -1,5 +1,6 @@
 """The main job on a small model with short settings: it ends, resumes, and adds up."""
 
+import doctest
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from laptop import api, preflight, recipe
 from laptop import compress as pipeline
-from laptop import recipe
 from laptop.benchmarks.devices.device import Facts
 from laptop.cli import main
 from laptop.errors import BadInput
@@ -110,13 +111,13 @@ def test_a_board_may_measure_a_precision_that_has_no_teacher(
         def probe(self) -> Facts:
             return Facts("board", "Linux", {"onnxruntime": "1"})
 
-    monkeypatch.setattr(pipeline, "device", lambda *_: Board())
+    monkeypatch.setattr(preflight, "device", lambda *_: Board())
     read = recipe.read("tiny-sdxl")
     asked = {"export": {"targets": ("onnx:int8",)}, "devices": {"addresses": ("ssh://board",)}}
-    pipeline.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
+    preflight.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
     asked["export"] = {"targets": ("coreml",)}
     with pytest.raises(BadInput, match="none of --to coreml runs there"):
-        pipeline.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
+        preflight.check_devices(recipe.changed(read, asked, "a test"), tmp_path)
 
 
 def test_the_numbers_of_the_plan_are_those_of_the_model(smoke: Path) -> None:
@@ -148,3 +149,21 @@ def test_the_same_command_again_does_nothing_and_other_settings_are_refused(smok
     assert other.exit_code == 1
     assert "steps: 3 there, 4 asked" in other.stderr
     assert sha256(smoke / "model") == before
+
+
+def test_the_same_job_by_a_call_from_python_finds_everything_done(
+    smoke: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example of `api.compress`, with the model and the settings of this file."""
+    model, tables = (
+        str(smoke.parent / "model"),
+        {"plan": {"ratio": 0.3}, "export": {"targets": ("onnx",)}},
+    )
+    settings = api.recipe(model, smoke.parent / "recipe.toml", **tables)
+    names = {
+        "recipe": lambda *_, **__: settings,
+        "compress": lambda *_: api.compress(model, smoke, settings),
+    }
+    (example,) = doctest.DocTestFinder().find(api.compress, "compress", globs=names)
+    assert doctest.DocTestRunner().run(example).failed == 0, capsys.readouterr().out
+    assert capsys.readouterr().err.count("up to date") >= 11

@@ -30,10 +30,10 @@ CHECKED = {  # where such a value becomes a path, and what has checked it before
     "Path(one.source)": "the source of a component, which `timed_components` found",
     "Path(config.source)": "a setting: a user's own data",
     "Path(recipe.data.source)": "a setting: a user's own data",
-    "Path(known.source)": "a model by its known name",
+    "Path(model.source)": "a model by its known name",
     "out / METRICS / f\"{row['run']}.jsonl\"": "the table of runs in study.py's own source",
     "Path(report['model'])": "a developer's program, on its own report",
-    "Path(evaluated(findings, label).get('path', ''))": "only the size of its weights is shown",
+    "Path(teacher.path if teacher else '')": "only the size of its weights is shown",
 }
 
 

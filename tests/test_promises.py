@@ -33,7 +33,7 @@ def files(*suffixes: str) -> Iterator[Path]:
     yield from (p for p in ROOT.iterdir() if p.is_file() and p.suffix in suffixes)
 
 
-@pytest.mark.parametrize("module", ["laptop", "laptop.cli"])
+@pytest.mark.parametrize("module", ["laptop", "laptop.api", "laptop.cli"])
 def test_importing_the_package_or_the_command_imports_no_torch(module: str) -> None:
     code = (
         f"import sys, {module}; print(sorted({{'torch', 'numpy', 'diffusers'}} & {{*sys.modules}}))"

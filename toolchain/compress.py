@@ -5,14 +5,10 @@ far the run is. What a later stage would refuse is refused before the first one 
 """
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
-
-import numpy as np
 
 from laptop.benchmarks.devices.addresses import device
 from laptop.benchmarks.latency.bench import bench
@@ -20,33 +16,25 @@ from laptop.benchmarks.latency.timed_components import RUNS, is_timed
 from laptop.benchmarks.quality import evaluate
 from laptop.benchmarks.report.report import write_report
 from laptop.console import say
-from laptop.cost import removable, samplings
+from laptop.contents import RUN_STATE, FinishedStage, Manifest, RunState
 from laptop.distill.cache import is_cache
-from laptop.distill.checks import check_batch
 from laptop.distill.trainer import distill
-from laptop.errors import BadInput, OutputExists
-from laptop.export.artifacts import check_exported, check_request, export_model, failures
+from laptop.export.artifacts import check_exported, export_model, failures
 from laptop.export.parity import verify
 from laptop.export.parity_report import REPORT, ParityReport, check
 from laptop.export.targets import requests
-from laptop.files import write_json
-from laptop.machine import machine, need_space
-from laptop.models import locating
-from laptop.prompts import calibration_prompts, evaluation_prompts
-from laptop.pruning import budgets as limits
-from laptop.pruning import noising
-from laptop.pruning.plan import check_race, make_plan
+from laptop.machine import machine
+from laptop.preflight import bench_path, check_before_start
+from laptop.prompts import evaluation_prompts
+from laptop.pruning.plan import make_plan
 from laptop.pruning.score import prompts_needed, score
 from laptop.pruning.surgery import prune
 from laptop.publish import publish
 from laptop.recipe import Recipe
-from laptop.records import read_record
 from laptop.run import Overwrite, manifest_of, read_manifest
-from laptop.tiny.checker import judge
-from laptop.tiny.scenes import draw, parse
-from laptop.training_data import check_data, prepared
+from laptop.tiny.checker import scene_metrics
+from laptop.training_data import prepared
 
-SCHEMA = "laptop.run/1"
 Stages = dict[str, Callable[[], Path]]
 
 
@@ -65,9 +53,9 @@ def compress(
     that differ from PyTorch unless they are not to be verified.
     """
     check_before_start(recipe, out, allow_commands=allow_commands)
-    if not (out / "laptop.json").exists():
+    if not (out / RUN_STATE).exists():
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "laptop.json", {"schema": SCHEMA, "stages": {}})
+        RunState().write(out / RUN_STATE)
     again: Overwrite = "stale" if overwrite else False
     # what comes after an export that is tried again has other artifacts to judge, even if a call
     # between then and now was killed
@@ -105,7 +93,9 @@ def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bo
             model,
             out / "score",
             recipe.score,
-            _prompts(recipe, prompts_needed(model, recipe.score, recipe.sampling)),
+            recipe.prompts.for_calibration(
+                model, prompts_needed(model, recipe.score, recipe.sampling)
+            ),
             sampling=recipe.sampling,
             overwrite=again,
         ),
@@ -137,7 +127,11 @@ def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bo
 
 def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrite) -> Stages:
     """The stages that export the student, prove it, and measure it beside its teacher."""
-    student, prompts, measured = str(out / "model"), _prompts(recipe), _measured(recipe)
+    student, prompts, measured = (
+        str(out / "model"),
+        recipe.prompts.for_calibration(recipe.model),
+        _measured(recipe),
+    )
     stages: Stages = {
         "export": lambda: export_model(
             student,
@@ -189,37 +183,6 @@ def is_below_floor(run: Path) -> bool:
     return bool(ParityReport.read(run / "parity" / REPORT).failed)
 
 
-def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = False) -> None:
-    """Raise for anything in the recipe that a later stage would refuse."""
-    if out.exists() and not out.is_dir():
-        raise OutputExists(f"{out} is a file; the result is a folder. Choose another -o.")
-    there = {p.name for p in out.iterdir()} if out.exists() else set()
-    if "laptop.json" not in there and there - {"laptop.json.tmp"}:
-        raise OutputExists(
-            f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
-            "so it is left alone. Choose another -o."
-        )
-    if "laptop.json" in there:
-        _read_run(out / "laptop.json")
-    locating.need_whole_chain(recipe.model, "compress")
-    noising.of_model(recipe.model)  # or it is refused
-    check_request(recipe.export, _prompts(recipe))
-    samplings(recipe)
-    check_data(recipe.model, recipe.data, recipe.sampling, allow_commands=allow_commands)
-    check_batch(recipe.distill)
-    _evaluation_prompts(recipe)
-    anatomy = removable(recipe)
-    limits.check_config(recipe.plan, anatomy, recipe.model)
-    check_race(recipe.score.race, limits.with_default(recipe.plan), "the recipe")
-    check_devices(recipe, out)
-    need_space(out, 40 * anatomy.params)  # fp16 and fp32 copies of teacher and student, checkpoints
-
-
-def _prompts(recipe: Recipe, least: int = 1) -> list[str]:
-    count = max(recipe.prompts.calibration, least)
-    return calibration_prompts(recipe.model, count, recipe.prompts.path)
-
-
 def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:
     """Teacher and student on one device; PyTorch on this machine only."""
     where = device(address, recipe.devices)
@@ -242,94 +205,38 @@ def _bench(recipe: Recipe, out: Path, address: str, again: Overwrite) -> Path:
     )
 
 
-def bench_path(run: Path, address: str) -> Path:
-    """Where a device's report lies: `bench/local.json`, `bench/ssh-me-orin.json`."""
-    return run / "bench" / f"{re.sub('[^A-Za-z0-9]+', '-', address).strip('-')}.json"
-
-
-def check_devices(recipe: Recipe, out: Path) -> None:
-    """Raise for devices that are not there, or have nothing to run, unless they are done with."""
-    paths: dict[Path, str] = {}
-    for address in dict.fromkeys(recipe.devices.addresses):
-        if (other := paths.setdefault(bench_path(out, address), address)) != address:
-            raise BadInput(f"{other} and {address} would share one report. Leave one of them out.")
-    if not paths:
-        raise BadInput("--device names no device; without it, this machine is measured.")
-    for address in dict.fromkeys(recipe.devices.addresses):
-        where = device(address, recipe.devices)
-        if address == "local" or bench_path(out, address).exists():
-            continue
-        where.check_settings()
-        targets = {request.target for request in requests(recipe.export)} & RUNS.keys()
-        needed = {RUNS[target] for target in targets if target not in where.refused}
-        if not needed:
-            raise BadInput(
-                f"--device {address} measures artifacts, and none of --to "
-                f"{','.join(recipe.export.targets)} runs there: add one of "
-                f"{', '.join(target for target in RUNS if target not in where.refused)}."
-            )
-        facts = where.probe()
-        if not needed & {name.partition(":")[0] for name in facts.runtimes}:
-            raise BadInput(
-                f"{address} has none of {', '.join(sorted(needed))}; there are "
-                f"{', '.join(facts.runtimes) or 'no runtimes'}. {facts.how_to or 'Install one'}."
-            )
-
-
 def _evaluate(recipe: Recipe, out: Path, again: Overwrite) -> Path:
     subjects = {
         "teacher": recipe.model,
         "pruned": str(out / "pruned"),
         "student": str(out / "model"),
     }
-    prompts = _evaluation_prompts(recipe)
+    prompts = evaluation_prompts(recipe.model, recipe.eval.prompts, recipe.prompts.path)
+    judge, reference = scene_metrics(prompts)
     return evaluate(
         subjects,
         out / "eval",
         recipe.eval,
         prompts,
         sampling=recipe.sampling,
-        **scene_metrics(prompts),
+        judge=judge,
+        reference=reference,
         overwrite=again,
     )
 
 
-def _evaluation_prompts(recipe: Recipe) -> list[str]:
-    return evaluation_prompts(recipe.model, recipe.eval.prompts, recipe.prompts.path)
-
-
-def scene_metrics(prompts: Sequence[str]) -> dict[str, Any]:
-    """The judge and the drawn reference pictures, if all prompts describe scenes; else nothing."""
-    try:
-        scenes = [parse(prompt) for prompt in prompts]
-    except BadInput:
-        return {}
-    rng = np.random.default_rng(0)
-    return {"judge": judge, "reference": np.stack([draw(scene, rng) for scene in scenes])}
-
-
-class _Run(TypedDict):
-    """What is read of a laptop.json, the list of a run's finished stages."""
-
-    stages: dict[str, Mapping[str, Any]]
-
-
-def _read_run(path: Path) -> _Run:
-    return read_record(path, _Run, SCHEMA, "Put back a copy of it, or choose another -o.")
-
-
 def _record(out: Path, recipe: Recipe, stage: str, result: Path) -> None:
     """Note a finished stage in laptop.json."""
-    path = out / "laptop.json"
-    run: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
-    if path.exists():
-        run = {**_read_run(path)}
+    path = out / RUN_STATE
+    state = RunState.read(path) if path.exists() else RunState()
     is_ours = result.is_relative_to(out) and manifest_of(result).exists()
-    facts = {**read_manifest(result)} if is_ours else {}
-    run |= {"recipe": asdict(recipe), **machine()}
-    run["stages"][stage] = {
-        "state": "done",
-        "path": os.path.relpath(result, out),
-        **{k: facts.get(k) for k in ("key", "inputs", "seconds", "peak_memory_bytes")},
-    }
-    write_json(path, run)
+    manifest = read_manifest(result) if is_ours else Manifest()
+    finished = FinishedStage(
+        path=os.path.relpath(result, out),
+        key=manifest.key,
+        inputs=manifest.inputs if is_ours else None,
+        seconds=manifest.seconds,
+        peak_memory_bytes=manifest.peak_memory_bytes,
+    )
+    stages = {**state.stages, stage: finished}
+    RunState(stages=stages, recipe=asdict(recipe), **machine()).write(path)

@@ -1,32 +1,65 @@
-"""The files of a finished folder as its manifest records them, to see what is gone or changed."""
+"""What finished results say of themselves: manifests, with their files, and a run's laptop.json."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated
 
 from laptop.fields import Length, Plain
 from laptop.files import MANIFEST, files_in, inside, sha256
+from laptop.records import Record
 
+RUN_STATE = "laptop.json"  # in a run folder
 HASHED_BYTES = 64 << 20  # larger files are recorded by size: hashing them takes a while
 DIGEST = "manifest_sha256"  # of all else that a manifest says
 
 
-class Manifest(TypedDict, total=False):
-    """What is read of a manifest.json; a stage adds facts of its own."""
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """manifest.json: what a result was made of and with; a stage adds facts of its own."""
 
-    stage: Annotated[str, Plain(), Length(100)]
-    key: str
-    config: Mapping[str, Any]
-    inputs: dict[str, str]
-    result: dict[str, tuple[int, str | None]]  # size and sha256 by path
-    result_sha256: str  # of a result that is one file
-    files: Mapping[str, Any]  # by path, in older manifests
-    manifest_sha256: str
+    REMEDY = "It was changed since; pass --overwrite to make the result again."
+
+    stage: Annotated[str, Plain(), Length(100)] | None = None
+    key: str | None = None  # hash of stage, config and inputs
+    config: Mapping[str, object] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # sha256 by role
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    result: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)  # size and sha256
+    result_sha256: str | None = None  # of a result that is one file
+    files: Mapping[str, object] = field(default_factory=dict)  # by path, in older manifests
 
 
-def record(folder: Path, *, without: str) -> dict[str, list[Any]]:
+@dataclass(frozen=True, kw_only=True)
+class FinishedStage(Record):
+    """What laptop.json says of a finished stage."""
+
+    state: str = "done"
+    path: str = ""  # from the run folder
+    key: str | None = None
+    inputs: Mapping[str, str] | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState(Record):
+    """laptop.json: which stages of a run are finished, and with which settings and versions."""
+
+    SCHEMA = "laptop.run/1"
+    REMEDY = "Put back a copy of it, or choose another -o."
+    LEFT_OUT = frozenset({"recipe", "versions", "device"})
+
+    stages: Mapping[str, FinishedStage] = field(default_factory=dict)
+    recipe: Mapping[str, object] | None = None
+    versions: Mapping[str, str] | None = None
+    device: str | None = None
+
+
+def record(folder: Path, *, without: str) -> dict[str, tuple[int, str | None]]:
     """Size and sha256 (None: too large) of each file but manifests and the folder `without`."""
     paths = (p for p in files_in(folder) if without not in p.parts)
     return {
@@ -36,9 +69,9 @@ def record(folder: Path, *, without: str) -> dict[str, list[Any]]:
     }
 
 
-def _measured(path: Path) -> list[Any]:
+def _measured(path: Path) -> tuple[int, str | None]:
     size = path.stat().st_size
-    return [size, sha256(path) if size <= HASHED_BYTES else None]
+    return size, sha256(path) if size <= HASHED_BYTES else None
 
 
 def changed(folder: Path, manifest: Manifest, where: str) -> Path | None:
@@ -47,15 +80,14 @@ def changed(folder: Path, manifest: Manifest, where: str) -> Path | None:
     An older manifest lists no files, or their names alone. Raises `BadInput` for names that lead
     out of `folder`; `where` names the manifest.
     """
-    recorded, names = manifest.get("result", {}), manifest.get("files", {})
-    for name in [*recorded, *names]:
-        path = inside(folder, name, where)
-        if not path.is_file() or (name in recorded and _measured(path) != [*recorded[name]]):
+    for name in [*manifest.result, *manifest.files]:
+        path, recorded = inside(folder, name, where), manifest.result.get(name)
+        if not path.is_file() or (recorded and _measured(path) != recorded):
             return path
     return None
 
 
-def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def signed(manifest: Mapping[str, object]) -> dict[str, object]:
     """The manifest with the sha256 of what it says, so that a damage to it is seen."""
     content = {k: v for k, v in manifest.items() if k != DIGEST}
     plain = json.loads(json.dumps(content))  # keys as JSON has them
@@ -63,6 +95,6 @@ def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def is_intact(manifest: Mapping[str, Any]) -> bool:
+def is_intact(manifest: Mapping[str, object]) -> bool:
     """Whether a manifest says what it said when it was signed; an older one has no signature."""
     return DIGEST not in manifest or signed(manifest)[DIGEST] == manifest[DIGEST]

@@ -45,6 +45,12 @@ class PromptConfig:
         """The file as a path."""
         return Path(self.file) if self.file else None
 
+    def for_calibration(self, model: str, least: int = 1) -> list[str]:
+        """The prompts to draw for calibration and parity: `least` or more."""
+        from laptop.prompts import calibration_prompts
+
+        return calibration_prompts(model, max(self.calibration, least), self.path)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -124,7 +130,8 @@ def _moved(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -> C:
     """`config` with `values` set, sub-tables too; `BadInput` for an unknown key or a wrong value.
 
-    `where` is the file or the flags that the values come from, `table` the part of the recipe.
+    A value None changes nothing. `where` is the file or the flags that the values come from,
+    `table` the part of the recipe.
     """
     assert is_dataclass(config)
     assert not isinstance(config, type)
@@ -134,6 +141,8 @@ def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -
         if key not in hints:
             known = ", ".join(sorted(hints))
             raise BadInput(f"{where}{table}: {shown(key)} is unknown; known are {known}.")
+        if value is None:
+            continue
         old = getattr(config, key)
         if is_dataclass(old):
             if not isinstance(value, Mapping):

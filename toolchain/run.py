@@ -15,17 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from laptop import contents, scratch
+from laptop import contents
 from laptop.console import say
 from laptop.errors import BadInput, OutputExists
-from laptop.files import KEY, MANIFEST, has_schema, sha256, shown, write_json
+from laptop.files import KEY, MANIFEST, has_schema, read_json, sha256, shown, write_json
+from laptop.hosts import scratch
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
-from laptop.records import read_record
 from laptop.unfinished import RESUME, claimed, full_disk_told, prepare, resume_folder
 
 Overwrite = bool | Literal["stale"]  # True: make again in any case; "stale": if anything changed
+Work = Callable[[Path], Mapping[str, object] | None]
 SCHEMA = "laptop.manifest/1"
 
 
@@ -34,7 +35,7 @@ def run_stage(
     out: Path,
     config: object,
     inputs: Mapping[str, Path],
-    work: Callable[[Path], Mapping[str, Any] | None],
+    work: Work,
     *,
     overwrite: Overwrite = False,
     go_on: bool = False,
@@ -51,30 +52,29 @@ def run_stage(
     """
     scratch.remove_orphans()
     _check_output(out, name, inputs)
-    place, out = out, out.resolve() if out.is_symlink() else out
+    asked, out = out, out.resolve() if out.is_symlink() else out
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    settings = json.loads(json.dumps(settings, default=str))
     identity = {
         "stage": name,
-        "config": settings,
-        "inputs": {k: sha256(p) for k, p in inputs.items()},
+        "config": json.loads(json.dumps(settings, default=str)),
+        "inputs": {role: sha256(path) for role, path in inputs.items()},
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    manifest_path = manifest_of(out)
+    wanted = contents.Manifest(**identity, key=key)
     partial = out.parent / f".{out.name}.partial"
     _need_own(partial, RESUME)
     _need_own(_old(out), MANIFEST)
-    if _is_finished(out, manifest_path, key, identity, overwrite):
+    if _is_finished(out, wanted, overwrite):
         if not go_on:
             say(f"{name}: {out} is up to date")
-            return place
+            return asked
         _reopen(out, partial, key)
     with claimed(partial):
         prepare(partial, key, bool(overwrite))
         if not (partial / MANIFEST).exists():  # else whole, but killed before it was in its place
-            _make(name, partial, out, settings, identity | {"key": key}, work)
+            _make(partial, out, wanted, work)
         _replace(partial, out)
-    return place
+    return asked
 
 
 def _check_output(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
@@ -128,14 +128,7 @@ def _remove(folder: Path, mark: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(
-    name: str,
-    partial: Path,
-    out: Path,
-    settings: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    work: Callable[[Path], Mapping[str, Any] | None],
-) -> None:
+def _make(partial: Path, out: Path, wanted: contents.Manifest, work: Work) -> None:
     """Do the work in `partial`, and write its manifest last of all."""
     start = time.perf_counter()
     reset_peak_memory()
@@ -143,8 +136,11 @@ def _make(
         facts = work(partial) or {}
         manifest = {
             "schema": SCHEMA,
-            **identity,
-            "seed": settings.get("seed"),
+            "stage": wanted.stage,
+            "config": wanted.config,
+            "inputs": wanted.inputs,
+            "key": wanted.key,
+            "seed": wanted.config.get("seed"),
             "seconds": round(time.perf_counter() - start, 3),
             "peak_memory_bytes": peak_memory_bytes(),
             **machine(),
@@ -176,11 +172,9 @@ def manifest_of(out: Path) -> Path:
     return out.with_suffix(f".{MANIFEST}") if out.suffix == ".json" else out / MANIFEST
 
 
-def _is_finished(
-    out: Path, manifest_path: Path, key: str, identity: Mapping[str, Any], overwrite: Overwrite
-) -> bool:
-    """True when `out` is the wanted result; raises when it is something that must not be lost."""
-    if not need_ours(out, identity["stage"]):
+def _is_finished(out: Path, wanted: contents.Manifest, overwrite: Overwrite) -> bool:
+    """Whether `out` is the wanted result; raises for something that must not be lost."""
+    if not need_ours(out, str(wanted.stage)):
         return False
     if overwrite is True:
         return False
@@ -191,35 +185,34 @@ def _is_finished(
             return False
         raise
     changed = _changed(out, old)
-    if old.get("key") == key and not changed:
+    if old.key == wanted.key and not changed:
         return True
     if overwrite == "stale":
         return False
     if changed:  # by hand, by a bad disk, or a kill between the two renames of a file result
         raise OutputExists(
             f"{changed} is not as it was when {out.name} was made; it was changed since. "
-            "Pass --overwrite to make it anew, or choose another -o."
+            "Pass --overwrite to make it again, or choose another -o."
         )
-    changes = "; ".join(_differences(old, identity)) or "another version of the format"
+    changes = "; ".join(_differences(old, wanted)) or "another version of the format"
     raise OutputExists(
-        f"{out} holds a finished `{identity['stage']}` made from something else ({changes}). "
-        "Pass --overwrite to make it anew, or choose another -o."
+        f"{out} holds a finished `{wanted.stage}` made from something else ({changes}). "
+        "Pass --overwrite to make it again, or choose another -o."
     )
 
 
 def read_manifest(out: Path) -> contents.Manifest:
     """The manifest of the result `out`; `BadInput` for one that is missing or broken."""
-    remedy = "It was changed since; pass --overwrite to make the result again."
-    return read_record(manifest_of(out), contents.Manifest, None, remedy)
+    return contents.Manifest.read(manifest_of(out))
 
 
 def _changed(out: Path, manifest: contents.Manifest) -> Path | None:
     """The first file of a result that has changed since it was made; None where none has."""
-    if not contents.is_intact(manifest):
+    if not contents.is_intact(read_json(manifest_of(out))):
         return manifest_of(out)
     if out.is_dir():
         return contents.changed(out, manifest, str(manifest_of(out)))
-    return None if manifest.get("result_sha256") == sha256(out) else out
+    return None if manifest.result_sha256 == sha256(out) else out
 
 
 def need_ours(out: Path, stage: str) -> bool:
@@ -232,7 +225,7 @@ def need_ours(out: Path, stage: str) -> bool:
             "left alone. Choose another -o."
         )
     try:
-        made_by = read_manifest(out).get("stage")
+        made_by = read_manifest(out).stage
     except BadInput:  # cut off: to be made anew by all means
         return True
     if made_by != stage:  # what was made by other work, or is even an input of this
@@ -242,19 +235,15 @@ def need_ours(out: Path, stage: str) -> bool:
     return True
 
 
-def _differences(old: contents.Manifest, new: Mapping[str, Any]) -> Iterator[str]:
-    parts: dict[str, Mapping[str, Any]] = {
-        "config": old.get("config", {}),
-        "inputs": old.get("inputs", {}),
-    }
-    for part, before in parts.items():
-        after = new[part]
-        for k in sorted({*before, *after}):
-            if before.get(k) != after.get(k):
-                if part == "inputs":
-                    yield f"input {k} changed"
-                else:
-                    yield f"{k}: {shown(before.get(k))} there, {shown(after.get(k))} asked"
+def _differences(old: contents.Manifest, wanted: contents.Manifest) -> Iterator[str]:
+    """Each setting and each input that differs from those of an older result."""
+    for k in sorted({*old.config, *wanted.config}):
+        before, after = old.config.get(k), wanted.config.get(k)
+        if before != after:
+            yield f"{k}: {shown(before)} there, {shown(after)} asked"
+    for k in sorted({*old.inputs, *wanted.inputs}):
+        if old.inputs.get(k) != wanted.inputs.get(k):
+            yield f"input {k} changed"
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from laptop import mistakes
 from laptop.distill.cache import check_cache, is_cache
 from laptop.distill.encoding import check_config, make_cache
 from laptop.distill.hf_dataset import Table
@@ -16,6 +15,7 @@ from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, run
 from laptop.distill.tar_shards import ENDINGS, Tars
 from laptop.errors import BadInput
 from laptop.files import exists, shown
+from laptop.models import mistakes
 from laptop.prompts import read_prompts, training_prompts
 from laptop.pruning.sampling_config import SamplingConfig
 from laptop.run import Overwrite

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from laptop import mistakes
 from laptop.benchmarks.bench_report import (
     Amount,
     BenchReport,
@@ -25,6 +24,7 @@ from laptop.benchmarks.eval_report import EvalReport
 from laptop.errors import BadInput
 from laptop.export.parity_report import ParityReport, ParityRow
 from laptop.files import MANIFEST, lines, read_json, read_text
+from laptop.models import mistakes
 from laptop.pruning.plan_file import Change, Plan
 from laptop.pruning.scores import Scores
 from laptop.records import Record, built, checked

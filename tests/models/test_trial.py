@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from laptop import failures
+from laptop.cli import failures
 from laptop.errors import BadInput
 from laptop.models import loading, locating, trial
 from laptop.models.architectures import UNETS

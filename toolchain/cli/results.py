@@ -1,4 +1,4 @@
-"""The commands that look at what is there: `generate`, `compare`, `report`, `models`, `doctor`."""
+"""The commands that read results: `compare` and `report`."""
 
 import json
 from dataclasses import asdict
@@ -16,45 +16,14 @@ if TYPE_CHECKING:
     from laptop.benchmarks.compare import Change
 
 
-@click.command(epilog=example('laptop generate tiny-sdxl "a large red circle on black" -o out.png'))
-@click.argument("model")
-@click.argument("prompt")
-@options.out("A .png file.")
-@click.option("--steps", type=int, help="Sampling steps. [default: the model's, or 25]")
-@click.option("--guidance", type=float, help="Guidance scale; 1 is none. [default: the model's]")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of the first noise.",
-)
-@options.as_json
-def generate(
-    model: str,
-    prompt: str,
-    out: Path,
-    steps: int | None,
-    guidance: float | None,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Draw a picture with a model or with exported artifacts."""
-    from laptop.generate import generate as run
-
-    width, height = run(model, prompt, out, steps=steps, guidance=guidance, seed=seed)
-    document = json.dumps({"image": str(out), "width": width, "height": height})
-    click.echo(document if as_json else f"{out}: {width} x {height} pixels")
-
-
 OUT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command(
     epilog=example('laptop compare base.json new.json --fail-on "latency_ms.p50>+10%,params>+0%"')
 )
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("base", type=options.PATH)
+@click.argument("new", type=options.PATH)
 @click.option("--fail-on", default="", help="Gates; exit 1 when one is breached.")
 @click.option("--junit", type=OUT, help="Also a JUnit XML file.")
 @click.option("--markdown", type=OUT, help="Also a table for a pull request.")
@@ -91,7 +60,7 @@ def _change_line(change: "Change") -> str:
 
 
 @click.command(epilog=example("laptop report run"))
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=options.PATH)
 @options.as_json
 def report(run: Path, as_json: bool) -> None:
     """Write report.md and report.html of a run folder."""
@@ -101,47 +70,4 @@ def report(run: Path, as_json: bool) -> None:
     click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
 
 
-@click.command(name="models", epilog=example("laptop models"))
-@options.as_json
-def list_models(as_json: bool) -> None:
-    """List the known models with size and source."""
-    from laptop.cli import doctor
-
-    if as_json:
-        click.echo(json.dumps(doctor.models_report(), indent=1))
-    else:
-        doctor.print_models()
-
-
-@click.command(name="doctor", epilog=example("laptop doctor"))
-@options.as_json
-def check_installation(as_json: bool) -> None:
-    """Say what is installed, and what each missing extra would give."""
-    from laptop.cli import doctor
-
-    if as_json:
-        click.echo(json.dumps(doctor.report(), indent=1))
-    else:
-        doctor.print_report()
-
-
-@click.command(name="devices", epilog=example("laptop devices", "laptop devices ssh://me@orin"))
-@click.argument("addresses", nargs=-1)
-@click.option("--python", default="python3", show_default=True, help="Python on boards.")
-@options.as_json
-def list_devices(addresses: tuple[str, ...], python: str, as_json: bool) -> None:
-    """Say where latency can be measured: this machine, hosts of the ssh configuration, phones.
-
-    With ADDRESSES, of those only; exit 1 when one of them cannot be reached.
-    """
-    from laptop import benches
-    from laptop.benchmarks.settings import DevicesConfig
-
-    report, text = benches.of_devices(addresses, DevicesConfig(python=python))
-    click.echo(json.dumps(report.as_json(), indent=1) if as_json else printable(text))
-    lost = [device.address for device in report.devices if device.error]
-    if addresses and lost:
-        raise CheckFailed(f"{', '.join(lost)} cannot be reached; see above.")
-
-
-COMMANDS = (generate, compare, report, list_models, list_devices, check_installation)
+COMMANDS = (compare, report)

@@ -11,7 +11,7 @@ from pathlib import Path
 from laptop.errors import LaptopError
 from laptop.files import plain_name, sha256
 from laptop.hosts.host import Done, Host, Local, last_line
-from laptop.scratch import mark
+from laptop.hosts.scratch import mark
 
 
 def checked(host: Host, script: str, timeout_s: float = 60) -> str:

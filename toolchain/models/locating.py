@@ -11,10 +11,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from laptop import mistakes
 from laptop.errors import UnknownModel, Unsupported
 from laptop.files import read_json, reason, shown
-from laptop.models import component_classes, component_fit, hub, stored_weights, tokenizer_trial
+from laptop.models import (
+    component_classes,
+    component_fit,
+    hub,
+    mistakes,
+    stored_weights,
+    tokenizer_trial,
+)
 from laptop.models.architectures import PIPELINES, UNETS, unet_class_name
 from laptop.models.model_checks import check_configs, check_folder, check_unet
 from laptop.models.unet_classes import empty_network
@@ -66,6 +72,13 @@ def locate(model: str) -> str:
         )
     _check_hub(source)
     return source
+
+
+def need_models(*models: str | Path) -> None:
+    """Raise `UnknownModel` or `Unsupported` for a model that cannot be used."""
+    for model in map(str, models):
+        if not random_name(model):  # to locate that would make its weights
+            locate(model)
 
 
 def random_name(model: str) -> str | None:

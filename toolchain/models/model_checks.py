@@ -5,9 +5,9 @@ A model's folder may come from a stranger: nothing that it names is imported her
 
 from pathlib import Path
 
-from laptop import mistakes
 from laptop.errors import BadInput, UnknownModel, Unsupported
 from laptop.files import files_in, inside, open_file, read_json, shown
+from laptop.models import mistakes
 from laptop.models.component_classes import (
     CLASSES,
     Config,

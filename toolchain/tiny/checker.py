@@ -4,7 +4,7 @@ Colour segmentation finds the background and the things on it; moments of each t
 its shape. No network is involved, so the judge cannot be pleased by what a network would like.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from laptop.errors import BadInput
 from laptop.tiny.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -151,3 +152,15 @@ def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> dict[s
     rows = [check(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     shares = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     return {"prompt_accuracy": shares.pop("prompt"), **shares}
+
+
+def scene_metrics(
+    prompts: Sequence[str],
+) -> tuple[Callable[..., dict[str, float]], NDArray[np.uint8]] | tuple[None, None]:
+    """Return the judge and drawn reference pictures if all prompts describe scenes."""
+    try:
+        scenes = [parse(prompt) for prompt in prompts]
+    except BadInput:
+        return None, None
+    rng = np.random.default_rng(0)
+    return judge, np.stack([draw(scene, rng) for scene in scenes])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from laptop import scratch
+from laptop.hosts import scratch
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def owner(folder: Path, **changes: object) -> None:
 KILLED = """
 import os, signal, tempfile
 from pathlib import Path
-from laptop import scratch
+from laptop.hosts import scratch
 from laptop.export import job
 
 job.IMPORTS[:] = []

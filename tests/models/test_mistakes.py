@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from laptop import mistakes
 from laptop.benchmarks.compare import compare
 from laptop.benchmarks.report.report import write_report
 from laptop.distill.settings import DataConfig
 from laptop.errors import BadInput, LaptopError, UnknownModel
 from laptop.export.artifact_list import read_list
-from laptop.models import locating
+from laptop.models import locating, mistakes
 from laptop.pruning.plan_file import Plan
 from laptop.pruning.scores import Scores
 from laptop.training_data import source_of

@@ -63,8 +63,8 @@ def apply_plan(
     unet: ModelMixin, plan: Plan, corrections: Mapping[str, Correction] | None = None
 ) -> ModelMixin:
     """The student of a plan that fits `unet` (`check_plan`); it shares its weights with `unet`."""
-    if plan.config is not None and plan.rename is not None:
-        return transplant(unet, plan.config, plan.rename)
+    if plan.preset is not None:
+        return transplant(unet, plan.config or {}, plan.rename or {})
     return prune_unet(unet, plan.remove, corrections)
 
 

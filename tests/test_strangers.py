@@ -93,6 +93,21 @@ def test_a_write_replaces_a_link_and_never_follows_it(tmp_path: Path) -> None:
     assert not (tmp_path / "x.json").is_symlink()
 
 
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    def fail() -> None:
+        with files.whole(tmp_path / "x.json") as unfinished:
+            unfinished.write_text("half")
+            raise OSError("disk")
+
+    (tmp_path / "x.json").write_text("before")
+    with pytest.raises(OSError, match="disk"):
+        fail()
+    assert (tmp_path / "x.json").read_text() == "before"
+    files.write_text(tmp_path / "x.json", "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").read_text() == "after"
+
+
 # ------------------------------------------------------------------------------------ models
 
 

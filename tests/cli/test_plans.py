@@ -27,7 +27,7 @@ def test_a_plan_and_a_menu_are_told_in_full(tiny_folder, tmp_path) -> None:
     args = ["plan", str(scores), "--menu", "-o", str(precious.with_suffix(".json"))]
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 1
-    assert "other.svg exists, where the chart would lie" in result.stderr
+    assert "other.svg exists, where the chart would be written" in result.stderr
     assert precious.read_text() == "precious"
 
 

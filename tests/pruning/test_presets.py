@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,11 @@ def test_a_plan_tells_exactly_what_is_gone(small, plans, name: str, tmp_path) ->
     assert Plan.read(tmp_path / "plan.json") == plan
 
 
+def test_only_the_plan_of_a_preset_changes_the_config(small, plans) -> None:
+    plan = replace(plans["bk-base"], preset=None, remove=())
+    assert apply_plan(small["sd15"], plan) is small["sd15"]
+
+
 def test_what_is_gone_is_named_as_a_whole(plans) -> None:
     assert list(plans["bk-tiny"].remove) == [
         *("down_blocks.0.attentions.1", "down_blocks.0.resnets.1"),
@@ -186,8 +192,8 @@ def test_what_is_gone_is_named_as_a_whole(plans) -> None:
 @pytest.mark.parametrize(
     ("config", "preset", "words"),
     [
-        (SDXL, "bk-base", "needs the blocks of sd15.*For this model there are ssd-1b"),
-        (SD15, "koala-1b", "needs the blocks of sdxl.*For this model there are bk-base"),
+        (SDXL, "bk-base", "needs the blocks of sd15.*For this model: ssd-1b"),
+        (SD15, "koala-1b", "needs the blocks of sdxl.*For this model: bk-base"),
         (
             SDXL | {"transformer_layers_per_block": (1, 2, 1)},
             "ssd-1b",
@@ -268,7 +274,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(folders,
     plan.write_text(json.dumps(whole))
     with pytest.raises(BadInput, match="made for another model"):
         check_plan(Plan.read(plan), on_meta(SMALL_XL), str(plan))
-    with pytest.raises(BadInput, match="cannot be had for the plan of the preset 'bk-base'"):
+    with pytest.raises(BadInput, match="is not possible for the plan of the preset 'bk-base'"):
         prune(str(folders["sd15"]), plan, tmp_path / "out", PruneConfig(heal="affine"), tmp_path)
 
 

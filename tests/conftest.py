@@ -67,15 +67,41 @@ def pruned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def textless_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny-sdxl` with a U-Net of two levels, untrained; do not change it."""
+    folder = tmp_path_factory.mktemp("models") / "xl"
+    pipe = architecture.pipeline(0)
+    changes = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1),
+        "attention_head_dim": (2, 2),
+    }
+    unet = UNet2DConditionModel.from_config({**pipe.unet.config, **changes})
+    pipe.register_modules(unet=unet.eval())
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pruned_xl_folder(xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two layers removed, in the shipped class; do not change it."""
+    removed = ["up_blocks.0.attentions.0.transformer_blocks.0", "up_blocks.1.resnets.1"]
+    return without(removed, xl_folder, tmp_path_factory.mktemp("models") / "pruned-xl")
+
+
+@pytest.fixture(scope="session")
+def textless_folder(xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without a cross-attention and without one feed-forward network."""
     blocks = {
         name.rpartition(".")[0]
-        for name, _ in architecture.pipeline(0).unet.named_modules()
+        for name, _ in loading.load_unet(str(xl_folder)).named_modules()
         if name.endswith(".attn2")
     }
     removed = [*(f"{block}.attn2" for block in blocks), f"{min(blocks)}.ff"]
-    return without(sorted(removed), tiny_folder, tmp_path_factory.mktemp("models") / "textless")
+    return without(sorted(removed), xl_folder, tmp_path_factory.mktemp("models") / "textless")
 
 
 def without(removed: list[str], model: Path, folder: Path) -> Path:
@@ -89,27 +115,21 @@ def without(removed: list[str], model: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def pair(tiny_folder: Path, pruned_folder: Path) -> tuple[str, str]:
-    """Teacher and student, untrained."""
-    return str(tiny_folder), str(pruned_folder)
-
-
 @pytest.fixture(scope="session")
-def recorded_folder(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded_folder(pruned_xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every component of the pruned model gets while it samples, a file each."""
     folder = tmp_path_factory.mktemp("recorded")
-    pipe = loading.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_xl_folder))
     for name, rows in record(pipe, ["a large red circle on white"], Sampling(3), seed=0).items():
         save_examples(rows, folder / f"{name}.safetensors")
     return folder
 
 
 @pytest.fixture
-def onnx_job(pruned_folder: Path, recorded_folder: Path, tmp_path: Path) -> Job:
+def onnx_job(pruned_xl_folder: Path, recorded_folder: Path, tmp_path: Path) -> Job:
     """The pruned U-Net, of the shipped class, in fp32."""
     path, given = tmp_path / "model.onnx", recorded_folder / "unet.safetensors"
-    return Job("onnx", "unet", "fp32", str(pruned_folder), given, path, ExportConfig())
+    return Job("onnx", "unet", "fp32", str(pruned_xl_folder), given, path, ExportConfig())
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -184,6 +204,20 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "small"
     small_sd15().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Teacher and student, untrained and small; do not change them."""
+    removed = ["down_blocks.1.resnets.0", "up_blocks.1.attentions.1.transformer_blocks.0"]
+    student = without(removed, small_folder, tmp_path_factory.mktemp("models") / "student")
+    return str(small_folder), str(student)
+
+
+@pytest.fixture(scope="session")
+def pair_cache(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes as the teacher of `pair` encodes them."""
+    return _cache(str(small_folder), tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")

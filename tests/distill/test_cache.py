@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import small_sd15
+from laptop.cli import main
 from laptop.distill import encoding
 from laptop.distill.buckets import fit
 from laptop.distill.cache import Cache, check_cache
@@ -76,15 +78,23 @@ def write_shards(folder: Path, pictures: Path) -> str:
 
 def test_two_processes_make_what_one_makes(tiny_folder, pictures, tmp_path) -> None:
     """Of four tars, each with an OpenMP of one thread, as rounding depends on their number."""
-    pattern = write_shards(tmp_path, pictures)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    for start, out in ((launch, "two"), ([], "one")):
-        command = [sys.executable, *start, "-m", "laptop", "cache", "--model", str(tiny_folder)]
-        command += ["--data", pattern, "-o", str(tmp_path / out), "--json"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["count"] == 10
+    options = ["cache", "--model", str(tiny_folder), "--json"]
+    options += ["--data", write_shards(tmp_path, pictures), "-o"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    two = subprocess.run(
+        [*launch, "-m", "laptop", *options, str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert two.returncode == 0, two.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = CliRunner().invoke(main, [*options, str(tmp_path / "one")])
+    torch.set_num_threads(threads)
+    assert one.exit_code == 0, one.output
+    assert json.loads(one.stdout)["count"] == json.loads(two.stdout)["count"] == 10
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
     assert len(list((tmp_path / "two").glob("0*.safetensors"))) == 4
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from conftest import TRAINING_SCRIPT, logged
+from laptop.distill.settings import DistillConfig, TrainConfig
+from laptop.distill.trainer import distill
+
+CONFIG = {"steps": 6, "batch_size": 8, "warmup_steps": 2, "learning_rate": 1e-4}
 
 
 def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
@@ -15,8 +19,7 @@ def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    config = {"steps": 6, "batch_size": 8, "warmup_steps": 2, "learning_rate": 1e-4}
-    command += [TRAINING_SCRIPT, *pair, str(cache), str(out), json.dumps(config)]
+    command += [TRAINING_SCRIPT, *pair, str(cache), str(out), json.dumps(CONFIG)]
     shares = 0 if "fsdp" in more else 200  # accelerate would say that it shards
     how = json.dumps({"checkpoint_every": 2, "log_every": 1, "shares_every": shares})
     done = subprocess.run([*command, how, *more], capture_output=True, text=True, check=False)
@@ -25,11 +28,11 @@ def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_folder, pruned_folder, tiny_cache, tmp_path_factory) -> Path:
+def alone(pair, pair_cache, tmp_path_factory) -> Path:
     """What one process makes of it."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    launch((str(tiny_folder), str(pruned_folder)), tiny_cache, out, 1)
-    return out
+    how = TrainConfig(checkpoint_every=2, log_every=1)
+    return distill(*pair, pair_cache, out, DistillConfig(**CONFIG), how)
 
 
 def assert_same_training(a: Path, b: Path) -> None:
@@ -41,21 +44,24 @@ def assert_same_training(a: Path, b: Path) -> None:
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-3), x["step"]
 
 
-@pytest.mark.parametrize("how", [(), ("fsdp",)], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "how", [pytest.param((), id="ddp"), pytest.param(("fsdp",), id="fsdp", marks=pytest.mark.long)]
+)
 def test_two_processes_train_as_one_with_the_whole_batch(
-    pair, tiny_cache, tmp_path, alone, how
+    pair, pair_cache, tmp_path, alone, how
 ) -> None:
-    launch(pair, tiny_cache, tmp_path / "two", 2, *how)
+    launch(pair, pair_cache, tmp_path / "two", 2, *how)
     assert_same_training(alone, tmp_path / "two")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("first", "then", "how"), [(2, 1, ("fsdp",)), (1, 2, ())])
 def test_what_some_processes_began_others_finish(
-    pair, tiny_cache, tmp_path, alone, first, then, how
+    pair, pair_cache, tmp_path, alone, first, then, how
 ) -> None:
     """From two that share the student's weights out to one, and from one to two."""
     out = tmp_path / "out"
-    assert launch(pair, tiny_cache, out, first, "stop", *(how if first == 2 else ())) != 0
+    assert launch(pair, pair_cache, out, first, "stop", *(how if first == 2 else ())) != 0
     assert not out.exists()
-    launch(pair, tiny_cache, out, then, *(how if then == 2 else ()))
+    launch(pair, pair_cache, out, then, *(how if then == 2 else ()))
     assert_same_training(alone, out)

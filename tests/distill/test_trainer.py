@@ -40,14 +40,21 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(value, weights(b)[name]), name
 
 
+@pytest.fixture(scope="module")
+def unbroken(pair, pair_cache, tmp_path_factory) -> Path:
+    """What `CONFIG` and `HOW` train where nothing happens."""
+    return distill(*pair, pair_cache, tmp_path_factory.mktemp("unbroken") / "out", CONFIG, HOW)
+
+
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_like_an_unbroken_one(
-    pair, tiny_cache, tmp_path
+    pair, pair_cache, tmp_path
 ) -> None:
     """Killed by the system, three times, wherever it happens to be; another time in a save."""
     settings = [json.dumps({"steps": 16, "batch_size": 4, "warmup_steps": 2})]
     settings += [json.dumps({"checkpoint_every": 4, "log_every": 1})]
     whole, out = tmp_path / "whole", tmp_path / "broken"
-    start = [sys.executable, TRAINING_SCRIPT, *pair, str(tiny_cache)]
+    start = [sys.executable, TRAINING_SCRIPT, *pair, str(pair_cache)]
     subprocess.run([*start, str(whole), *settings], check=True, capture_output=True)
     command = [*start, str(out), *settings]
     metrics = tmp_path / ".broken.partial" / "metrics.jsonl"
@@ -70,12 +77,12 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_like_an_unbroken_one(
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
-    optimizer, pair, tiny_cache, tmp_path, monkeypatch
+    optimizer, pair, pair_cache, tmp_path, monkeypatch
 ) -> None:
     if optimizer == "adamw-8bit":
         pytest.importorskip("bitsandbytes", reason="the extra adam8bit is not installed")
     how = replace(HOW, optimizer=optimizer)
-    whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, how)
+    whole = distill(*pair, pair_cache, tmp_path / "whole", CONFIG, how)
     write = checkpoint.write_json
 
     def killed(path: Path, state: dict) -> None:
@@ -85,16 +92,16 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 
     monkeypatch.setattr(checkpoint, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, how)
+        distill(*pair, pair_cache, tmp_path / "broken", CONFIG, how)
     kept = checkpoint.latest(tmp_path / ".broken.partial" / ".resume")
     assert kept is not None
     assert kept.name.endswith("02")
     monkeypatch.undo()
-    assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "broken", CONFIG, how))
+    assert_same_weights(whole, distill(*pair, pair_cache, tmp_path / "broken", CONFIG, how))
 
 
 def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
-    pair, tiny_cache, tmp_path, monkeypatch
+    pair, pair_cache, tmp_path, monkeypatch
 ) -> None:
     save, saves = state_dict_saver.save, []
 
@@ -107,11 +114,11 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(state_dict_saver, "save", full)
     with pytest.raises(NoSpace, match="disk is full"):
-        distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
+        distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW)
     kept = checkpoint.latest(tmp_path / ".out.partial" / ".resume")
     assert kept is not None
     assert kept.name.endswith("02")
-    out = distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
+    out = distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW)
     assert logged(out)[-1]["step"] == 5
 
 
@@ -125,15 +132,15 @@ def test_training_brings_the_student_nearer_to_its_teacher(trained_cache, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(
-    pair, tiny_cache, tmp_path
+    pair, pair_cache, tmp_path
 ) -> None:
     config = replace(CONFIG, steps=200, learning_rate=1000.0)
     with pytest.raises(Diverged, match=r"step \d+: .*task.* not finite .* on samples scene \d+"):
-        distill(*pair, tiny_cache, tmp_path / "out", config, HOW)
+        distill(*pair, pair_cache, tmp_path / "out", config, HOW)
 
 
 def test_a_bad_sample_is_named_and_the_last_checkpoint_kept(
-    pair, tiny_cache, tmp_path, monkeypatch
+    pair, pair_cache, unbroken, tmp_path, monkeypatch
 ) -> None:
     good, seen = Cache.rows, []
 
@@ -146,14 +153,13 @@ def test_a_bad_sample_is_named_and_the_last_checkpoint_kept(
 
     monkeypatch.setattr(Cache, "rows", rows_)
     with pytest.raises(Diverged) as caught:
-        distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW)
-    guilty = Cache(tiny_cache).ids[int(seen[3][2])]
+        distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW)
+    guilty = Cache(pair_cache).ids[int(seen[3][2])]
     assert "step 3: loss, task, output, feature, gradient_norm not finite" in str(caught.value)
     assert f"on samples {guilty}. Their own numbers" in str(caught.value)
     assert "The last good checkpoint is kept (that after step 2" in str(caught.value)
     monkeypatch.undo()
-    whole = distill(*pair, tiny_cache, tmp_path / "whole", CONFIG, HOW)
-    assert_same_weights(whole, distill(*pair, tiny_cache, tmp_path / "out", CONFIG, HOW))
+    assert_same_weights(unbroken, distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW))
 
 
 def kill() -> None:
@@ -161,7 +167,7 @@ def kill() -> None:
 
 
 def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
-    pair, tiny_cache, tmp_path, monkeypatch
+    pair, pair_cache, tmp_path, monkeypatch
 ) -> None:
     calls = []
 
@@ -172,13 +178,13 @@ def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
     monkeypatch.setattr(Watch, "runs_away", once)
     config, how = replace(CONFIG, steps=8, schedule="constant"), replace(HOW, log_every=1)
     with pytest.raises(Diverged, match=r"step 5: the loss has run away .*set back_offs"):
-        distill(*pair, tiny_cache, tmp_path / "none", config, how)
+        distill(*pair, pair_cache, tmp_path / "none", config, how)
     calls.clear()
     with monkeypatch.context() as patch:  # killed just after it has gone back
         patch.setattr(trainer, "say", lambda text: kill() if "Back to" in text else None)
         with pytest.raises(KeyboardInterrupt):
-            distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
-    out = distill(*pair, tiny_cache, tmp_path / "out", config, replace(how, back_offs=1))
+            distill(*pair, pair_cache, tmp_path / "out", config, replace(how, back_offs=1))
+    out = distill(*pair, pair_cache, tmp_path / "out", config, replace(how, back_offs=1))
     assert json.loads((out / "manifest.json").read_text())["back_offs"] == 1
     found = logged(out)
     assert [row["step"] for row in found] == list(range(8))
@@ -186,16 +192,15 @@ def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
 
 
 def test_leave_to_back_off_changes_nothing_where_nothing_diverges(
-    pair, tiny_cache, tmp_path
+    pair, pair_cache, unbroken, tmp_path
 ) -> None:
-    without = distill(*pair, tiny_cache, tmp_path / "without", CONFIG, HOW)
-    made = distill(*pair, tiny_cache, tmp_path / "with", CONFIG, replace(HOW, back_offs=2))
-    assert_same_weights(without, made)
+    made = distill(*pair, pair_cache, tmp_path / "with", CONFIG, replace(HOW, back_offs=2))
+    assert_same_weights(unbroken, made)
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
-def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, tiny_cache, tmp_path, file) -> None:
-    session = start(*pair, tiny_cache, CONFIG, HOW)
+def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, pair_cache, tmp_path, file) -> None:
+    session = start(*pair, pair_cache, CONFIG, HOW)
     session.step(0)
     session.save(tmp_path, 0.0)
     path = checkpoint.latest(tmp_path)
@@ -210,8 +215,8 @@ def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, tiny_cache, tmp_pat
         session.restore(path)
 
 
-def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, tiny_cache) -> None:
-    session = start(*pair, tiny_cache, CONFIG, HOW)
+def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, pair_cache) -> None:
+    session = start(*pair, pair_cache, CONFIG, HOW)
     session.step(0)
     teacher = {p.data_ptr() for p in session.teacher.parameters()}
     held = session.tensors()
@@ -224,7 +229,7 @@ def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, tiny_cache) -> None:
 
 def test_a_rehearsal_says_what_training_will_cost_and_writes_nothing(pair, tmp_path) -> None:
     found = rehearse(*pair, CONFIG, HOW)
-    assert found["student_params"] < found["teacher_params"] == 2_551_300
+    assert found["student_params"] < found["teacher_params"] == 203_204
     assert found["images"] == 24
     assert found["images_per_second"] == pytest.approx(4 / found["seconds_per_step"], rel=0.01)
     assert list(tmp_path.iterdir()) == []

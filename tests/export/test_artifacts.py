@@ -21,7 +21,7 @@ from laptop.export.targets import Request
 from laptop.models import loading
 
 PROMPTS = ["a large red circle on white"]
-UNETS = ExportConfig(targets=("onnx", "onnx:fp16"), components=("unet",), steps=1)
+TWO = ExportConfig(targets=("onnx", "onnx:fp16"), components=("text_encoder",), steps=1)
 
 
 def listed(out: Path) -> dict:
@@ -45,40 +45,40 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, precision: str, error: BaseExceptio
 
 
 def test_a_target_that_fails_leaves_nothing_and_does_not_stop_the_others(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "artifacts"
     with monkeypatch.context() as patch:
         fail_at(patch, "fp32", LaptopError("out of luck"))
-        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+        export_model(str(small_folder), out, TWO, PROMPTS)
     assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp16"]
     assert not (out / "onnx").exists()
-    with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of unet: out of luck"):
+    with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of text_encoder: out of luck"):
         check_exported(out)
     asked = fail_at(monkeypatch, "none", LaptopError(""))
-    export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    export_model(str(small_folder), out, TWO, PROMPTS)
     check_exported(out)
     assert asked == ["fp32"], "the other one is kept"
     assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp32", "fp16"]
 
 
 def test_other_settings_do_not_take_away_what_succeeded(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "artifacts"
     fail_at(monkeypatch, "fp32", LaptopError("out of luck"))
-    export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    export_model(str(small_folder), out, TWO, PROMPTS)
     before = files.sha256(out)
     with pytest.raises(OutputExists, match="made from something else"):
-        export_model(str(tiny_folder), out, replace(UNETS, targets=("onnx:fp16",)), PROMPTS)
+        export_model(str(small_folder), out, replace(TWO, targets=("onnx:fp16",)), PROMPTS)
     (tmp_path / ".artifacts.partial").mkdir()
     with pytest.raises(OutputExists, match="holds unfinished work"):
-        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+        export_model(str(small_folder), out, TWO, PROMPTS)
     assert files.sha256(out) == before
 
 
 def test_what_cannot_be_laid_beside_the_components_fails_its_target_only(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_or_fail(what, work, *given, **place):
         if work is job.complete and str(given[2]).endswith("onnx"):
@@ -86,36 +86,36 @@ def test_what_cannot_be_laid_beside_the_components_fails_its_target_only(
         return run_apart(what, work, *given, **place)
 
     monkeypatch.setattr(target_folder, "run_apart", run_or_fail)
-    out = export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
+    out = export_model(str(small_folder), tmp_path / "artifacts", TWO, PROMPTS)
     assert [r["precision"] for r in listed(out)["artifacts"]] == ["fp16"]
     with pytest.raises(CheckFailed, match=r"onnx \(fp32\) of all: no room beside"):
         check_exported(out)
 
 
 def test_a_target_finished_before_a_kill_is_not_made_again(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "artifacts"
     with monkeypatch.context() as patch:
         fail_at(patch, "fp16", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            export_model(str(tiny_folder), out, UNETS, PROMPTS)
+            export_model(str(small_folder), out, TWO, PROMPTS)
     assert not out.exists(), "a half-written result is never taken for a whole one"
     asked = fail_at(monkeypatch, "none", LaptopError(""))
-    export_model(str(tiny_folder), out, UNETS, PROMPTS)
+    export_model(str(small_folder), out, TWO, PROMPTS)
     assert asked == ["fp16"]
 
 
 def test_a_result_from_which_files_are_gone_is_not_taken_for_whole(
-    tiny_folder: Path, tmp_path: Path
+    small_folder: Path, tmp_path: Path
 ) -> None:
-    config = ExportConfig(components=("unet",), steps=1)
-    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
-    (out / "onnx" / "unet" / "model.onnx").unlink()
+    config = ExportConfig(components=("text_encoder",), steps=1)
+    out = export_model(str(small_folder), tmp_path / "artifacts", config, PROMPTS)
+    (out / "onnx" / "text_encoder" / "model.onnx").unlink()
     with pytest.raises(OutputExists, match=r"changed since\. Pass --overwrite"):
-        export_model(str(tiny_folder), out, config, PROMPTS)
-    export_model(str(tiny_folder), out, config, PROMPTS, overwrite=True)
-    assert (out / "onnx" / "unet" / "model.onnx").exists()
+        export_model(str(small_folder), out, config, PROMPTS)
+    export_model(str(small_folder), out, config, PROMPTS, overwrite=True)
+    assert (out / "onnx" / "text_encoder" / "model.onnx").exists()
 
 
 ROW = {"target": "onnx", "component": "unet", "file": "unet.onnx", "precision": "fp32"}
@@ -137,38 +137,40 @@ def test_a_list_that_was_changed_by_hand_is_refused(tmp_path: Path, changed: dic
         read_list(tmp_path)
 
 
-def test_every_artifact_says_what_its_process_took(tiny_folder: Path, tmp_path: Path) -> None:
+def test_every_artifact_says_what_its_process_took(small_folder: Path, tmp_path: Path) -> None:
     config = ExportConfig(components=("unet",), steps=1)
-    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
+    out = export_model(str(small_folder), tmp_path / "artifacts", config, PROMPTS)
     (row,) = listed(out)["artifacts"]
     assert row["seconds"] > 0
     assert 100e6 < row["peak_memory_bytes"] < 3e9
     assert row["sha256"] == files.sha256(out / row["file"])
     assert row["shapes"]["sample"] == [2, 4, 8, 8]
-    assert row["params"] == loading.load_unet(str(tiny_folder)).num_parameters()
-    assert listed(out)["pixels_per_latent"] == 8
+    assert row["params"] == loading.load_unet(str(small_folder)).num_parameters()
+    assert listed(out)["pixels_per_latent"] == 2
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["files"]["onnx/unet/model.onnx"] == row["sha256"]
     assert {"versions", "device", "config", "inputs"} <= set(manifest)
 
 
 def test_an_export_that_does_not_fit_is_refused_with_the_figure(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ExportConfig(components=("unet",), steps=1)
+    config = ExportConfig(components=("text_encoder",), steps=1)
     free = iter([10**12, 10**6])  # enough to sample
     monkeypatch.setattr(needs, "available_memory_bytes", lambda: next(free))
-    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
-    with pytest.raises(CheckFailed, match=r"unet \(3 M weights\) to onnx takes about .* GB"):
+    out = export_model(str(small_folder), tmp_path / "artifacts", config, PROMPTS)
+    with pytest.raises(
+        CheckFailed, match=r"text_encoder \(0 M weights\) to onnx takes about .* GB"
+    ):
         check_exported(out)
 
 
 def test_a_sampling_that_does_not_fit_is_refused_with_the_figure(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(needs, "available_memory_bytes", lambda: 10**6)
     with pytest.raises(BadInput, match=r"sampling for example inputs takes about .* GB"):
-        export_model(str(tiny_folder), tmp_path / "artifacts", UNETS, PROMPTS)
+        export_model(str(small_folder), tmp_path / "artifacts", TWO, PROMPTS)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,15 +253,15 @@ def test_the_vae_stays_in_the_library_of_the_rest() -> None:
 
 
 def test_a_retry_that_is_refused_leaves_what_there_is(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "artifacts"
     with monkeypatch.context() as patch:
         fail_at(patch, "fp32", LaptopError("out of luck"))
-        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+        export_model(str(small_folder), out, TWO, PROMPTS)
     before = files.sha256(out)
     monkeypatch.setattr(needs, "available_memory_bytes", lambda: 10**6)
     with pytest.raises(BadInput, match="sampling for example inputs takes"):
-        export_model(str(tiny_folder), out, UNETS, PROMPTS)
+        export_model(str(small_folder), out, TWO, PROMPTS)
     assert files.sha256(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]

@@ -28,9 +28,9 @@ PROMPTS = ["a large red circle on white"]
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("parity") / "artifacts"
-    return export_model(str(tiny_folder), out, ExportConfig(), PROMPTS)
+    return export_model(str(xl_folder), out, ExportConfig(), PROMPTS)
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_the_worst_of_several_outputs_counts() -> None:
 
 
 def test_every_onnx_component_equals_pytorch(
-    exported: Path, tiny_folder: Path, tmp_path: Path
+    exported: Path, xl_folder: Path, tmp_path: Path
 ) -> None:
-    out = verify(exported, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=3), PROMPTS)
+    out = verify(exported, str(xl_folder), tmp_path / "parity", VerifyConfig(steps=3), PROMPTS)
     report = strictly(out / "report.json")
     assert report["schema"] == "laptop.parity/1"
     rows = {r["component"]: r for r in report["results"]}
@@ -141,11 +141,9 @@ def test_every_onnx_component_equals_pytorch(
     assert float(saved["000.timestep.npy"]) == 999
 
 
-def test_a_planted_fault_is_found_and_named(
-    copied: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_planted_fault_is_found_and_named(copied: Path, xl_folder: Path, tmp_path: Path) -> None:
     spoil(copied / "onnx/vae_decoder/model.onnx", blank_half)
-    out = verify(copied, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
+    out = verify(copied, str(xl_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
     report = strictly(out / "report.json")
     states = {r["component"]: r["state"] for r in report["results"]}
     assert states == {
@@ -158,10 +156,10 @@ def test_a_planted_fault_is_found_and_named(
 
 
 def test_nan_fails_and_the_report_stays_valid_json(
-    copied: Path, tiny_folder: Path, tmp_path: Path
+    copied: Path, xl_folder: Path, tmp_path: Path
 ) -> None:
     spoil(copied / "onnx/vae_decoder/model.onnx", lambda w: np.full_like(w, np.nan))
-    out = verify(copied, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
+    out = verify(copied, str(xl_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
     report = strictly(out / "report.json")
     row = report["results"][-1]
     assert (row["state"], row["psnr_db"], row["max_abs_error"]) == ("failed", None, None)
@@ -179,21 +177,21 @@ def test_identical_outputs_are_verified_without_a_number() -> None:
 
 
 def test_a_fault_of_the_unet_is_seen_in_its_picture_too(
-    exported: Path, tiny_folder: Path, tmp_path: Path
+    exported: Path, xl_folder: Path, tmp_path: Path
 ) -> None:
     spoilt = shutil.copytree(exported, tmp_path / "artifacts")
     spoil(spoilt / "onnx/unet/model.onnx", blank_half)
-    out = verify(spoilt, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=2), PROMPTS)
+    out = verify(spoilt, str(xl_folder), tmp_path / "parity", VerifyConfig(steps=2), PROMPTS)
     failed = [r["component"] for r in strictly(out / "report.json")["results"] if r["reason"]]
     assert failed == ["unet", "picture"]
 
 
 def test_a_black_picture_is_named_even_above_the_floor(
-    copied: Path, tiny_folder: Path, tmp_path: Path
+    copied: Path, xl_folder: Path, tmp_path: Path
 ) -> None:
     flatten(copied / "onnx/vae_decoder/model.onnx")
     config = VerifyConfig(steps=1, floor_db=-100)
-    out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
+    out = verify(copied, str(xl_folder), tmp_path / "parity", config, PROMPTS)
     with pytest.raises(CheckFailed, match="vae_decoder: 1 of 1 pictures are of one colour"):
         check(ParityReport.read(out / "report.json"))
 
@@ -209,9 +207,9 @@ def test_the_cosine_is_of_the_angle() -> None:
     assert cosine(np.zeros(2), np.ones(2)) == 0
 
 
-def test_the_floor_can_be_raised(copied: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_floor_can_be_raised(copied: Path, xl_folder: Path, tmp_path: Path) -> None:
     config = VerifyConfig(steps=1, floor_db=200.0)
-    out = verify(copied, str(tiny_folder), tmp_path / "parity", config, PROMPTS)
+    out = verify(copied, str(xl_folder), tmp_path / "parity", config, PROMPTS)
     with pytest.raises(CheckFailed, match="3 of 3 artifacts differ"):
         check(ParityReport.read(out / "report.json"))
 
@@ -239,11 +237,11 @@ def test_a_missing_artifact_and_a_folder_without_a_list_are_named(
 
 
 def test_an_artifact_of_another_model_is_refused(
-    copied: Path, tiny_folder: Path, tmp_path: Path
+    copied: Path, xl_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copy(copied / "onnx/vae_encoder/model.onnx", copied / "onnx/vae_decoder/model.onnx")
     with pytest.raises(BadInput, match="Pass the model that it was exported from"):
-        verify(copied, str(tiny_folder), tmp_path / "p", VerifyConfig(steps=1), PROMPTS)
+        verify(copied, str(xl_folder), tmp_path / "p", VerifyConfig(steps=1), PROMPTS)
 
 
 def test_an_unknown_precision_is_refused(copied: Path, tmp_path: Path) -> None:

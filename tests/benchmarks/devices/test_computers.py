@@ -261,12 +261,15 @@ def test_layers_are_timed_on_the_board(
 
 @needs_sshd
 def test_an_engine_is_built_on_the_board_and_timed_there(
-    pruned_folder: Path, board: Board, remote: Computer, tmp_path: Path
+    pruned_xl_folder: Path, board: Board, remote: Computer, tmp_path: Path
 ) -> None:
     board.install()
     out = tmp_path / "artifacts"
     export_model(
-        str(pruned_folder), out, ExportConfig(("tensorrt",), components=("unet",), steps=1), ["a"]
+        str(pruned_xl_folder),
+        out,
+        ExportConfig(("tensorrt",), components=("unet",), steps=1),
+        ["a"],
     )
     check_exported(out)
     report = bench({"student": out}, tmp_path / "x.json", CONFIG, remote)

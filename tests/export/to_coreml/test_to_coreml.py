@@ -32,13 +32,13 @@ CHUNKED = CoremlConfig(chunk="always", compute_units="cpu_and_ne")
 
 
 @pytest.fixture(scope="module")
-def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(pruned_xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The U-Net, in chunks too, and a text encoder of the pruned `tiny-sdxl`."""
     out = tmp_path_factory.mktemp("coreml") / "artifacts"
     config = ExportConfig(
         targets=("coreml",), components=("unet", "text_encoder_2"), coreml=CHUNKED
     )
-    return export_model(str(pruned_folder), out, config, PROMPTS)
+    return export_model(str(pruned_xl_folder), out, config, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def reports(artifacts: Path, model: Path, out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "report.json").read_text())["results"]
 
 
-def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> None:
+def test_the_package_holds_fp16_weights(exported: Path, pruned_xl_folder: Path) -> None:
     rows = json.loads((exported / "artifacts.json").read_text())["artifacts"]
     (row,) = [row for row in rows if row["component"] == "unet"]
     assert (row["target"], row["precision"]) == ("coreml", "fp16")
@@ -97,19 +97,21 @@ def test_the_package_holds_fp16_weights(exported: Path, pruned_folder: Path) -> 
     files = [p for p in (exported / row["file"]).rglob("*") if p.is_file()]
     assert row["bytes"] == sum(p.stat().st_size for p in files)
     (weights,) = (p.stat().st_size for p in files if p.name == "weight.bin")
-    params = loading.load_unet(str(pruned_folder)).num_parameters()
+    params = loading.load_unet(str(pruned_xl_folder)).num_parameters()
     assert weights == pytest.approx(2 * params, rel=0.03)
 
 
-def test_the_weights_read_back_are_those_of_the_model(exported: Path, pruned_folder: Path) -> None:
+def test_the_weights_read_back_are_those_of_the_model(
+    exported: Path, pruned_xl_folder: Path
+) -> None:
     found = weights_of(read(exported / "coreml" / "unet.mlpackage"))
-    unet = loading.load_unet(str(pruned_folder))
+    unet = loading.load_unet(str(pruned_xl_folder))
     wanted = {k: v for k, v in unet.state_dict().items() if k.endswith("weight") and v.ndim > 1}
     for name, weight in wanted.items():
         value = found[name.replace(".", "_")].float()
         bound = weight.abs() * 2**-11 + 2**-25  # half a unit in the last place of fp16
         assert ((value - weight).abs() <= bound).all(), name
-    assert len(wanted) > 100
+    assert len(wanted) > 60
 
 
 def test_every_component_is_a_package_in_its_own_precision(small: Path) -> None:
@@ -128,10 +130,10 @@ def test_every_component_is_a_package_in_its_own_precision(small: Path) -> None:
 
 
 def test_every_component_is_computed_above_its_floor(
-    small: Path, small_folder: Path, exported: Path, pruned_folder: Path, tmp_path: Path
+    small: Path, small_folder: Path, exported: Path, pruned_xl_folder: Path, tmp_path: Path
 ) -> None:
     rows = reports(small, small_folder, tmp_path / "small")
-    rows += reports(exported, pruned_folder, tmp_path / "pruned")
+    rows += reports(exported, pruned_xl_folder, tmp_path / "pruned")
     assert len(rows) == 8, "six components and the pictures of two models"
     for row in rows:
         assert row["reason"] is None, row
@@ -198,7 +200,7 @@ def test_a_planted_fault_is_found(
 
 
 def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(
-    exported: Path, pruned_folder: Path
+    exported: Path, pruned_xl_folder: Path
 ) -> None:
     whole = exported / "coreml" / "unet.mlpackage"
     sizes = [
@@ -210,7 +212,7 @@ def test_chunks_hold_half_the_weights_each_and_compute_what_the_whole_does(
         ["coreml/unet_chunk1.mlpackage", "coreml/unet_chunk2.mlpackage"]
     ]
     assert max(sizes[1:]) < 0.6 * sizes[0]
-    pipe = loading.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_xl_folder))
     example = record(pipe, PROMPTS, Sampling(1), seed=3)["unet"][0]
     to_coreml.check_chunks(whole, {k: v.numpy() for k, v in example.items()})
 
@@ -261,7 +263,7 @@ def swift_inputs(example: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def test_resources_of_an_xl_model_take_what_apples_runner_gives(
-    exported: Path, pruned_folder: Path
+    exported: Path, pruned_xl_folder: Path
 ) -> None:
     folder = exported / "coreml" / "Resources"
     assert {p.name for p in folder.iterdir()} == {
@@ -272,7 +274,7 @@ def test_resources_of_an_xl_model_take_what_apples_runner_gives(
         "merges.txt",
         "compile.sh",
     }
-    pipe = loading.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_xl_folder))
     recorded = record(pipe, PROMPTS, Sampling(1), seed=0)
     example = recorded["unet"][0]
     given: dict[str, Any] = swift_inputs(example)

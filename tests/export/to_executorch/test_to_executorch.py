@@ -171,15 +171,13 @@ def test_inputs_of_other_shapes_and_a_cut_off_file_are_refused(
         to_executorch.load(cut)
 
 
-def test_a_text_encoder_goes_through_export_and_verify(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_text_encoder_goes_through_export_and_verify(xl_folder: Path, tmp_path: Path) -> None:
     config = ExportConfig(targets=("executorch",), components=("text_encoder",), steps=1)
-    out = export_model(str(tiny_folder), tmp_path / "artifacts", config, PROMPTS)
+    out = export_model(str(xl_folder), tmp_path / "artifacts", config, PROMPTS)
     listed = json.loads((out / "artifacts.json").read_text())
     assert not listed["failed"]
     (row,) = listed["artifacts"]
     assert row["file"] == "executorch/text_encoder.pte"
-    found = parity.verify(
-        out, str(tiny_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS
-    )
+    found = parity.verify(out, str(xl_folder), tmp_path / "parity", VerifyConfig(steps=1), PROMPTS)
     (result,) = json.loads((found / "report.json").read_text())["results"]
     assert result["state"] == "verified", result

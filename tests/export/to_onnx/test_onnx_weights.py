@@ -23,6 +23,18 @@ from support.onnx_files import lowest_psnr, weights
 FLOORS = {"fp32": 60, "fp16": 40, "int8": 30, "int8-qdq": 30}
 
 
+@pytest.fixture(scope="module")
+def exported(
+    pruned_xl_folder: Path, recorded_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Job:
+    """The job of `onnx_job`, done; do not change what it made."""
+    inputs = recorded_folder / "unet.safetensors"
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    job = Job("onnx", "unet", "fp32", str(pruned_xl_folder), inputs, path, ExportConfig())
+    to_onnx.export(job)
+    return job
+
+
 @pytest.mark.parametrize("precision", list(FLOORS))
 @pytest.mark.parametrize("component", ["unet", "text_encoder_2"])
 def test_every_precision_reaches_its_floor(
@@ -34,8 +46,8 @@ def test_every_precision_reaches_its_floor(
     assert lowest_psnr(job) >= FLOORS[precision]
 
 
-def test_a_stock_unet_is_exported_too(onnx_job: Job, tiny_folder: Path) -> None:
-    job = replace(onnx_job, model=str(tiny_folder))
+def test_a_stock_unet_is_exported_too(onnx_job: Job, xl_folder: Path) -> None:
+    job = replace(onnx_job, model=str(xl_folder))
     to_onnx.export(job)
     assert lowest_psnr(job) >= 60
 
@@ -54,10 +66,9 @@ def test_text_that_nothing_reads_is_still_an_input(
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 9), (13, 10)])
-def test_every_size_that_pytorch_takes_fits(onnx_job: Job, height: int, width: int) -> None:
-    to_onnx.export(onnx_job)
-    graph, run = components.load(onnx_job.model, "unet"), onnx_session.load(onnx_job.path)
-    given = onnx_job.examples()[0] | {"sample": torch.randn(2, 4, height, width)}
+def test_every_size_that_pytorch_takes_fits(exported: Job, height: int, width: int) -> None:
+    graph, run = components.load(exported.model, "unet"), onnx_session.load(exported.path)
+    given = exported.examples()[0] | {"sample": torch.randn(2, 4, height, width)}
     (expected,) = components.run(graph, given).values()
     (got,) = run({name: given[name].numpy() for name in graph.inputs}).values()
     assert psnr(expected.numpy(), got) >= 60
@@ -74,25 +85,23 @@ def test_fp16_is_throughout_but_for_time_and_sizes(onnx_job: Job) -> None:
 
 
 def test_large_weights_lie_in_one_file_beside_the_graph(
-    onnx_job: Job, monkeypatch: pytest.MonkeyPatch
+    exported: Job, onnx_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_onnx.export(onnx_job)
-    inside = weights(onnx_job.path)
-    assert {p.name for p in onnx_job.path.parent.iterdir()} == {"model.onnx", "config.json"}
+    inside = weights(exported.path)
+    assert {p.name for p in exported.path.parent.iterdir()} == {"model.onnx", "config.json"}
     monkeypatch.setattr(onnx_weights, "INLINE_BYTES", 0)
     to_onnx.export(onnx_job)
     assert onnx_job.path.stat().st_size < 1_500_000
-    assert onnx_job.path.with_name("model.onnx_data").stat().st_size > 5_000_000
+    assert onnx_job.path.with_name("model.onnx_data").stat().st_size > 3_000_000
     beside = weights(onnx_job.path)
     assert set(beside) == set(inside)
     assert all(np.array_equal(beside[name], inside[name]) for name in inside)
     assert lowest_psnr(onnx_job) >= 60
 
 
-def test_every_weight_of_the_model_is_in_the_file_once(onnx_job: Job) -> None:
-    to_onnx.export(onnx_job)
-    unet = loading.load_unet(onnx_job.model)
-    saved = weights(onnx_job.path)
+def test_every_weight_of_the_model_is_in_the_file_once(exported: Job) -> None:
+    unet = loading.load_unet(exported.model)
+    saved = weights(exported.path)
     for name, value in unet.state_dict().items():
         array = saved.pop(f"unet.{name}")
         same = value if value.shape == array.shape and np.array_equal(value, array) else value.T
@@ -177,9 +186,10 @@ def cleaned(onnx_job: Job) -> Job:
     return replace(onnx_job, config=ExportConfig(onnx=OnnxConfig(clean_up=True)))
 
 
-def test_a_graph_that_was_cleaned_up_is_smaller_and_computes_the_same(onnx_job: Job) -> None:
-    to_onnx.export(onnx_job)
-    nodes = len(onnx.load(onnx_job.path).graph.node)
+def test_a_graph_that_was_cleaned_up_is_smaller_and_computes_the_same(
+    exported: Job, onnx_job: Job
+) -> None:
+    nodes = len(onnx.load(exported.path).graph.node)
     to_onnx.export(cleaned(onnx_job))
     assert len(onnx.load(onnx_job.path).graph.node) < 0.7 * nodes
     assert {p.name for p in onnx_job.path.parent.iterdir()} == {"model.onnx", "config.json"}
@@ -187,10 +197,12 @@ def test_a_graph_that_was_cleaned_up_is_smaller_and_computes_the_same(onnx_job: 
 
 
 def test_a_clean_up_that_changes_outputs_is_not_kept(
-    onnx_job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Job,
+    onnx_job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    to_onnx.export(onnx_job)
-    plain = onnx_job.path.read_bytes()
+    plain = exported.path.read_bytes()
 
     def damaged(model: onnx.ModelProto) -> onnx.ModelProto:
         sigmoid = next(node for node in model.graph.node if node.op_type == "Sigmoid")

@@ -28,16 +28,16 @@ PROMPTS = ["a large red circle above a small green cross on black"]
 
 
 @pytest.fixture(scope="module")
-def pruned(pruned_folder: Path) -> DiffusionPipeline:
-    return loading.load_pipeline(str(pruned_folder))
+def pruned(pruned_xl_folder: Path) -> DiffusionPipeline:
+    return loading.load_pipeline(str(pruned_xl_folder))
 
 
 @pytest.fixture(scope="module")
-def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(pruned_xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All components of a pruned model of the shipped class."""
     out = tmp_path_factory.mktemp("export") / "artifacts"
     targets = ExportConfig(targets=("onnx", "onnx:fp16"))
-    return export_model(str(pruned_folder), out, targets, PROMPTS)
+    return export_model(str(pruned_xl_folder), out, targets, PROMPTS)
 
 
 def picture(pipe: Any, count: int = 1, **kwargs: Any) -> np.ndarray:
@@ -183,13 +183,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 
 def test_a_full_disk_is_found_before_weights_are_read(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    xl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
     monkeypatch.setattr(loading, "load_pipeline", None)
     with pytest.raises(NoSpace, match="GB are needed"):
-        export_model(str(tiny_folder), tmp_path / "a", ExportConfig(), PROMPTS)
+        export_model(str(xl_folder), tmp_path / "a", ExportConfig(), PROMPTS)
 
 
 def test_loading_a_folder_without_onnx_says_how_to_make_one(tmp_path: Path) -> None:
@@ -217,11 +217,11 @@ def test_a_damaged_folder_is_refused_before_it_is_loaded(
         to_onnx.load_pipeline(damaged)
 
 
-def test_a_picture_is_of_the_size_that_was_exported(pruned_folder: Path, tmp_path: Path) -> None:
+def test_a_picture_is_of_the_size_that_was_exported(pruned_xl_folder: Path, tmp_path: Path) -> None:
     components = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
     config = ExportConfig(components=components, resolution=96, onnx=OnnxConfig(shapes="static"))
     sampling = SamplingConfig(steps=1)
-    export_model(str(pruned_folder), tmp_path / "a", config, ["red"], sampling=sampling)
+    export_model(str(pruned_xl_folder), tmp_path / "a", config, ["red"], sampling=sampling)
     size = generate(str(tmp_path / "a"), "red", tmp_path / "o.png", steps=1, guidance=None, seed=0)
     assert size == (96, 96)
 

@@ -35,22 +35,22 @@ PROMPTS = ["a large red circle on white"]
 
 
 @pytest.fixture(scope="module")
-def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(pruned_xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """U-Net and a text encoder of a pruned model, shapes static."""
     config = ExportConfig(("tensorrt",), components=("text_encoder", "unet"), steps=1)
     out = tmp_path_factory.mktemp("trt") / "out"
-    export_model(str(pruned_folder), out, config, PROMPTS)
+    export_model(str(pruned_xl_folder), out, config, PROMPTS)
     check_exported(out)
     return out
 
 
 @pytest.fixture(scope="module")
-def dynamic(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dynamic(pruned_xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The U-Net with a profile of one to two pictures."""
     profile = TensorrtConfig(batch=(1, 1, 2), optimization_level=2, workspace_mib=64)
     config = ExportConfig(("tensorrt",), components=("unet",), steps=1, tensorrt=profile)
     out = tmp_path_factory.mktemp("trt") / "out"
-    export_model(str(pruned_folder), out, config, PROMPTS)
+    export_model(str(pruned_xl_folder), out, config, PROMPTS)
     check_exported(out)
     return out
 
@@ -92,10 +92,10 @@ def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 @needs_sshd
 def test_a_board_builds_and_computes_what_pytorch_computes(
-    exported: Path, pruned_folder: Path, board: Board, server: Server
+    exported: Path, pruned_xl_folder: Path, board: Board, server: Server
 ) -> None:
     run = engine.load(Ssh("board", config=server.config()), unet(exported))
-    graph, given = real_inputs(pruned_folder)
+    graph, given = real_inputs(pruned_xl_folder)
     expected = components.run(graph, given)["out_sample"].numpy()
     got = run(arrays(given))["out_sample"]
     assert psnr(expected, got) >= parity.FLOORS["fp16"]
@@ -107,11 +107,11 @@ def test_a_board_builds_and_computes_what_pytorch_computes(
 
 @pytest.mark.parametrize("version", ["8.6.2", "10.3.0", "11.1.0"])
 def test_integer_inputs_arrive_in_the_type_of_the_version(
-    version: str, exported: Path, board: Board, here: Host, pruned_folder: Path
+    version: str, exported: Path, board: Board, here: Host, pruned_xl_folder: Path
 ) -> None:
     board.install(version)
     run = engine.load(here, exported / "tensorrt/text_encoder/model.onnx")
-    pipe = loading.load_pipeline(str(pruned_folder))
+    pipe = loading.load_pipeline(str(pruned_xl_folder))
     graph = components.graph(pipe, "text_encoder")
     given = record(pipe, PROMPTS, Sampling(1), seed=0)["text_encoder"][0]
     got = run(arrays(given))
@@ -120,10 +120,10 @@ def test_integer_inputs_arrive_in_the_type_of_the_version(
 
 
 def test_a_profile_is_built_and_any_shape_within_it_runs(
-    dynamic: Path, pruned_folder: Path, board: Board, here: Host
+    dynamic: Path, pruned_xl_folder: Path, board: Board, here: Host
 ) -> None:
     run = engine.load(here, unet(dynamic))
-    graph, given = real_inputs(pruned_folder)
+    graph, given = real_inputs(pruned_xl_folder)
     more = {k: torch.cat([v, v]) if v.ndim else v for k, v in given.items()}
     for tensors in (given, more):
         expected = components.run(graph, tensors)["out_sample"].numpy()
@@ -342,10 +342,10 @@ def test_an_old_tensorrt_is_refused(board: Board, here: Host) -> None:
 
 
 def test_where_an_engine_can_be_built_parity_is_that_of_the_engine(
-    exported: Path, pruned_folder: Path, board: Board, here: Host, tmp_path: Path
+    exported: Path, pruned_xl_folder: Path, board: Board, here: Host, tmp_path: Path
 ) -> None:
     config = VerifyConfig(steps=1)
-    out = parity.verify(exported, str(pruned_folder), tmp_path / "parity", config, PROMPTS)
+    out = parity.verify(exported, str(pruned_xl_folder), tmp_path / "parity", config, PROMPTS)
     rows = json.loads((out / "report.json").read_text())["results"]
     assert {row["state"] for row in rows} == {"verified"}
     assert board.builds == 2, "U-Net and text encoder"

@@ -47,13 +47,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 @pytest.fixture(scope="module")
 def graph(
-    pruned_folder: Path, recorded_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    pruned_xl_folder: Path, recorded_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The U-Net in fp16, for one or two pictures."""
     profile = TensorrtConfig(batch=(1, 1, 2), optimization_level=2, workspace_mib=64)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     given, config = recorded_folder / "unet.safetensors", ExportConfig(tensorrt=profile)
-    to_tensorrt.export(Job("tensorrt", "unet", "fp16", str(pruned_folder), given, path, config))
+    to_tensorrt.export(Job("tensorrt", "unet", "fp16", str(pruned_xl_folder), given, path, config))
     return path
 
 

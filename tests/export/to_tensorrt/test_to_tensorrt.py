@@ -33,9 +33,11 @@ CONFIG = ExportConfig(targets=("tensorrt",), steps=1)
 
 
 @pytest.fixture(scope="module")
-def exported(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(pruned_xl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All components of a pruned model, shapes static."""
-    out = export_model(str(pruned_folder), tmp_path_factory.mktemp("trt") / "out", CONFIG, PROMPTS)
+    out = export_model(
+        str(pruned_xl_folder), tmp_path_factory.mktemp("trt") / "out", CONFIG, PROMPTS
+    )
     check_exported(out)
     return out
 
@@ -105,10 +107,10 @@ def test_the_plan_shows_the_flags_of_each_version(exported: Path) -> None:
 
 
 def test_parity_holds_and_the_report_says_that_no_engine_was_built(
-    exported: Path, pruned_folder: Path, tmp_path: Path
+    exported: Path, pruned_xl_folder: Path, tmp_path: Path
 ) -> None:
     config = VerifyConfig(steps=2)
-    out = parity.verify(exported, str(pruned_folder), tmp_path / "parity", config, PROMPTS)
+    out = parity.verify(exported, str(pruned_xl_folder), tmp_path / "parity", config, PROMPTS)
     report = json.loads((out / "report.json").read_text())
     check(ParityReport.read(out / "report.json"))
     assert report["results"], "nothing was compared"
@@ -160,10 +162,10 @@ def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str
         TensorrtConfig(**given)
 
 
-def test_a_resolution_without_whole_latents_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_resolution_without_whole_latents_is_refused(xl_folder: Path, tmp_path: Path) -> None:
     config = TensorrtConfig(resolution=(60, 64, 64))
     wanted = ExportConfig(targets=("tensorrt",), components=("unet",), steps=1, tensorrt=config)
-    out = export_model(str(tiny_folder), tmp_path / "out", wanted, PROMPTS)
+    out = export_model(str(xl_folder), tmp_path / "out", wanted, PROMPTS)
     with pytest.raises(CheckFailed, match="resolution 60 makes no whole number of latents"):
         check_exported(out)
 
@@ -201,14 +203,19 @@ def test_types_that_do_not_mix_are_an_error() -> None:
 
 
 def test_a_graph_that_no_tensorrt_takes_is_not_exported(
-    tiny_folder: Path, tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    xl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     less = {k: v for k, v in operators.SUPPORTED[10].items() if k != "Erf"}
     monkeypatch.setitem(operators.SUPPORTED, 10, less)
     given = tmp_path / "text_encoder_2.safetensors"
-    save_examples(record(tiny_pipe, PROMPTS, Sampling(1), seed=0)["text_encoder_2"], given)
+    save_examples(
+        record(loading.load_pipeline(str(xl_folder)), PROMPTS, Sampling(1), seed=0)[
+            "text_encoder_2"
+        ],
+        given,
+    )
     job = Job(
-        *("tensorrt", "text_encoder_2", "fp16", str(tiny_folder)),
+        *("tensorrt", "text_encoder_2", "fp16", str(xl_folder)),
         *(given, tmp_path / "model.onnx", CONFIG),
     )
     with pytest.raises(Unsupported, match=r"text_encoder_2: TensorRT takes none of Erf \(node"):

@@ -25,11 +25,13 @@ demo: $(VENV)/installed
 	@echo "The report is $(CURDIR)/demo/report.html (and report.md beside it)."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+	  --no-loadscope-reorder $(TESTS)
 
 # Those marked `long`: several kills, whole runs twice, studies.
 test-long: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m long $(TESTS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+	  --no-loadscope-reorder -m long $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

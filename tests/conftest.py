@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from laptop.distill.encoding import make_cache
 from laptop.distill.settings import DataConfig
 from laptop.export.inputs import record
-from laptop.export.job import Job, save_examples
+from laptop.export.job import IMPORTS, Job, save_examples
 from laptop.export.settings import CoremlConfig, ExportConfig
 from laptop.models import loading, unet_classes
 from laptop.pruning.sampling_config import Sampling
@@ -35,6 +35,20 @@ if WORKERS > 1:
     THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
     os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
     torch.set_num_threads(THREADS)
+
+IMPORTS.append("coremltools")  # 2 s of each process that exports to Core ML
+# Files that take longest start first, lest one of them is left for a single worker at the end.
+LONGEST = (
+    *("test_to_coreml", "test_palettes", "test_onnx_weights", "test_to_onnx", "test_to_executorch"),
+    *("test_compress", "test_trainer", "test_session", "test_distributed", "test_magnitudes"),
+    *("test_computers", "test_latency", "test_bench", "test_engine", "test_to_tensorrt"),
+    *("test_compress_killed", "test_prediction"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 TRAINING_SCRIPT = str(Path(__file__).parent / "support" / "training.py")
 REMOVED = [

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,10 +235,11 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     starter.start()
     while not (path.exists() and path.read_text()):
         assert starter.is_alive()
+        time.sleep(0.05)
     child = psutil.Process(int(path.read_text()))
     starter.kill()
     starter.join()
-    child.wait(20)
+    child.wait(60)
 
 
 def _starter(path: Path) -> None:

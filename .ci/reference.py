@@ -25,10 +25,9 @@ MADE: dict[Path, Callable[[], str]] = {
     PAGES / "cli.md": cli_page,
     PAGES / "recipe.md": recipe_page,
     PAGES / "files.md": files_page,
+    PAGES / "python.md": lambda: python_page(ROOT / "toolchain" / "api.py"),
     ROOT / "toolchain" / "recipes" / "recipe.schema.json": schema,
 }
-if (API := ROOT / "toolchain" / "api.py").is_file():
-    MADE[PAGES / "python.md"] = lambda: python_page(API)
 
 
 def text(path: Path) -> str:

@@ -1,10 +1,13 @@
 """The README and the pages of the site: what they name exists, and the README stays short."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from laptop import api
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"laptop": "toolchain"} | {
@@ -63,3 +66,15 @@ def test_every_module_function_and_file_that_a_page_names_exists(page: Path) -> 
 def test_the_readme_has_at_most_700_words() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 700
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/python.md"])
+def test_python_examples_call_the_functions_of_the_api_as_they_are(page: str) -> None:
+    blocks = re.findall(
+        r"```python\n(from laptop.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL
+    )
+    calls = [n for block in blocks for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Call)]
+    assert calls
+    for call in calls:
+        keywords = {str(k.arg): None for k in call.keywords}
+        inspect.signature(getattr(api, ast.unparse(call.func))).bind(*call.args, **keywords)

@@ -16,7 +16,7 @@ from laptop.errors import BadInput
 from laptop.fields import Name, Range
 from laptop.files import shown
 from laptop.pruning.plan_file import Milliseconds
-from laptop.pruning.scores import Anatomy, Size
+from laptop.pruning.scores import Anatomy, WholeCost
 from laptop.pruning.settings import PlanConfig
 from laptop.records import Record
 
@@ -55,7 +55,7 @@ class LatencyTable(Record):
 
     model: Name | None = None
     granularity: Name | None = None
-    params: Size | None = None  # of the whole U-Net
+    params: WholeCost | None = None  # of the whole U-Net
     runtime: Name | None = None
     precision: Name | None = None
     device: Name | None = None

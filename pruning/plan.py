@@ -23,7 +23,7 @@ from laptop.pruning.expressible import stock_config
 from laptop.pruning.joint import AT_ONCE, JointLoss
 from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
-from laptop.pruning.plan_file import Change, Menu, MenuPoint, Plan, Times
+from laptop.pruning.plan_file import CostChange, LatencyChange, Menu, MenuPoint, Plan
 from laptop.pruning.scores import Anatomy, Scores, Unit, scores_file
 from laptop.pruning.settings import PlanConfig
 from laptop.pruning.units import check_names, check_size
@@ -131,7 +131,7 @@ def as_plan(
     times = None
     if (before := anatomy.latency_ns) is not None:
         after = before - sum(anatomy.latencies_ns[unit.name] for unit in gone)
-        times = Times(before=before / NS, after=after / NS)
+        times = LatencyChange(before=before / NS, after=after / NS)
     return Plan(
         model=model,
         budget=budget,
@@ -143,8 +143,8 @@ def as_plan(
     )
 
 
-def _change(before: int, less: int) -> Change:
-    return Change(before=before, after=before - less)
+def _change(before: int, less: int) -> CostChange:
+    return CostChange(before=before, after=before - less)
 
 
 def refined(

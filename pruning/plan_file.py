@@ -8,22 +8,22 @@ from typing import Annotated, Self
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
 from laptop.models import mistakes
-from laptop.pruning.scores import Cost, Loss, Names, Size
+from laptop.pruning.scores import Cost, Loss, Names, WholeCost
 from laptop.records import Record
 
 Milliseconds = Annotated[float, Range(0, below=86_400_000)]  # a day
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change(Record):
+class CostChange(Record):
     """A cost of a U-Net before and after pruning."""
 
-    before: Size
+    before: WholeCost
     after: Cost
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times(Record):
+class LatencyChange(Record):
     """The latency of a U-Net before and after pruning, in ms."""
 
     before: Milliseconds
@@ -44,10 +44,10 @@ class Plan(Record):
     preset: Name | None = None
     budget: Mapping[str, object] = field(default_factory=dict)  # a PlanConfig, as it was set
     remove: Names  # module paths, in the order in which they run
-    params: Change
-    macs: Change | None = None
+    params: CostChange
+    macs: CostChange | None = None
     stock_config: bool | None = None  # whether a plain diffusers config can say the student
-    latency_ms: Times | None = None
+    latency_ms: LatencyChange | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)  # for the student's folder
     solver: Name | None = None
     measured_loss: Loss | None = None  # of removing all these layers together

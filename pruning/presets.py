@@ -29,7 +29,7 @@ from laptop.models.architectures import UNETS
 from laptop.models.component_classes import Config
 from laptop.models.description import context_length
 from laptop.pruning.expressible import build
-from laptop.pruning.plan_file import Change, Plan
+from laptop.pruning.plan_file import CostChange, Plan
 from laptop.pruning.units import anatomy_of, blocks
 from laptop.run import Overwrite, run_stage
 
@@ -231,8 +231,8 @@ def preset_plan(teacher: UNet2DConditionModel, name: str, tokens: int = 77) -> P
     return Plan(
         preset=name,
         remove=tuple(gone(teacher, kept)),
-        params=Change(before=before.params, after=after.params),
-        macs=Change(before=before.macs, after=after.macs),
+        params=CostChange(before=before.params, after=after.params),
+        macs=CostChange(before=before.macs, after=after.macs),
         stock_config=True,
         config=config,
         rename=rename,

@@ -16,7 +16,7 @@ from laptop.errors import BadInput
 from laptop.files import reason, shown
 from laptop.models import component_classes, locating
 from laptop.models.component_classes import Config
-from laptop.models.config_values import Scheduler
+from laptop.models.config_values import SchedulerValues
 from laptop.models.description import Description, describe
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import (
@@ -185,7 +185,9 @@ def make_scheduler(own: Config, sampling: Sampling) -> "SchedulerMixin":
                 f"{', '.join(options)}."
             )
         _check_option(key, value, parameters[key].default)
-    checked(sampling.scheduler_options, Scheduler, "[sampling] scheduler_options", "Change it.")
+    checked(
+        sampling.scheduler_options, SchedulerValues, "[sampling] scheduler_options", "Change it."
+    )
     learns, own_learns = (_learns(c) for c in (sampling.scheduler_options, own))
     if learns and not own_learns:
         raise BadInput(

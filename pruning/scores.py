@@ -12,7 +12,7 @@ from laptop.pruning.settings import DTYPES
 from laptop.records import Record
 
 Cost = Annotated[int, Range(0, 10**18)]  # parameters, multiply-accumulates
-Size = Annotated[int, Range(1, 10**18)]
+WholeCost = Annotated[int, Range(1, 10**18)]
 Loss = Annotated[float, Range(-1e30, 1e30)]
 Names = Annotated[tuple[Name, ...], Length(1_000_000)]
 
@@ -56,8 +56,8 @@ class ScoredUnit(Unit):
 class Costs(Record):
     """The costs of a whole U-Net."""
 
-    params: Size
-    macs: Size  # multiply-accumulates of one forward, batch 1, at the native size
+    params: WholeCost
+    macs: WholeCost  # multiply-accumulates of one forward, batch 1, at the native size
 
 
 @dataclass(frozen=True, kw_only=True)

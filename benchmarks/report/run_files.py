@@ -25,7 +25,7 @@ from laptop.errors import BadInput
 from laptop.export.parity_report import ParityReport, ParityRow
 from laptop.files import MANIFEST, lines, read_json, read_text
 from laptop.models import mistakes
-from laptop.pruning.plan_file import Change, Plan
+from laptop.pruning.plan_file import CostChange, Plan
 from laptop.pruning.scores import Scores
 from laptop.records import Record, built, checked
 
@@ -195,7 +195,7 @@ def measures(run: RunFiles, label: str) -> Measures:
     )
 
 
-def _cost(change: Change | None, label: str) -> int | None:
+def _cost(change: CostChange | None, label: str) -> int | None:
     """The cost of the teacher's U-Net, or of the pruned one."""
     if change is None:
         return None

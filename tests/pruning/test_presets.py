@@ -25,7 +25,7 @@ from laptop.distill.features import Features, pairs
 from laptop.errors import BadInput
 from laptop.models import loading, unet_classes
 from laptop.models.architectures import UNETS
-from laptop.pruning.plan_file import Change, Plan
+from laptop.pruning.plan_file import CostChange, Plan
 from laptop.pruning.presets import (
     PRESETS,
     changes,
@@ -160,7 +160,9 @@ def test_weights_come_from_where_the_authors_took_them(small, plans, name: str) 
 def test_a_plan_tells_exactly_what_is_gone(small, plans, name: str, tmp_path) -> None:
     teacher, plan = small[PRESETS[name].teacher], plans[name]
     student = apply_plan(teacher, plan)
-    assert plan.params == Change(before=teacher.num_parameters(), after=student.num_parameters())
+    assert plan.params == CostChange(
+        before=teacher.num_parameters(), after=student.num_parameters()
+    )
     gone = [teacher.get_submodule(n) for n in plan.remove]
     less = sum(p.numel() for module in gone for p in module.parameters())
     assert less == plan.params.before - plan.params.after

@@ -37,7 +37,7 @@ Types = Annotated[list[Annotated[str, Plain()]], FEW]
 Depths = Depth | Annotated[list[Depth | Annotated[list[Depth], FEW]], FEW]
 
 
-class Unet(TypedDict, total=False):
+class UnetValues(TypedDict, total=False):
     """The config of a U-Net of diffusers, or of this package's own class."""
 
     sample_size: Side | tuple[Side, Side] | None
@@ -92,7 +92,7 @@ class Unet(TypedDict, total=False):
     use_linear_projection: Flag
 
 
-class Vae(TypedDict, total=False):
+class VaeValues(TypedDict, total=False):
     """The config of an AutoencoderKL or AutoencoderTiny."""
 
     act_fn: Annotated[str, Plain()]
@@ -118,7 +118,7 @@ class Vae(TypedDict, total=False):
     use_quant_conv: Flag
 
 
-class Scheduler(TypedDict, total=False):
+class SchedulerValues(TypedDict, total=False):
     """The config of a scheduler; lambda_min_clipped, which may be -Infinity, is not bounded."""
 
     algorithm_type: Literal[
@@ -189,7 +189,7 @@ class Scheduler(TypedDict, total=False):
     )
 
 
-class Clip(TypedDict, total=False):
+class ClipValues(TypedDict, total=False):
     """The config of a CLIP network of transformers, or of one of the two in a safety checker."""
 
     attention_dropout: Dropout
@@ -212,7 +212,7 @@ class Clip(TypedDict, total=False):
     vocab_size: Annotated[int, Range(1, 4_000_000)]
 
 
-class Pipeline(TypedDict, total=False):
+class PipelineValues(TypedDict, total=False):
     """The settings in model_index.json, besides its components."""
 
     add_watermarker: Flag
@@ -221,12 +221,12 @@ class Pipeline(TypedDict, total=False):
     requires_safety_checker: Flag
 
 
-class SafetyChecker(TypedDict, total=False):
+class SafetyCheckerValues(TypedDict, total=False):
     """The config of a safety checker: two networks of CLIP."""
 
     projection_dim: Width
-    text_config: Clip | None
-    vision_config: Clip | None
+    text_config: ClipValues | None
+    vision_config: ClipValues | None
 
 
 class AddedToken(TypedDict):
@@ -243,7 +243,7 @@ class AddedToken(TypedDict):
 Token = Word | AddedToken
 
 
-class Tokenizer(TypedDict, total=False):
+class TokenizerValues(TypedDict, total=False):
     """The tokenizer_config.json of CLIP's tokenizers."""
 
     add_prefix_space: Flag
@@ -260,12 +260,12 @@ class Tokenizer(TypedDict, total=False):
 
 
 KINDS: dict[str, type[Mapping[str, object]]] = {
-    "unet": Unet,
-    "vae": Vae,
-    "scheduler": Scheduler,
-    "text_encoder": Clip,
-    "text_encoder_2": Clip,
-    "safety_checker": SafetyChecker,
+    "unet": UnetValues,
+    "vae": VaeValues,
+    "scheduler": SchedulerValues,
+    "text_encoder": ClipValues,
+    "text_encoder_2": ClipValues,
+    "safety_checker": SafetyCheckerValues,
 }
 TokenNumbers = dict[str, Annotated[int, Range(0, 4_000_000)]]
 
@@ -275,7 +275,7 @@ def check_values(index: Config, configs: Configs, where: str) -> None:
 
     `index` is the model's `model_index.json`, which `check_index` has checked.
     """
-    checked(index, Pipeline, f"{where}: model_index.json", REMEDY)
+    checked(index, PipelineValues, f"{where}: model_index.json", REMEDY)
     for name in components(index):
         if name.startswith("tokenizer"):
             _check_tokenizer(name, configs, where)
@@ -287,7 +287,7 @@ def check_values(index: Config, configs: Configs, where: str) -> None:
 
 def _check_tokenizer(name: str, configs: Configs, where: str) -> None:
     for file, kind in (
-        ("tokenizer_config.json", Tokenizer),
+        ("tokenizer_config.json", TokenizerValues),
         ("special_tokens_map.json", dict[str, Token | list[Token]]),
         ("vocab.json", TokenNumbers),
         ("added_tokens.json", TokenNumbers),

@@ -109,16 +109,16 @@ def _workload(model: str, table: LatencyTable) -> Workload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditions(Record):
+class TableConditions(Record):
     """What a table was measured with, as far as plans are timed by it."""
 
     threads: Count
     shapes: Mapping[str, tuple[Count, ...]]
 
 
-def conditions(table: LatencyTable) -> Conditions:
+def conditions(table: LatencyTable) -> TableConditions:
     """Threads and shapes of a table's measurement; `BadInput` where it lacks them."""
-    return built(table.conditions, Conditions, "the table's conditions", "Measure again.")
+    return built(table.conditions, TableConditions, "the table's conditions", "Measure again.")
 
 
 class Median(TypedDict):

@@ -240,13 +240,14 @@ def files_page() -> str:
 
 
 def records() -> list[type[Record]]:
-    """The classes with a schema; their modules are those that state one."""
+    """The classes with a schema, but for the studies', whose files no user sees."""
     for folder, package in PACKAGES.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             if re.search(r'^    SCHEMA = "laptop', path.read_text(encoding="utf-8"), re.MULTILINE):
                 parts = path.relative_to(ROOT / folder).with_suffix("").parts
                 importlib.import_module(".".join([package, *parts]))
-    return [kind for kind in _subclasses(Record) if kind.SCHEMA]
+    kinds = [kind for kind in _subclasses(Record) if kind.SCHEMA]
+    return [kind for kind in kinds if ".studies." not in kind.__module__]
 
 
 def _subclasses(kind: type[Record]) -> Iterator[type[Record]]:

@@ -60,15 +60,15 @@ def is_address(name: str) -> bool:
 
 
 def _scheme(name: str) -> str:
-    """In small letters, without its colon; empty for a path."""
+    """The scheme of an address in small letters, without its colon; empty for a path."""
     match = SCHEME.match(name)
     return match[1].lower() if match else ""
 
 
 def _files(pattern: str) -> list[str]:
     parts = Path(pattern).parts
-    known = next((n for n in range(len(parts), 0, -1) if exists(Path(*parts[:n]))), 0)
-    folder, rest = Path(*parts[:known]), "/".join(parts[known:])
+    existing = next((n for n in range(len(parts), 0, -1) if exists(Path(*parts[:n]))), 0)
+    folder, rest = Path(*parts[:existing]), "/".join(parts[existing:])
     names: list[str] = []
     for name in _expanded(rest) if rest else []:
         try:
@@ -82,7 +82,7 @@ def _files(pattern: str) -> list[str]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """What a pattern with braces stands for."""
+    """The names that a pattern with braces stands for."""
     count, rest = 1.0, pattern
     while group := GROUP.search(rest):  # from the inside: more than are made, never less
         is_range = RANGE.fullmatch(group[1])
@@ -94,13 +94,14 @@ def _expanded(pattern: str) -> list[str]:
             f"--data {shown(pattern)} stands for {count:,.0f} files; {MOST:,} are the most."
         )
     try:
-        return list(library("braceexpand").braceexpand(pattern))
+        names: list[str] = list(library("braceexpand").braceexpand(pattern))
     except (ValueError, RecursionError) as e:
         raise BadInput(f"--data {shown(pattern)}: {reason(e)}") from None
+    return names
 
 
 def opened(name: str) -> BinaryIO:
-    """A shard's bytes, to be closed; raises `BadInput` or `OSError`."""
+    """Open a shard for reading; raises `BadInput` or `OSError`."""
     if not is_address(name):
         return open_file(Path(name))
     if _scheme(name) in WEB:
@@ -110,7 +111,7 @@ def opened(name: str) -> BinaryIO:
 
 
 def _downloaded(address: str) -> BinaryIO:
-    """What a server sends, also one that it redirects to, by http(s) and nothing else."""
+    """Open what a server sends; it may redirect to another one, by http(s) and nothing else."""
     parts = urlsplit(address)
     user, _, host = parts.netloc.rpartition("@")
     request = web.Request(urlunsplit(parts._replace(netloc=host)), headers={"User-Agent": "laptop"})

@@ -1,23 +1,22 @@
 """The samples of each step, with their noise.
 
-All randomness of a sample comes from (seed, step, its place in the batch), and nothing from how
+All randomness of a sample comes from (seed, step, its position in the batch), not from how
 the batch is split: so a resumed run takes the steps that an unbroken one would have taken, and two
 processes those of one.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from laptop.distill.cache import Cache
-from laptop.processes import local_share
+from laptop.processes import own_range
 from laptop.pruning.units import example_inputs
 
-PLACE_BITS = 24  # of a generator's key: a sample's place in its batch, below the step
+POSITION_BITS = 24  # of a generator's key: a sample's position in its batch, below the step
 
 
 @dataclass(frozen=True)
@@ -27,24 +26,24 @@ class Batch:
     latents: Tensor  # (B, C, h, w), clean
     noise: Tensor  # (B, C, h, w)
     level: Tensor  # (B,) noise levels
-    rows: dict[str, Tensor]  # the U-Net's conditions by name, (B, ...)
+    conditions: dict[str, Tensor]  # of the U-Net by name, (B, ...)
     ids: list[str]
 
     def not_finite(self) -> list[str]:
-        """The samples whose own numbers are not finite."""
+        """The ids of samples that hold numbers that are not finite."""
         finite = torch.ones(len(self.ids), dtype=torch.bool)
-        for tensor in (self.latents, *self.rows.values()):
+        for tensor in (self.latents, *self.conditions.values()):
             finite &= tensor.flatten(1).isfinite().all(1)
         return [
             name for name, is_finite in zip(self.ids, finite.tolist(), strict=True) if not is_finite
         ]
 
 
-Batches = Callable[[int], list[Batch]]  # this process's share of a step, in micro-batches
+Batches = Callable[[int], list[Batch]]  # this process's samples of a step, in micro-batches
 
 
 @dataclass(frozen=True)
-class FromCache:
+class CacheBatches:
     """Batches from a cache: call it with a step."""
 
     data: Cache
@@ -56,47 +55,48 @@ class FromCache:
     guidance: Tensor | None = None  # (1, width), see `guidance_embedding`
 
     def __call__(self, step: int) -> list[Batch]:
-        """This process's share of the step, in micro-batches."""
+        """The samples of this process in the step, in micro-batches."""
         picked = self.order(step)
-        places = local_share(len(picked))
-        starts = range(places.start, places.stop, self.micro_batch)
-        ends = [min(i + self.micro_batch, places.stop) for i in starts]
+        own = own_range(len(picked))
+        starts = range(own.start, own.stop, self.micro_batch)
+        ends = [min(i + self.micro_batch, own.stop) for i in starts]
         return [self._batch(picked, range(i, j), step) for i, j in zip(starts, ends, strict=True)]
 
-    def _batch(self, picked: Tensor, places: range, step: int) -> Batch:
-        index = picked[places.start : places.stop]
-        keys = [[self.seed, (step << PLACE_BITS) + place] for place in places]
-        drawn = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
-        level = torch.tensor([int(g.integers(self.levels)) for g in drawn])
-        keep = torch.tensor([g.random() >= self.drop_caption for g in drawn])
-        latents, rows = self.data.rows(index, keep)
+    def _batch(self, picked: Tensor, positions: range, step: int) -> Batch:
+        index = picked[positions.start : positions.stop]
+        keys = [[self.seed, (step << POSITION_BITS) + position] for position in positions]
+        generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+        level = torch.tensor([int(g.integers(self.levels)) for g in generators])
+        keep = torch.tensor([g.random() >= self.drop_caption for g in generators])
+        latents, conditions = self.data.samples(index, keep)
         if self.guidance is not None:
-            rows["timestep_cond"] = self.guidance.expand(len(index), -1)
+            conditions["timestep_cond"] = self.guidance.expand(len(index), -1)
         shape = tuple(latents.shape[1:])
-        noise = np.stack([g.standard_normal(shape, dtype=np.float32) for g in drawn])
+        noise = np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators])
         ids = [self.data.ids[i] for i in index.tolist()]
-        return Batch(latents, torch.from_numpy(noise), level, rows, ids)
+        return Batch(latents, torch.from_numpy(noise), level, conditions, ids)
 
 
 @dataclass(frozen=True)
-class MadeUp:
-    """Batches of zeros at the U-Net's native size, to measure with where there is no data."""
+class ZeroBatches:
+    """Batches of zeros at the U-Net's native size, to measure speed without data."""
 
-    config: Mapping[str, Any]  # of the U-Net
+    config: Mapping[str, object]  # of the U-Net
     tokens: int
     batch_size: int
     micro_batch: int
 
     def __call__(self, step: int) -> list[Batch]:
-        """As `FromCache`."""
-        own = len(local_share(self.batch_size))
+        """The samples of this process in the step, in micro-batches."""
+        own = len(own_range(self.batch_size))
         return [
             self._batch(min(self.micro_batch, own - i)) for i in range(0, own, self.micro_batch)
         ]
 
     def _batch(self, size: int) -> Batch:
-        empty = example_inputs(self.config, self.tokens, size)
-        empty |= empty.pop("added_cond_kwargs", {})
-        rows = {k: torch.zeros(v.shape) for k, v in empty.items()}
-        latents, level = rows.pop("sample"), rows.pop("timestep").long()
-        return Batch(latents, torch.zeros_like(latents), level, rows, ["made up"] * size)
+        inputs = example_inputs(self.config, self.tokens, size)
+        inputs |= inputs.pop("added_cond_kwargs", {})
+        conditions = {k: torch.zeros(v.shape) for k, v in inputs.items()}
+        latents, level = conditions.pop("sample"), conditions.pop("timestep").long()
+        ids = ["made up"] * size
+        return Batch(latents, torch.zeros_like(latents), level, conditions, ids)

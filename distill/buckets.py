@@ -1,9 +1,9 @@
 """Sizes of training pictures: one square, or a bucket for each aspect ratio; and their order.
 
 Pictures of a batch have one size. A picture goes to the bucket with the nearest ratio of width to
-height, is scaled to cover it and cropped at the middle. SDXL is told what was done to it
-(arXiv 2307.01952, section 2.2), so that it need not learn from small or cropped pictures to draw
-such ones.
+height, is scaled to cover it and cropped at the middle. SDXL receives the original size and the
+crop as conditions (arXiv 2307.01952, section 2.2), so that it does not learn from small or cropped
+pictures to draw such ones.
 """
 
 import math
@@ -31,16 +31,16 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
 
 
 def nearest(sizes: Sequence[Size], height: int, width: int) -> Size:
-    """The size whose ratio is nearest to that of a picture."""
-    wanted = math.log(width / height)
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - wanted))
+    """The size whose ratio is nearest to a picture's."""
+    ratio = math.log(width / height)
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - ratio))
 
 
 def fit(image: Image.Image, size: Size) -> tuple[Tensor, Tensor]:
-    """A picture (3, H, W) of `size` in [-1, 1], and SDXL's micro-conditioning of it (6,).
+    """Scale and crop a picture to `size`: (3, H, W) in [-1, 1], and its micro-conditioning (6,).
 
-    That is: original height and width, top and left of the crop in the scaled picture, target
-    height and width, in pixels.
+    SDXL's micro-conditioning is, in pixels: original height and width, top and left of the crop in
+    the scaled picture, target height and width.
     """
     height, width = size
     scale = max(height / image.height, width / image.width)
@@ -62,7 +62,8 @@ class Order:
 
     def __init__(self, buckets: Mapping[Size, Tensor], batch_size: int, seed: int):
         self.buckets, self.batch_size, self.seed = list(buckets.values()), batch_size, seed
-        self._epoch, self._batches = -1, []  # type: int, list[tuple[int, int]]
+        self._epoch = -1
+        self._batches: list[tuple[int, int]] = []  # of the epoch
         self._shuffled: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
@@ -74,15 +75,15 @@ class Order:
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._of_epoch(epoch)
         bucket, batch = self._batches[step - self._steps_before(epoch)]
-        places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-        return torch.stack([self._sample(bucket, place) for place in places])
+        positions = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return torch.stack([self._sample(bucket, position) for position in positions])
 
     def _steps_before(self, epoch: int) -> int:
         return sum(epoch * len(samples) // self.batch_size for samples in self.buckets)
 
     def _of_epoch(self, epoch: int) -> list[tuple[int, int]]:
         """An epoch's batches in their order: bucket, and number of its batch from the first on."""
-        found = [
+        batches = [
             (bucket, batch)
             for bucket, samples in enumerate(self.buckets)
             for batch in range(
@@ -90,15 +91,15 @@ class Order:
                 (epoch + 1) * len(samples) // self.batch_size,
             )
         ]
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(found))
-        return [found[i] for i in order.tolist()]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(batches))
+        return [batches[i] for i in order.tolist()]
 
-    def _sample(self, bucket: int, place: int) -> Tensor:
-        """The sample at `place` of a bucket's permutations, one after the other."""
+    def _sample(self, bucket: int, position: int) -> Tensor:
+        """The sample at `position` of a bucket's permutations, one after the other."""
         samples = self.buckets[bucket]
-        turn, place = divmod(place, len(samples))
+        turn, position = divmod(position, len(samples))
         if (bucket, turn) not in self._shuffled:
             self._shuffled = {k: v for k, v in self._shuffled.items() if k[0] != bucket}
             rng = np.random.default_rng([self.seed, bucket, turn])
             self._shuffled[bucket, turn] = samples[torch.from_numpy(rng.permutation(len(samples)))]
-        return self._shuffled[bucket, turn][place]
+        return self._shuffled[bucket, turn][position]

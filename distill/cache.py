@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +25,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from laptop.distill.buckets import Size
+from laptop.distill.sources import Broken
 from laptop.errors import BadInput
 from laptop.fields import Name, Range
 from laptop.files import exists, inside, open_file, reason, sha256, shown
 from laptop.models import locating
 from laptop.models.shapes import pooled_width, text_width
-from laptop.records import checked, read_record
+from laptop.records import Record, built
 
-SCHEMA = "laptop.cache/1"
 INFO = "cache.json"
 AGAIN = "Make the cache again."
 EMPTY = "empty.safetensors"  # embeddings of the empty caption
@@ -41,35 +41,82 @@ Array = NDArray[np.generic]
 
 
 def size_name(size: Size) -> str:
-    """As tensors of a shard are called: `64x64`, height first."""
+    """A size as the tensors of a shard are called: `64x64`, height first."""
     return f"{size[0]}x{size[1]}"
 
 
-class Bucket(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class Bucket(Record):
     """How many samples have latents of a size."""
+
+    LEFT_OUT = frozenset({"count"})
 
     height: Annotated[int, Range(1, 8192)]
     width: Annotated[int, Range(1, 8192)]
-    count: NotRequired[Annotated[int, Range(0)]]
+    count: Annotated[int, Range(0)] | None = None
+
+    @property
+    def size(self) -> Size:
+        """Height and width."""
+        return self.height, self.width
 
 
-class Info(TypedDict):
-    """What is read of a cache.json."""
+@dataclass(frozen=True, kw_only=True)
+class CachePrecision(Record):
+    """Data types by their names in torch."""
 
-    model: Name
-    widths: dict[str, Annotated[int, Range(1)] | None]
-    encoders: dict[str, str]
-    shards: list[Name]
-    buckets: list[Bucket]
-    count: Annotated[int, Range(1)]
+    computed: Name | None = None  # by the networks
+    stored: Name | None = None
 
 
-class Metadata(TypedDict):
-    """What a shard says of itself."""
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo(Record):
+    """A cache.json: the sources of a cache of training data, and its content."""
 
-    ids: dict[str, list[str]]  # by the name of their size
-    skipped: list[tuple[str, str]]  # id and reason
-    precision: NotRequired[Name]
+    SCHEMA = "laptop.cache/1"
+    REMEDY = AGAIN
+
+    model: Name  # whose VAE and text encoders made it
+    encoders: Mapping[str, str]  # sha256 of each component's folder
+    widths: Mapping[str, Annotated[int, Range(1)] | None]  # that the U-Net must take, by name
+    source: str | None = None  # the training data, as --data names it
+    data: Mapping[str, str] | None = None  # the source's identity
+    config: Mapping[str, object] | None = None  # the settings [data]
+    count: Annotated[int, Range(1)]  # samples
+    buckets: tuple[Bucket, ...]  # by the size of latents
+    skipped: tuple[Broken, ...] = ()  # records of the data
+    precision: CachePrecision | None = None
+    shards: tuple[Name, ...]  # files
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "CacheInfo":
+        """The cache.json of a cache; `BadInput` also where shards are missing or named twice."""
+        info = cls.read(folder / INFO)
+        if not info.shards or len({*info.shards}) < len(info.shards):
+            raise BadInput(f"{folder / INFO} names no shard, or one twice. {AGAIN}")
+        return info
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMetadata(Record):
+    """What a shard's header says of its samples."""
+
+    LEFT_OUT = frozenset({"precision"})
+
+    ids: Mapping[str, tuple[str, ...]]  # by the name of their size
+    skipped: tuple[tuple[str, str], ...]  # id and reason
+    precision: Name | None = None  # in which the empty caption was computed; in its file only
+
+    @classmethod
+    def of_shard(cls, path: Path) -> "ShardMetadata":
+        """The metadata of a shard."""
+        open_file(path).close()  # a pipe would never end
+        try:
+            with safe_open(path, framework="np") as file:
+                content = json.loads((file.metadata() or {}).get("laptop", "null"))
+        except (OSError, SafetensorError, ValueError, RecursionError) as e:
+            raise BadInput(f"{path} cannot be read ({reason(e)}). {AGAIN}") from None
+        return built(content, cls, str(path), AGAIN)
 
 
 @dataclass(frozen=True)
@@ -78,67 +125,74 @@ class _Shard:
     ids: Mapping[str, Sequence[str]]  # of the samples, by the size's name
 
 
+class CachedSamples(NamedTuple):
+    """Some samples of one bucket, in float32 on the CPU."""
+
+    latents: Tensor  # (B, C, h, w)
+    conditions: dict[str, Tensor]  # (B, ...) each, as the U-Net takes them
+
+
 class Cache:
     """Random access to all samples; `BadInput` when files are missing or cut off."""
 
     def __init__(self, folder: Path):
-        self.info = _info(folder)
+        self.info = CacheInfo.of_folder(folder)
         self._empty = _open(folder / EMPTY).tensors
-        has_pooled = self.info["widths"].get("pooled text embeddings") is not None
+        has_pooled = self.info.widths.get("pooled text embeddings") is not None
         for name in ("states", *(["pooled"] if has_pooled else [])):
             if name not in self._empty:
                 raise BadInput(f"{folder / EMPTY} holds no {name}. {AGAIN}")
-        shards = [inside(folder, name, str(folder / INFO)) for name in self.info["shards"]]
-        self._shards = [_open(path) for path in shards]
-        channels = self.info["widths"].get("latents")
-        for path, shard in zip(shards, self._shards, strict=True):
+        paths = [inside(folder, name, str(folder / INFO)) for name in self.info.shards]
+        self._shards = [_open(path) for path in paths]
+        channels = self.info.widths.get("latents")
+        for path, shard in zip(paths, self._shards, strict=True):
             _check_shard(shard, self._empty, channels, str(path))
-        self._sizes: list[Size] = [(b["height"], b["width"]) for b in self.info["buckets"]]
-        places = [
-            (shard, size, row)
-            for shard, opened in enumerate(self._shards)
+        self._sizes = [bucket.size for bucket in self.info.buckets]
+        positions = [
+            (number, size, row)
+            for number, shard in enumerate(self._shards)
             for size, name in enumerate(map(size_name, self._sizes))
-            for row in range(len(opened.ids.get(name, ())))
+            for row in range(len(shard.ids.get(name, ())))
         ]
-        if len(places) != self.info["count"] or not places:
+        if len(positions) != self.info.count or not positions:
             raise BadInput(
-                f"{folder} holds {len(places)} samples, its {INFO} says {self.info['count']}. Make "
-                "the cache anew."
+                f"{folder} holds {len(positions)} samples, its {INFO} says {self.info.count}. "
+                f"{AGAIN}"
             )
-        self._places = np.array(places, dtype=np.int64)  # (samples, 3): shard, size, row in it
+        # (samples, 3): shard, size, and the row among the shard's samples of that size
+        self._positions = np.array(positions, dtype=np.int64)
         self.ids: Sequence[str] = [
             self._shards[shard].ids[size_name(self._sizes[size])][row]
-            for shard, size, row in places
+            for shard, size, row in positions
         ]
         self.buckets: dict[Size, Tensor] = {
-            size: torch.from_numpy(np.flatnonzero(self._places[:, 1] == i))
+            size: torch.from_numpy(np.flatnonzero(self._positions[:, 1] == i))
             for i, size in enumerate(self._sizes)
         }
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, index: Tensor, keep: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents (B, C, h, w) and conditions of the samples `index` (B,), which are of one bucket.
+    def samples(self, index: Tensor, keep: Tensor) -> CachedSamples:
+        """The samples `index` (B,), which must be of one bucket.
 
-        Conditions, as the U-Net takes them: `encoder_hidden_states` (B, tokens, width) and, for
-        SDXL, `text_embeds` (B, width) and `time_ids` (B, 6); of the empty caption where not `keep`
-        (B,). Float32, on the CPU.
+        Conditions are `encoder_hidden_states` (B, tokens, width) and, for SDXL, `text_embeds`
+        (B, width) and `time_ids` (B, 6); of the empty caption where not `keep` (B,).
         """
-        places = self._places[index.numpy()]
-        if (places[:, 1] != places[0, 1]).any():
-            raise ValueError("rows of several buckets do not make one batch")
-        name = size_name(self._sizes[places[0, 1]])
-        at = [(self._shards[shard].tensors, row) for shard, row in places[:, [0, 2]].tolist()]
+        positions = self._positions[index.numpy()]
+        if (positions[:, 1] != positions[0, 1]).any():
+            raise ValueError("samples of several buckets do not make one batch")
+        name = size_name(self._sizes[positions[0, 1]])
+        rows = [(self._shards[shard].tensors, i) for shard, i in positions[:, [0, 2]].tolist()]
         captions = [
-            (tensors, int(tensors[f"caption.{name}"][row])) if is_kept else (self._empty, 0)
-            for (tensors, row), is_kept in zip(at, keep.tolist(), strict=True)
+            (tensors, int(tensors[f"caption.{name}"][i])) if is_kept else (self._empty, 0)
+            for (tensors, i), is_kept in zip(rows, keep.tolist(), strict=True)
         ]
         conditions = {"encoder_hidden_states": _stack([t["states"][i] for t, i in captions])}
         if "pooled" in self._empty:
             conditions["text_embeds"] = _stack([t["pooled"][i] for t, i in captions])
-            conditions["time_ids"] = _stack([t[f"time_ids.{name}"][i] for t, i in at])
-        return _stack([t[f"latents.{name}"][i] for t, i in at]), conditions
+            conditions["time_ids"] = _stack([t[f"time_ids.{name}"][i] for t, i in rows])
+        return CachedSamples(_stack([t[f"latents.{name}"][i] for t, i in rows]), conditions)
 
 
 def _stack(rows: Sequence[Array]) -> Tensor:
@@ -146,15 +200,8 @@ def _stack(rows: Sequence[Array]) -> Tensor:
     return torch.from_numpy(np.stack(rows)).float()
 
 
-def _info(folder: Path) -> dict[str, Any]:
-    info = read_record(folder / INFO, Info, SCHEMA, AGAIN)
-    if not info["shards"] or len({*info["shards"]}) < len(info["shards"]):
-        raise BadInput(f"{folder / INFO} names no shard, or one twice. {AGAIN}")
-    return {**info}
-
-
 def _open(path: Path) -> _Shard:
-    ids = metadata(path)["ids"]
+    ids = ShardMetadata.of_shard(path).ids
     try:
         tensors = {k: v.numpy() for k, v in load_file(path).items()}
     except (OSError, SafetensorError, TypeError) as e:  # TypeError: a precision that numpy lacks
@@ -181,8 +228,8 @@ def _check_shard(
             ("time_ids", (len(ids), 6) if pooled is not None else None, "f"),
         ):
             _need_shape(shard.tensors.get(f"{key}.{name}"), needed, kind, f"{where}: {key}.{name}")
-        at = np.zeros(0) if captions is None else captions.astype(np.int64)
-        if not ((at >= 0) & (at < rows)).all():
+        row = np.zeros(0) if captions is None else captions.astype(np.int64)
+        if not ((row >= 0) & (row < rows)).all():
             raise BadInput(f"{where}: caption.{name} has rows that states lacks. {AGAIN}")
 
 
@@ -207,49 +254,37 @@ def _need_shape(
         )
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    """What a shard says of itself: `ids` by size, and `skipped`, pairs of id and reason."""
-    open_file(path).close()  # a pipe would never end
-    try:
-        with safe_open(path, framework="np") as file:
-            content = json.loads((file.metadata() or {}).get("laptop", "null"))
-    except (OSError, SafetensorError, ValueError, RecursionError) as e:
-        raise BadInput(f"{path} cannot be read ({reason(e)}). {AGAIN}") from None
-    return {**checked(content, Metadata, str(path), AGAIN)}
-
-
 def is_cache(folder: Path) -> bool:
     """Whether `folder` is a cache rather than anything else that training data come from."""
     return exists(folder / INFO)
 
 
 def encoders(model: str) -> dict[str, Path]:
-    """The folders of all that a cache depends on; a model on the Hub is fetched."""
+    """The folders of the components that a cache depends on; a model on the Hub is fetched."""
     folder = locating.folder(model)
     return {name: folder / name for name in ENCODERS if (folder / name).is_dir()}
 
 
 def check_cache(folder: Path, model: str) -> None:
     """Raise `BadInput` unless the cache was made with the VAE and text encoders of `model`."""
-    info = _info(folder)
+    info = CacheInfo.of_folder(folder)
     remedy = f"Make one with `laptop cache --model {model}`."
-    found, needed = info["widths"], widths(model)
-    for what in needed:
-        if (width := found.get(what)) != needed[what]:
+    for tensor, needed in widths(model).items():
+        if (width := info.widths.get(tensor)) != needed:
             raise BadInput(
-                f"{folder} was cached with {shown(info['model'])}: its {what} are {width} wide, "
-                f"the U-Net of {model} takes {needed[what]}. {remedy}"
+                f"{folder} was cached with {shown(info.model)}: its {tensor} are {width} wide, "
+                f"the U-Net of {model} takes {needed}. {remedy}"
             )
     for name, path in encoders(model).items():
-        if info["encoders"].get(name) != sha256(path):
+        if info.encoders.get(name) != sha256(path):
             raise BadInput(
-                f"{folder} was cached with {shown(info['model'])}, whose {name} is another "
+                f"{folder} was cached with {shown(info.model)}, whose {name} is another "
                 f"than that of {model}. {remedy}"
             )
 
 
 def widths(model: str) -> dict[str, int | None]:
-    """What a model's U-Net takes: channels of latents, widths of the text's embeddings."""
+    """The channels of latents and widths of text embeddings that a model's U-Net takes."""
     unet = locating.unet_config(model)
     return {
         "latents": unet["in_channels"],

@@ -1,7 +1,7 @@
-"""Checkpoints that survive: written beside and renamed, the old one removed once the new stands.
+"""Checkpoints that survive a kill: renamed when whole, and only then is the old one removed.
 
-torch's distributed checkpoint writes them, each process its own part, so that one made by two
-processes (or by FSDP's shards) can be taken up by one, and the other way round.
+torch's distributed checkpoint writes them, each process its own part, so that one process can
+continue from a checkpoint of two processes (or of FSDP's shards), and two from that of one.
 """
 
 import contextlib
@@ -9,8 +9,9 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -18,13 +19,15 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from laptop.distill.checkpoint_metadata import Planner, Reader
+from laptop.distill.divergence import RunningLoss
 from laptop.errors import BadInput
 from laptop.fields import Range
-from laptop.files import open_file, write_json
+from laptop.files import open_file
 from laptop.processes import is_main, wait_for_all
-from laptop.records import MayBeInfinite, read_record
+from laptop.records import Record
 
-STATE, SCHEMA = "state.json", "laptop.checkpoint/1"
+STATE = "state.json"
+Tensors = dict[str, Any]  # nested, as torch's distributed checkpoint takes them
 # What torch raises for files that are missing, cut off or of another content.
 DAMAGE = (
     FileNotFoundError, EOFError, pickle.UnpicklingError, KeyError, ValueError, AssertionError,
@@ -32,21 +35,16 @@ DAMAGE = (
 )  # fmt: skip
 
 
-class Progress(TypedDict):
-    """The fields of `divergence.Watch`."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingState(Record):
+    """The state.json of a checkpoint: everything besides tensors."""
 
-    mean: MayBeInfinite
-    least: MayBeInfinite  # infinite before there is one
-    seen: Annotated[int, Range(0)]
+    SCHEMA = "laptop.checkpoint/1"
 
-
-class State(TypedDict):
-    """What a checkpoint holds besides tensors."""
-
-    done: Annotated[int, Range(0)]
-    watch: Progress
-    scaler: NotRequired[Mapping[str, Any] | None]
-    seconds: Annotated[float, Range(0)]
+    done: Annotated[int, Range(0)]  # steps
+    watch: RunningLoss  # to see when training diverges
+    scaler: Mapping[str, object] | None = None  # the state of fp16's loss scaling
+    seconds: Annotated[float, Range(0)]  # of training
 
 
 def latest(folder: Path) -> Path | None:
@@ -55,39 +53,37 @@ def latest(folder: Path) -> Path | None:
 
 
 def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was made."""
+    """The number of steps after which a checkpoint was written."""
     return int(path.name.removeprefix("step-"))
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write `folder`/step-N; all processes must come here. `state` is what JSON can hold."""
-    beside, place = folder / "step.tmp", folder / f"step-{step:09}"
+def save(folder: Path, tensors: Tensors, state: TrainingState) -> None:
+    """Write `folder`/step-N and remove older checkpoints; all processes must call this."""
+    temporary, path = folder / "step.tmp", folder / f"step-{state.done:09}"
     if is_main():
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     wait_for_all()
-    with _as_expected():
-        state_dict_saver.save(
-            dict(tensors), checkpoint_id=beside, no_dist=not dist.is_initialized()
-        )
+    with _clean_errors():
+        state_dict_saver.save(tensors, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     if is_main():
-        write_json(beside / STATE, {"schema": SCHEMA, **state})
-        beside.rename(place)
-        for old in set(folder.glob("step-*[0-9]")) - {place}:
+        state.write(temporary / STATE)
+        temporary.rename(path)
+        for old in set(folder.glob("step-*[0-9]")) - {path}:
             shutil.rmtree(old)
     wait_for_all()
 
 
-def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+def load_(path: Path, tensors: Tensors) -> TrainingState:
     """Fill `tensors` in place from a checkpoint, and return its state.
 
-    Raises `BadInput` for one that was damaged.
+    Raises `BadInput` for a checkpoint that was damaged.
     """
     for file in path.iterdir():
-        open_file(file).close()  # or it is refused, such as a fifo, at which torch would wait
+        open_file(file).close()  # refuses a fifo, for which torch would wait
     try:
         reader = Reader(path)
         reader.read_metadata()  # torch would print the traceback of what this raises
-        with _as_expected():
+        with _clean_errors():
             state_dict_loader.load(
                 tensors,
                 checkpoint_id=path,
@@ -95,7 +91,7 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
                 planner=Planner(),
                 no_dist=not dist.is_initialized(),
             )
-        return {**read_record(path / STATE, State, SCHEMA)}
+        return TrainingState.read(path / STATE)
     except torch.OutOfMemoryError:
         raise  # a RuntimeError, but the checkpoint is as it was
     except DAMAGE as e:
@@ -106,10 +102,10 @@ def load(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_expected() -> Iterator[None]:
-    """Quiet about a single process; a full disk as the OSError that it is.
+def _clean_errors() -> Iterator[None]:
+    """Raise torch's failures as what they are, such as OSError of a full disk.
 
-    torch wraps failures in a BaseException.
+    torch wraps them in a BaseException. Its warning about a single process is silenced.
     """
     try:
         with warnings.catch_warnings():

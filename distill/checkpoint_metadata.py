@@ -1,14 +1,13 @@
 """Reading torch's distributed checkpoints without running code from them.
 
 The metadata of such a checkpoint is a pickle, and so are values that are no tensors; torch reads
-both in the way that can call any function. A run folder may come from a stranger, so here only the
-plain classes that torch itself writes are allowed, and files only in the checkpoint's folder.
+both in a way that can call any function. A run folder may come from a stranger, so only the plain
+classes that torch itself writes are allowed here, and files only in the checkpoint's folder.
 """
 
 import io
 import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -37,7 +36,7 @@ ALLOWED = {  # classes that hold values, and one function that looks up a name
 class Reader(FileSystemReader):
     """torch's reader of a checkpoint's folder, whose metadata may hold plain values only."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *_args: object, **_kwargs: object) -> Metadata:
         folder = Path(self.path)
         metadata = PlainUnpickler(io.BytesIO(read_bytes(folder / METADATA, JSON_BYTES))).load()
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
@@ -53,7 +52,7 @@ class Reader(FileSystemReader):
 class PlainUnpickler(pickle.Unpickler):
     """Reads pickles of the classes in `ALLOWED`; `UnpicklingError` for any other name."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if name not in ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} is none of a checkpoint's classes")
         return super().find_class(module, name)

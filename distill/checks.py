@@ -1,4 +1,4 @@
-"""What cannot be trained with, found from settings and configs before any expensive step."""
+"""Refusals of a distillation that settings and configs reveal, before any expensive step."""
 
 from laptop.console import say
 from laptop.distill.settings import DistillConfig
@@ -14,7 +14,7 @@ PAIRED = (
 
 
 def check_batch(config: DistillConfig) -> None:
-    """Raise `BadInput` where the processes cannot share a batch."""
+    """Raise `BadInput` unless the processes can take equally many samples of a batch."""
     if config.batch_size % count():
         raise BadInput(
             f"batch_size {config.batch_size} cannot be shared by {count()} processes. It is the "
@@ -23,7 +23,7 @@ def check_batch(config: DistillConfig) -> None:
 
 
 def check_smaller(teacher: str, student: str) -> None:
-    """Raise `BadInput` for a student that is its teacher or larger; say where both are as large."""
+    """Raise `BadInput` for a student that is its teacher or larger; report one of equal size."""
     if locating.locate(student) == locating.locate(teacher):
         raise BadInput(f"{student} is student and teacher. Pass the pruned model as the student.")
     more = _params(student) - _params(teacher)

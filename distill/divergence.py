@@ -3,8 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from laptop.errors import LaptopError
+from laptop.fields import Range
+from laptop.records import MayBeInfinite, Record
 
 MEMORY = 0.98  # of the running mean: some fifty steps
 SHOWN = 8  # samples that a message names
@@ -14,34 +17,36 @@ class Diverged(LaptopError):
     """The loss is not finite, or has run away; the last good checkpoint is kept."""
 
 
-@dataclass
-class Watch:
-    """The running mean of the loss, and the least it has been; part of a checkpoint."""
+@dataclass(frozen=True)
+class RunningLoss(Record):
+    """The running mean of the loss, and its least value so far."""
 
-    mean: float = 0.0
-    least: float = math.inf
-    seen: int = 0
+    mean: MayBeInfinite = 0.0
+    least: MayBeInfinite = math.inf  # over the steps in which the mean has settled
+    seen: Annotated[int, Range(0)] = 0  # steps
 
-    def runs_away(self, loss: float, factor: float) -> bool:
-        """Note a step's loss; whether the mean is `factor` times the least it has been."""
-        self.seen += 1
-        weight = max(1 - MEMORY, 1 / self.seen)  # the plain mean at first
-        self.mean += weight * (loss - self.mean)
-        if weight > 1 - MEMORY:
-            return False
-        self.least = min(self.least, self.mean)
+    def after(self, loss: float) -> "RunningLoss":
+        """The running mean with one more step's loss."""
+        seen = self.seen + 1
+        weight = max(1 - MEMORY, 1 / seen)  # the plain mean at first
+        mean = self.mean + weight * (loss - self.mean)
+        has_settled = weight <= 1 - MEMORY
+        return RunningLoss(mean, min(self.least, mean) if has_settled else self.least, seen)
+
+    def has_run_away(self, factor: float) -> bool:
+        """Whether the mean is more than `factor` times its least value."""
         return self.mean > factor * self.least
 
 
 def explain(
     step: int, values: Mapping[str, float], ids: Sequence[str], has_bad_data: bool = False
 ) -> str:
-    """A message: the step, the terms that are not finite, the samples; and what to do about it."""
+    """The message of `Diverged`: the step, terms that are not finite, the samples, a remedy."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     named = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
-    what = f"{', '.join(bad)} not finite" if bad else "the loss has run away"
+    fault = f"{', '.join(bad)} not finite" if bad else "the loss has run away"
     parts = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
     remedy = "Lower learning_rate"
     if has_bad_data:
-        remedy = "Their own numbers are not finite: mend them and make the cache anew"
-    return f"step {step}: {what} ({parts}), on samples {named}. {remedy}."
+        remedy = "Their own numbers are not finite: mend them and make the cache again"
+    return f"step {step}: {fault} ({parts}), on samples {named}. {remedy}."

@@ -1,4 +1,4 @@
-"""The moving average of a student's weights: the model that is shipped."""
+"""The moving average of a student's weights, which becomes the distilled model."""
 
 from collections.abc import Iterable
 

@@ -1,10 +1,10 @@
-"""A model's VAE and text encoders at work on training examples; on captions alone, all of it."""
+"""Encode training examples with a model's VAE and text encoders, or draw them from captions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """An example that waits for others of its size."""
+    """An example scaled and cropped, which waits for others of its size."""
 
     example: Example
     seed: int
@@ -61,25 +61,25 @@ class Encoder:
         self.is_cpu = self.device.type == "cpu"
         dtype = torch.float32 if self.is_cpu or not is_drawn else stored_dtype(model)
         load = loading.load_pipeline if is_drawn else loading.load_encoders
-        self.pipe: Any = load(model, dtype)
+        self.pipe: DiffusionPipeline = load(model, dtype)
         self.pipe.to(self.device)
         set_scheduler_(self.pipe, sampling)
         self.precision = str(dtype).removeprefix("torch.")
-        described = describe(model)
-        self.latents = described.latents
-        self.sizes: list[Size] = [picture_size(described, sampling.height, sampling.width)]
+        description = describe(model)
+        self.latents = description.latents
+        self.sizes: list[Size] = [picture_size(description, sampling.height, sampling.width)]
         if has_buckets:
-            self.sizes = bucket_sizes(min(self.sizes[0]), described.multiple)
+            self.sizes = bucket_sizes(min(self.sizes[0]), description.multiple)
 
     def latent_size(self, size: Size) -> Size:
-        """Height and width of the latents of a picture's."""
+        """The height and width of the latents of a picture of `size`."""
         return size[0] // self.latents.pixels, size[1] // self.latents.pixels
 
     @torch.inference_mode()
     def encode(
         self, records: Sequence[Example | Broken], seeds: Sequence[int]
     ) -> tuple[dict[Size, list[Sample]], list[Broken]]:
-        """Samples by the size of their latents, and the records that give none."""
+        """Encode records: samples by the size of their latents, and the records that give none."""
         samples: dict[Size, list[Sample]] = {}
         broken: list[Broken] = []
         for size, batch in self._batches(records, seeds, broken):
@@ -94,7 +94,7 @@ class Encoder:
     def _batches(
         self, records: Sequence[Example | Broken], seeds: Sequence[int], broken: list[Broken]
     ) -> Iterator[tuple[Size, list[_Fitted]]]:
-        """Batches of one size; to `broken` goes what cannot be used."""
+        """Give batches of one size; append to `broken` the records that cannot be used."""
         limit = PIXELS if self.is_cpu else PIXELS_ON_GPU
         waiting: dict[Size, list[_Fitted]] = {size: [] for size in self.sizes}
         for record, seed in zip(records, seeds, strict=True):
@@ -121,26 +121,26 @@ class Encoder:
         return size, _Fitted(example, seed, *fit(image, size))
 
     def _encode(self, batch: Sequence[_Fitted]) -> Tensor:
-        """Latents (B, C, h, w), sampled from what the VAE gives."""
+        """Latents (B, C, h, w), sampled from the VAE's posterior."""
         pixels = torch.stack([item.pixels for item in batch if item.pixels is not None])
         encoded = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype))
         if isinstance(encoded, AutoencoderTinyOutput):  # one value, no distribution
             return self.latents.scaled(encoded.latents)
         posterior = encoded.latent_dist
         noise = [torch.randn(posterior.mean.shape[1:], generator=g) for g in _generators(batch)]
-        drawn = posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)
-        return self.latents.scaled(drawn)
+        sampled = posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)
+        return self.latents.scaled(sampled)
 
     def _draw(self, size: Size, batch: Sequence[_Fitted]) -> Tensor:
-        """Latents (B, C, h, w) that the model draws."""
-        given = {"height": size[0], "width": size[1]}
+        """Draw the captions: latents (B, C, h, w)."""
         captions = [item.example.caption for item in batch]
-        return draw(self.pipe, captions, self.sampling, _generators(batch), given)
+        arguments = {"height": size[0], "width": size[1]}
+        return draw(self.pipe, captions, self.sampling, _generators(batch), arguments)
 
     @torch.inference_mode()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`states` (B, tokens, width) and, for SDXL, `pooled` (B, width)."""
-        found: dict[str, list[Tensor]] = {"states": [], "pooled": []}
+        """Encode captions: `states` (B, tokens, width) and, for SDXL, `pooled` (B, width)."""
+        embeddings: dict[str, list[Tensor]] = {"states": [], "pooled": []}
         for i in range(0, len(captions), CAPTIONS):
             result = self.pipe.encode_prompt(
                 prompt=list(captions[i : i + CAPTIONS]),
@@ -148,29 +148,29 @@ class Encoder:
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=False,
             )
-            found["states"].append(_stored(result[0], "text embeddings"))
+            embeddings["states"].append(_stored(result[0], "text embeddings"))
             if len(result) == 4:
-                found["pooled"].append(_stored(result[2], "pooled text embeddings"))
-        return {name: torch.cat(parts) for name, parts in found.items() if parts}
+                embeddings["pooled"].append(_stored(result[2], "pooled text embeddings"))
+        return {name: torch.cat(parts) for name, parts in embeddings.items() if parts}
 
     def embed_nothing(self) -> dict[str, Tensor]:
-        """What stands for an empty caption, as the pipeline has it: zeros, or its embeddings."""
-        found = self.embed([""])
+        """Encode the empty caption as the pipeline does: zeros, or its embeddings."""
+        embeddings = self.embed([""])
         if self.pipe.config.get("force_zeros_for_empty_prompt"):
-            found = {name: torch.zeros_like(value) for name, value in found.items()}
-        return found
+            return {name: torch.zeros_like(value) for name, value in embeddings.items()}
+        return embeddings
 
 
 def _generators(batch: Sequence[_Fitted]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(item.seed) for item in batch]
 
 
-def _stored(value: Tensor, what: str) -> Tensor:
-    """As it is stored, on the CPU; `NotFinite` where that cannot be."""
+def _stored(value: Tensor, name: str) -> Tensor:
+    """A tensor as it is stored, on the CPU; `NotFinite` where it overflows or is not finite."""
     stored = value.to("cpu", STORED)
     if not stored.isfinite().all():
         raise NotFinite(
-            f"{what}: the model computed values that are not finite in {STORED}. Its weights may "
+            f"{name}: the model computed values that are not finite in {STORED}. Its weights may "
             "be damaged."
         )
     return stored

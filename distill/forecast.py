@@ -1,20 +1,22 @@
-"""What a distillation will cost, before it starts: parameters, memory, disk, and hours to go.
+"""Forecast the cost of a distillation before it starts: parameters, memory, disk, and hours to go.
 
-The student's activations are counted, not guessed: its forward runs on the meta device, and what
-autograd would keep for the backward pass is added up.
+The student's activations are counted, not guessed: its forward runs on the meta device, and the
+tensors that autograd would keep for the backward pass are added up.
 """
 
 from collections import deque
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
-from laptop.distill.optimizer import BYTES
+from laptop.distill.optimizer import STATE_BYTES
 from laptop.distill.session import HALVES
 from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.machine import available_memory_bytes
@@ -22,19 +24,20 @@ from laptop.models import loading
 from laptop.models.description import context_length
 from laptop.processes import count
 from laptop.pruning.units import example_inputs
+from laptop.records import Record
 
 WARM_UP_STEPS = 2  # at the start, which are slower than all others
 FIRST_STEPS = 5  # after them, whose median is the first estimate of the speed
 RECENT_STEPS = 100  # whose mean corrects it, saves and measurements included
 CHECK_EVERY = 10  # steps
-FAR_OFF = 1.5  # times what was said
+FAR_OFF = 1.5  # times the last estimate: it is corrected
 
 WEIGHT = 4  # bytes: master weights, gradients and averages are float32
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Numbers of one run; memory is that of one process."""
+class Forecast(Record):
+    """The cost of a run; memory is that of one process."""
 
     teacher_params: int
     student_params: int
@@ -47,11 +50,11 @@ class Forecast:
 
     @property
     def memory_bytes(self) -> int:
-        """Of one process; what the teacher's forward needs for a moment is not in it."""
+        """The memory of one process, without what the teacher's forward needs for a moment."""
         return self.weights_bytes + self.activations_bytes
 
     def text(self) -> str:
-        """For people."""
+        """A summary of one line for the terminal."""
         return (
             f"teacher {self.teacher_params:,} parameters, student {self.student_params:,}; "
             f"{self.steps:,} steps, {self.images:,} images, {self.processes} process"
@@ -62,27 +65,27 @@ class Forecast:
         )
 
     def speed(self, seconds: float, steps_left: int) -> str:
-        """A line about a training that takes `seconds` a step."""
+        """A line for the terminal about a training that takes `seconds` a step."""
         rate, left = self.images / self.steps / seconds, steps_left * seconds
         to_go = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.1f} minutes"
         return f"{seconds:.3g} s a step, {rate:.3g} images a second, {to_go} to go"
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"memory_bytes": self.memory_bytes}
+    def as_json(self) -> dict[str, object]:
+        """The fields, and the memory in total."""
+        return super().as_json() | {"memory_bytes": self.memory_bytes}
 
 
 class Pace:
-    """How long a training still takes, from its own steps; corrected when that was far off."""
+    """The time that a training still takes, from its own steps; corrected where it is far off."""
 
-    def __init__(self, expected: Forecast, steps_left: int, now: float):
-        self.expected, self.left, self.last = expected, steps_left, now
+    def __init__(self, forecast: Forecast, steps_left: int, now: float):
+        self.forecast, self.left, self.last = forecast, steps_left, now
         self.warming = WARM_UP_STEPS
         self.recent: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds a step
-        self.said: float | None = None  # seconds a step, as they were last said
+        self.printed: float | None = None  # seconds a step, of the last line
 
     def after_step(self, now: float) -> str | None:
-        """A line to print, if there is something new; `now` in seconds, at the end of each step."""
+        """A line to print, if the estimate is new; `now` in seconds, at the end of each step."""
         taken, self.last, self.left = now - self.last, now, self.left - 1
         if self.warming:  # compiles, allocates, reads for the first time
             self.warming -= 1
@@ -90,63 +93,72 @@ class Pace:
         self.recent.append(taken)
         if len(self.recent) < FIRST_STEPS or not self.left:
             return None
-        if self.said is None:
-            self.said = median(self.recent)
-            return self.expected.speed(self.said, self.left)
+        if self.printed is None:
+            self.printed = median(self.recent)
+            return self.forecast.speed(self.printed, self.left)
         seconds = mean(self.recent)
-        is_near = self.said / FAR_OFF < seconds < self.said * FAR_OFF
+        is_near = self.printed / FAR_OFF < seconds < self.printed * FAR_OFF
         if is_near or self.left % CHECK_EVERY:
             return None
-        self.said = seconds
-        return f"corrected: {self.expected.speed(seconds, self.left)}"
+        self.printed = seconds
+        return f"corrected: {self.forecast.speed(seconds, self.left)}"
 
 
-def forecast(teacher: str, student: str, config: DistillConfig, how: TrainConfig) -> Forecast:
-    """From both models' configs; no weight is read. FSDP's sharding is not counted in."""
-    unets = loading.empty_unet(teacher), loading.empty_unet(student)
-    return of_unets(*unets, context_length(teacher), config, how)
-
-
-def of_unets(
-    teacher: Any, student: Any, tokens: int, config: DistillConfig, how: TrainConfig
+def forecast(
+    teacher: str, student: str, config: DistillConfig, train_config: TrainConfig
 ) -> Forecast:
-    """The same for U-Nets on the meta device, with prompts of so many tokens."""
-    params_a, params_b = (sum(p.numel() for p in unet.parameters()) for unet in (teacher, student))
-    is_half = how.mixed_precision in HALVES
+    """Forecast from both models' configs; no weight is read. FSDP's sharding is not counted in."""
+    unets = loading.empty_unet(teacher), loading.empty_unet(student)
+    return forecast_unets(*unets, context_length(teacher), config, train_config)
+
+
+def forecast_unets(
+    teacher: UNet2DConditionModel,
+    student: UNet2DConditionModel,
+    tokens: int,
+    config: DistillConfig,
+    train_config: TrainConfig,
+) -> Forecast:
+    """Forecast for U-Nets on the meta device, with prompts of `tokens` tokens."""
+    teacher_params, student_params = (
+        sum(p.numel() for p in unet.parameters()) for unet in (teacher, student)
+    )
+    is_half = train_config.mixed_precision in HALVES
     averages = WEIGHT if config.ema_decay > 0 else 0
-    state = WEIGHT + BYTES[how.optimizer] + averages  # what a checkpoint holds of a parameter
-    each = state + WEIGHT + (2 if is_half else 0)  # gradients, and autocast's copies
-    micro = micro_batch(config, how)
-    kept = activation_bytes(student, tokens, how.gradient_checkpointing) * micro
+    # Bytes of one parameter: in a checkpoint, and with gradients and autocast's copies.
+    saved = WEIGHT + STATE_BYTES[train_config.optimizer] + averages
+    trained = saved + WEIGHT + (2 if is_half else 0)
+    sample = activation_bytes(student, tokens, train_config.gradient_checkpointing)
+    activations = sample * micro_batch(config, train_config)
     return Forecast(
-        teacher_params=params_a,
-        student_params=params_b,
+        teacher_params=teacher_params,
+        student_params=student_params,
         steps=config.steps,
         images=config.steps * config.batch_size,
         processes=count(),
-        weights_bytes=params_a * (2 if is_half else WEIGHT) + params_b * each,
-        activations_bytes=kept // (2 if is_half else 1),
-        checkpoint_bytes=params_b * state,
+        weights_bytes=teacher_params * (2 if is_half else WEIGHT) + student_params * trained,
+        activations_bytes=activations // (2 if is_half else 1),
+        checkpoint_bytes=student_params * saved,
     )
 
 
-def micro_batch(config: DistillConfig, how: TrainConfig) -> int:
-    """Samples of one forward of one process."""
-    share = config.batch_size // count()
-    return min(how.micro_batch or share, share)
+def micro_batch(config: DistillConfig, train_config: TrainConfig) -> int:
+    """The samples of one forward of one process."""
+    of_process = config.batch_size // count()
+    return min(train_config.micro_batch or of_process, of_process)
 
 
 def available_bytes() -> int:
-    """Free memory of this process's device."""
+    """The free memory of this process's device."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     return available_memory_bytes()
 
 
-def activation_bytes(unet: Any, tokens: int, checkpointing: bool) -> int:
-    """What autograd keeps of a forward of one sample at the native size, in float32.
+def activation_bytes(unet: UNet2DConditionModel, tokens: int, checkpointing: bool) -> int:
+    """The bytes that autograd keeps of a forward of one sample at the native size, in float32.
 
-    `unet` is on the meta device.
+    `unet` must be on the meta device.
     """
     unet.train()
     if checkpointing:
@@ -166,22 +178,26 @@ def activation_bytes(unet: Any, tokens: int, checkpointing: bool) -> int:
 
 
 class _Attention(torch.autograd.Function):
-    """What a fused attention keeps for its backward pass: its inputs and its output."""
+    """A fused attention on the meta device: keeps inputs and output for its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Shapes only: (B, heads, T, width)."""
+    def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return a tensor of the output's shape (B, heads, T, width)."""
         output = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, output)
         return output
 
 
 class _FusedAttention(TorchFunctionMode):
-    """On the meta device torch would compute attention by its formula, with all its weights."""
+    """Counts attention as fused: on the meta device torch would keep all attention weights."""
 
     def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[Tensor] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if function is F.scaled_dot_product_attention:
             return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))

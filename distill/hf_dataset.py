@@ -8,7 +8,7 @@ import glob
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -20,8 +20,8 @@ from laptop.distill.sources import (
     as_caption,
     digest,
     library,
+    limits,
     runs,
-    shares,
     unknown_column,
 )  # fmt: skip
 from laptop.errors import BadInput
@@ -34,11 +34,18 @@ REMOTE = ("hf", "http", "https", "zip", "gzip")  # where pictures may be: the Hu
 LOCAL = ("file", "local")
 
 
+class StoredPicture(TypedDict):
+    """A picture as a dataset stores it: its file's bytes, or where its file is."""
+
+    bytes: bytes | None
+    path: str | None
+
+
 class Table(Source):
     """Rows of a dataset's split ("train" when None); parts are runs of rows, or files of a stream.
 
-    With `count` the first rows, or of a stream each file's share. `BadInput` where there is no such
-    dataset, split or column.
+    With `count` the first rows, or equally many of each file of a stream. `BadInput` where there is
+    no such dataset, split or column.
     """
 
     is_drawn = False
@@ -58,64 +65,62 @@ class Table(Source):
         self._rows = self._with_files(_load(name, split, streaming))
         self.is_stream = not hasattr(self._rows, "__len__")
         if self.is_stream:
-            self._limits = shares(count, self._rows.num_shards)
+            self._limits = limits(count, self._rows.num_shards)
             self.parts = [f"file {i + 1}" for i in range(len(self._limits))]
-            which = [name, split, _files(name)]
+            identity = [name, split, _files(name)]
         else:
             self._runs = runs(min(count or len(self._rows), len(self._rows)))
             self.parts = [f"rows {run.start + 1}-{run.stop}" for run in self._runs]
-            which = [self._rows._fingerprint]
+            identity = [self._rows._fingerprint]
         if not self.parts:
             raise BadInput(f"{self.name} has no rows.")
-        self.identity = {"dataset": digest([*which, count])}
+        self.identity = {"dataset": digest([*identity, count])}
 
     def _with_files(self, rows: Any) -> Any:
         """The dataset with its pictures as they are stored; `BadInput` for an unknown column."""
-        known = rows.column_names or []
+        columns = rows.column_names or []
         for column, setting in ((self.image, "image_column"), (self.caption, "caption_column")):
-            if column not in known:
-                raise BadInput(f"{self.name}: {unknown_column(column, known, setting)}")
+            if column not in columns:
+                raise BadInput(f"{self.name}: {unknown_column(column, columns, setting)}")
         kind = library("datasets").Image
-        found = rows.features[self.image]
-        if not isinstance(found, kind):
-            raise BadInput(f"{self.name}: column {self.image!r} holds {found}, no pictures.")
+        feature = rows.features[self.image]
+        if not isinstance(feature, kind):
+            raise BadInput(f"{self.name}: column {self.image!r} holds {feature}, no pictures.")
         return rows.select_columns([self.image, self.caption]).cast_column(
             self.image, kind(decode=False)
         )
 
     def read(self, part: int) -> Iterator[Example | Broken]:
-        """Rows of a part, in their order."""
+        """Read the rows of a part, in their order."""
         if self.is_stream:
             stream = self._rows.shard(num_shards=len(self.parts), index=part)
-            rows, first, where = islice(stream, self._limits[part]), 0, f"{self.parts[part]} "
+            rows, first, prefix = islice(stream, self._limits[part]), 0, f"{self.parts[part]} "
         else:
-            rows, first, where = self._rows.select(self._runs[part]), self._runs[part].start, ""
+            rows, first, prefix = self._rows.select(self._runs[part]), self._runs[part].start, ""
         try:
             for number, row in enumerate(rows, first + 1):
-                yield self._example(f"{where}row {number}", row)
+                yield self._example(f"{prefix}row {number}", row)
         except Exception as e:  # noqa: BLE001 (what the library's readers raise on damaged files)
             raise BadInput(
                 f"{self.name}, {self.parts[part]}: cannot be read on: {reason(e)}"
             ) from None
 
     def _example(self, name: str, row: Mapping[str, Any]) -> Example | Broken:
+        picture: StoredPicture | None = row[self.image]
         try:
-            caption, picture = as_caption(row[self.caption]), row[self.image]
-        except BadInput as e:
-            return Broken(name, str(e))
-        if not caption:
-            return Broken(name, f"no {self.caption}")
-        if not picture or not (picture["bytes"] or picture["path"]):
-            return Broken(name, f"no {self.image}")
-        try:
+            caption = as_caption(row[self.caption])
+            if not caption:
+                return Broken(name, f"no {self.caption}")
+            if not picture or not (picture["bytes"] or picture["path"]):
+                return Broken(name, f"no {self.image}")
             return Example(name, caption, picture["bytes"] or self._read(picture["path"]))
         except BadInput as e:
             return Broken(name, str(e))
 
     def _read(self, address: object) -> bytes:
-        """A picture that the table only names, such as `zip://0.png::hf://datasets/me/it/a.zip`.
+        """Read a picture that the table only names: `zip://0.png::hf://datasets/me/it/a.zip`.
 
-        `BadInput` unless it is of this dataset, of what the libraries store, or of the web.
+        `BadInput` unless it belongs to this dataset, is stored by the libraries, or on the web.
         """
         for link in str(address).split("::"):
             protocol, is_url, path = link.rpartition("://")
@@ -133,7 +138,7 @@ class Table(Source):
         return content
 
     def _is_own(self, path: Path) -> bool:
-        """Whether a file is of a local dataset, or stored by the libraries for a remote one."""
+        """Whether a file belongs to a local dataset, or the libraries store it for a remote one."""
         stored = library("datasets").config.HF_DATASETS_CACHE, HF_HUB_CACHE
         own = [self._local] if exists(self._local) else []
         try:
@@ -146,18 +151,18 @@ class Table(Source):
 
 
 def _load(name: str, split: str | None, streaming: bool) -> Any:
-    """The rows of a split, stored or streamed."""
+    """Load the rows of a split, stored or streamed."""
     datasets = library("datasets")
     path = Path(name)
-    where = {"path": name}
+    files = {"path": name}
     if exists(path):
         _check_local(path)
     if exists(path) and path.is_file():
-        where = {"path": READERS.get(path.suffix, path.suffix[1:]), "data_files": glob.escape(name)}
+        files = {"path": READERS.get(path.suffix, path.suffix[1:]), "data_files": glob.escape(name)}
     try:
         if any(exists(path / file) for file in SAVED):
             return _split_of(name, datasets.load_from_disk(name), split)
-        return datasets.load_dataset(**where, split=split or "train", streaming=streaming)
+        return datasets.load_dataset(**files, split=split or "train", streaming=streaming)
     except BadInput:
         raise
     except Exception as e:  # noqa: BLE001 (what the library and its readers raise on foreign files)
@@ -191,7 +196,7 @@ def _check_local(path: Path) -> None:
 
 
 def _split_of(name: str, saved: Any, split: str | None) -> Any:
-    """What save_to_disk wrote: one split, or several by name."""
+    """One split of what save_to_disk wrote, which is one split, or several by name."""
     if not isinstance(saved, dict):
         return saved
     if (split or "train") not in saved:

@@ -1,45 +1,54 @@
-"""What a step says of itself: a line of metrics.jsonl."""
+"""Lines of metrics.jsonl: the losses of a training step, in full."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
-import torch
-from torch import Tensor, nn
-
-from laptop.distill.losses import Terms
+from laptop.fields import Range
+from laptop.records import Record
 
 TERMS = ("loss", "task", "output", "feature")
-BY_PLACE = ("features", "alphas", "norms")
+BY_MODULE = ("features", "alphas", "norms")
+Loss = Annotated[float, Range(-1e30, 1e30)]
+ByModule = Mapping[str, Annotated[float, Range(0, 1e30)]]
 
 
-def flat(terms: Terms) -> dict[str, Tensor]:
-    """What is logged of a batch, by "loss", "task", ... and "features/down_blocks.0", ..."""
-    found = {name: getattr(terms, name) for name in TERMS}
-    for group in BY_PLACE:
-        found |= {f"{group}/{place}": v for place, v in getattr(terms, group).items()}
-    return found
+@dataclass(frozen=True, kw_only=True)
+class LogLine(Record):
+    """The losses of one step over all processes, before its update; see `losses.Terms`."""
+
+    REMEDY = "Train again."
+    LEFT_OUT = frozenset({"gradient_norms"})
+
+    step: Annotated[int, Range(0)]
+    loss: Loss | None = None
+    task: Loss | None = None
+    output: Loss | None = None
+    feature: Loss | None = None
+    features: ByModule | None = None
+    alphas: Mapping[str, float] | None = None
+    norms: ByModule | None = None
+    # L2 norm of the gradient; not finite where fp16 overflows, and the step is then skipped
+    gradient_norm: object = None
+    gradient_norms: Mapping[str, object] | None = None  # by term, see `gradient_norms`; rarely
+    lr: float | None = None
+    seconds: float | None = None  # of training so far, over kills
 
 
-def nested(values: dict[str, float]) -> dict[str, Any]:
-    """The same as the line has it: {"loss": ..., "features": {place: value}, ...}"""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        group, _, place = name.partition("/")
-        if place:
-            found.setdefault(group, {})[place] = value
-        else:
-            found[name] = value
-    return found
-
-
-def gradient_norms(terms: Terms, student: nn.Module, scaler: Any = None) -> dict[str, float]:
-    """L2 norm of the gradient that each weighed term alone would give, by term.
-
-    Of this process's batch. With a `scaler`, gradients are computed at its scale.
-    """
-    factor = scaler.get_scale() if scaler else 1.0
-    parameters, norms = list(student.parameters()), {}
-    for name, term in terms.weighed().items():
-        found = torch.autograd.grad(term * factor, parameters, retain_graph=True, allow_unused=True)
-        squares = [g.float().square().sum() for g in found if g is not None]
-        norms[name] = float(torch.stack(squares).sum().sqrt()) / factor
-    return norms
+def log_line(step: int, values: Mapping[str, float]) -> LogLine:
+    """The line of a step, from numbers named as `losses.Terms.named` names them."""
+    features, alphas, norms = (
+        {k.partition("/")[2]: v for k, v in values.items() if k.startswith(f"{group}/")}
+        for group in BY_MODULE
+    )
+    loss, task, output, feature = (values[name] for name in TERMS)
+    return LogLine(
+        step=step,
+        loss=loss,
+        task=task,
+        output=output,
+        feature=feature,
+        features=features,
+        alphas=alphas,
+        norms=norms,
+    )

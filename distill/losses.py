@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from laptop.distill.log_lines import BY_MODULE, TERMS
 
 FLOOR = 1e-8  # of a mean square, so that a dead feature map cannot divide by zero
-UNIT_NORM = "unit-norm"  # both maps are divided by their own norms at each place; alpha is 1
+UNIT_NORM = "unit-norm"  # both maps are divided by their own norms at each pixel; alpha is 1
 
 # From the mean square of each teacher feature map (L,) to alpha (L,).
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -28,22 +30,46 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Terms:
-    """One batch's loss, whole and in parts; the parts are without their weights, scalars."""
+    """One batch's loss, whole and in parts: scalars, the parts without their weights."""
 
     loss: Tensor
     task: Tensor
     output: Tensor
     feature: Tensor  # sum of alpha_l * L_l
-    features: dict[str, Tensor]  # alpha_l * L_l by place
+    features: dict[str, Tensor]  # alpha_l * L_l by the teacher's module, as are those below
     alphas: dict[str, Tensor]
     norms: dict[str, Tensor]  # root mean square of the teacher's maps
     weights: tuple[float, float, float]  # of task, output, feature
 
     def weighed(self) -> dict[str, Tensor]:
-        """The summands of the loss: task, output, and the feature term of each place."""
+        """The summands of the loss: task, output, and the feature term of each module."""
         task, output, feature = self.weights
-        found = {"task": task * self.task, "output": output * self.output}
-        return found | {name: feature * term for name, term in self.features.items()}
+        terms = {"task": task * self.task, "output": output * self.output}
+        return terms | {name: feature * term for name, term in self.features.items()}
+
+    def named(self) -> dict[str, Tensor]:
+        """All values for the log, by "loss", "task", ... and "features/down_blocks.0", ..."""
+        values = {name: getattr(self, name) for name in TERMS}
+        for group in BY_MODULE:
+            values |= {f"{group}/{module}": v for module, v in getattr(self, group).items()}
+        return values
+
+    def gradient_norms(
+        self, student: nn.Module, scaler: torch.amp.GradScaler | None = None
+    ) -> dict[str, float]:
+        """The L2 norm of the gradient that each weighed term alone would give, by term.
+
+        With a `scaler`, gradients are computed at its scale.
+        """
+        scale = scaler.get_scale() if scaler else 1.0
+        parameters, norms = list(student.parameters()), {}
+        for name, term in self.weighed().items():
+            gradients = torch.autograd.grad(
+                term * scale, parameters, retain_graph=True, allow_unused=True
+            )
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            norms[name] = float(torch.stack(squares).sum().sqrt()) / scale
+        return norms
 
 
 def distillation_loss(
@@ -56,16 +82,16 @@ def distillation_loss(
     weighting: str,
     weights: tuple[float, float, float],
     squares: Tensor | None = None,
-    of_sample: Tensor | None = None,
+    sample_weights: Tensor | None = None,
 ) -> Terms:
-    """All terms; `target`, `student`, `teacher` (B, C, H, W), `weights` (task, output, feature).
+    """Compute all terms of outputs (B, C, H, W) and feature maps; `weights` are as in `Terms`.
 
-    `squares` (L,) are the mean squares of the teacher's maps that alpha is made of; None takes this
-    batch's. `of_sample` (B,) weighs samples in the task and output terms, as SNR weighting does.
-    What comes from the teacher may be inference tensors.
+    `squares` (L,) are the mean squares of the teacher's maps from which alpha is computed; None
+    takes this batch's. `sample_weights` (B,) weigh samples in the task and output terms, as SNR
+    weighting does. The teacher's tensors may be inference tensors.
     """
-    task = _mean_square(student, target, of_sample)
-    output = _mean_square(student, teacher, of_sample)
+    task = _mean_square(student, target, sample_weights)
+    output = _mean_square(student, teacher, sample_weights)
     if squares is None:
         squares = mean_squares(teacher_features)
     alphas = dict(zip(teacher_features, WEIGHTINGS[weighting](squares), strict=True))
@@ -81,30 +107,35 @@ def distillation_loss(
 
 
 def mean_squares(features: Mapping[str, Tensor]) -> Tensor:
-    """Mean square (L,) of each map, in float32, at least `FLOOR`."""
+    """The mean square (L,) of each map, in float32, at least `FLOOR`."""
     with torch.no_grad():
         return torch.stack([f.float().square().mean() for f in features.values()]).clamp_min(FLOOR)
 
 
-def _mean_square(student: Tensor, teacher: Tensor, of_sample: Tensor | None = None) -> Tensor:
-    """In float32. `square` keeps the difference for its gradient, never the teacher's tensor."""
+def _mean_square(student: Tensor, teacher: Tensor, sample_weights: Tensor | None = None) -> Tensor:
+    """The mean squared difference, in float32.
+
+    `square` keeps the difference for its gradient, never the teacher's tensor.
+    """
     square = (student.float() - teacher.float()).square()
-    return square.mean() if of_sample is None else (square.flatten(1).mean(1) * of_sample).mean()
+    if sample_weights is None:
+        return square.mean()
+    return (square.flatten(1).mean(1) * sample_weights).mean()
 
 
 def _unit_norm(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over places of the squared distance between the maps' directions there."""
+    """The mean over pixels or tokens of the squared distance between the maps' directions."""
     with torch.no_grad():
-        wanted = _directions(teacher)
-    return (_directions(student) - wanted).square().sum(_channels(student)).mean()
+        target = _directions(teacher)
+    return (_directions(student) - target).square().sum(_channels(student)).mean()
 
 
 def _directions(features: Tensor) -> Tensor:
-    whole = features.float()
-    square = whole.square().sum(_channels(features), keepdim=True)
-    return whole / square.clamp_min(FLOOR).sqrt()
+    vectors = features.float()
+    square = vectors.square().sum(_channels(features), keepdim=True)
+    return vectors / square.clamp_min(FLOOR).sqrt()
 
 
 def _channels(features: Tensor) -> int:
-    """Maps are (B, C, H, W), tokens (B, T, C)."""
+    """The dimension of channels: maps are (B, C, H, W), tokens (B, T, C)."""
     return 1 if features.ndim == 4 else -1

@@ -1,4 +1,4 @@
-"""How data are cached and a student is trained, as a recipe says it: [data], [distill], [train]."""
+"""Settings of the recipe's tables [data], [distill] and [train]."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,7 +18,7 @@ from laptop.fields import (
     check_fields,
 )
 
-PLACES = ("blocks", "attentions", "layers")  # of the features that a student imitates
+FEATURES = ("blocks", "attentions", "layers")  # whose outputs a student imitates
 WEIGHTINGS = ("none", "relative", "relative-scaled", "norm-ratio", "unit-norm")  # of `losses`
 OPTIMIZERS = ("adamw", "adamw-8bit")
 SCHEDULES = ("cosine", "constant")
@@ -26,7 +26,7 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Training data, and how they are cached."""
+    """Training data, and how it is cached."""
 
     source: Name = "prompts"  # a folder, hf:NAME, tar shards, prompts[:FILE], scenes, or a cache
     count: Count | None = None  # examples, at most; None: all, or 8000 where they are drawn
@@ -49,7 +49,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """What is learned: all of this decides the result."""
+    """What the student learns: each setting changes the result."""
 
     steps: Count = 1000  # optimizer steps
     batch_size: Samples = 64  # samples of a step, of all processes and micro-batches together
@@ -59,7 +59,7 @@ class DistillConfig:
     # steps in which the learning rate rises from 0
     warmup_steps: Annotated[int, Range(0, 10**9)] = 50
     # outputs that the student imitates: of blocks, self-attentions, or single layers
-    features: Annotated[str, OneOf(*PLACES)] = "blocks"
+    features: Annotated[str, OneOf(*FEATURES)] = "blocks"
     # factors of the feature terms, from norms of the teacher's features; none: 1
     weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "relative"
     # samples that the norms are taken of: each batch, or the first 8 steps
@@ -88,7 +88,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it is computed: speed and memory."""
+    """How training is computed: speed and memory."""
 
     # samples of one forward of a process; None: all of its samples of the step
     micro_batch: Samples | None = None

@@ -9,13 +9,15 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 from laptop.errors import BadInput, MissingExtra
 from laptop.files import exists, inside, lines, read_bytes, read_text, shown
+from laptop.records import Record
 
 PART = 256  # examples of a part, where the source itself has no parts
 METADATA_BYTES = 4 << 30  # more captions do not fit into memory; tars hold any number
@@ -27,14 +29,16 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Example:
+    """A caption, and the picture that it describes."""
+
     id: str  # such as a file's name; for messages
     caption: str
     picture: bytes | None  # an encoded picture; None: the teacher draws the caption
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A record that gives no example."""
+class Broken(Record):
+    """A record of the data that gives no example."""
 
     id: str
     reason: str
@@ -45,29 +49,29 @@ class Source(Protocol):
 
     name: str
     parts: Sequence[str]  # names
-    identity: Mapping[str, str]  # what tells it from another source
+    identity: Mapping[str, str]  # differs from every other source's
     is_drawn: bool  # whether its examples have no pictures
 
     def read(self, part: int) -> Iterator[Example | Broken]:
-        """All records of a part, always in the same order."""
+        """Read all records of a part, always in the same order."""
         ...
 
 
 def runs(count: int, length: int | None = None) -> list[range]:
-    """0..count-1 in runs of at most `length`, or `PART`."""
+    """The numbers 0..count-1 in runs of at most `length` (`PART` when None)."""
     length = length or PART
     return [range(i, min(i + length, count)) for i in range(0, count, length)]
 
 
-def shares(count: int | None, parts: int) -> list[int | None]:
-    """How much each of `parts` of unknown length gives to `count`; None: all it has."""
+def limits(count: int | None, parts: int) -> list[int | None]:
+    """The most examples to take from each of `parts`, so that all give `count`; None: all."""
     if count is None:
         return [None] * parts
     return [(i + 1) * count // parts - i * count // parts for i in range(parts)]
 
 
-def library(name: str) -> Any:
-    """An optional library for reading data; `MissingExtra` where it is not installed."""
+def library(name: str) -> ModuleType:
+    """Import an optional library for reading data; `MissingExtra` where it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
@@ -88,11 +92,11 @@ class Folder(Source):
 
     def __init__(self, folder: Path, count: int | None = None, caption_column: str = "text"):
         self.name, self.folder, self.column = str(folder), folder, caption_column
-        self.rows = self._read_metadata()[:count]
-        self._runs = runs(len(self.rows))
+        self.lines = self._read_metadata()[:count]
+        self._runs = runs(len(self.lines))
         self.parts = [f"lines {run.start + 1}-{run.stop}" for run in self._runs]
-        sizes = [(name, (folder / name).stat().st_size) for name, _ in self.rows]
-        self.identity = {"pictures": digest([self.rows, sizes])}
+        sizes = [(name, (folder / name).stat().st_size) for name, _ in self.lines]
+        self.identity = {"pictures": digest([self.lines, sizes])}
 
     def _read_metadata(self) -> list[tuple[str, str]]:
         """File names and captions, which are empty where a line has none."""
@@ -102,35 +106,35 @@ class Folder(Source):
                 f"{self.folder} has no metadata.jsonl. Needed is a folder of images with one JSON "
                 f'line for each: {{"file_name": "0.png", "{self.column}": "a caption"}}.'
             )
-        rows: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for number, line in enumerate(lines(read_text(metadata, METADATA_BYTES)), 1):
             try:
-                rows.append(self._read_line(line, first=number == 1))
+                pairs.append(self._read_line(line, is_first=number == 1))
             except BadInput as e:
                 raise BadInput(f"{metadata}, line {number}: {e}") from None
-        if not rows:
+        if not pairs:
             raise BadInput(f"{metadata} is empty.")
-        return rows
+        return pairs
 
-    def _read_line(self, line: str, *, first: bool) -> tuple[str, str]:
+    def _read_line(self, line: str, *, is_first: bool) -> tuple[str, str]:
         try:
-            row = json.loads(line)
-            name = row["file_name"]
+            values = json.loads(line)
+            name = values["file_name"]
         except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise BadInput(f"needs file_name and {self.column} ({shown(e)}).") from None
-        if first and self.column not in row:
-            raise unknown_column(self.column, row, "caption_column")
+        if is_first and self.column not in values:
+            raise unknown_column(self.column, values, "caption_column")
         path = inside(self.folder, name, "it")
         if not exists(path):
             raise BadInput(f"{shown(name)[1:-1]} does not exist.")
         if not path.is_file():
             raise BadInput(f"{shown(name)[1:-1]} is no ordinary file.")
-        return name, as_caption(row.get(self.column))
+        return name, as_caption(values.get(self.column))
 
     def read(self, part: int) -> Iterator[Example | Broken]:
-        """Pictures of a run of lines."""
+        """Read the pictures of a run of lines."""
         for i in self._runs[part]:
-            name, caption = self.rows[i]
+            name, caption = self.lines[i]
             if not caption:
                 yield Broken(name, f"no {self.column}")
                 continue
@@ -147,26 +151,26 @@ class Prompts(Source):
 
     def __init__(self, prompts: Sequence[str], count: int):
         self.name, self.prompts = "prompts", list(prompts)[:count]
-        each = shares(count, len(self.prompts))
+        numbers = limits(count, len(self.prompts))
         # Pictures of one prompt follow each other, so that a shard keeps its embeddings once.
-        self._pictures = [(i, k) for i, number in enumerate(each) for k in range(number or 0)]
+        self._pictures = [(i, k) for i, number in enumerate(numbers) for k in range(number or 0)]
         self._runs = runs(count, DRAWN_PART)
         self.parts = [f"pictures {run.start + 1}-{run.stop}" for run in self._runs]
         self.identity = {"prompts": digest([self.prompts, count])}
 
     def read(self, part: int) -> Iterator[Example | Broken]:
-        """Captions without pictures."""
+        """Give captions without pictures."""
         for i in self._runs[part]:
             prompt, picture = self._pictures[i]
             name = f"prompt {prompt + 1} picture {picture + 1}"
             yield Example(name, self.prompts[prompt], picture=None)
 
 
-def as_caption(value: Any) -> str:
-    """A caption as records hold it: text, or a list of texts whose first one counts; else empty.
+def as_caption(value: object) -> str:
+    """The caption in a record's value: a text, or the first of a list of texts; else empty.
 
-    Text with half of a letter (a lone surrogate, which JSON can hold) is none. `BadInput` for text
-    that takes minutes to cut into tokens.
+    Text with half of a letter (a lone surrogate, which JSON can hold) counts as empty. `BadInput`
+    for text that takes minutes to cut into tokens.
     """
     if isinstance(value, list | tuple) and value:
         value = value[0]
@@ -177,14 +181,14 @@ def as_caption(value: Any) -> str:
     return value.strip()
 
 
-def unknown_column(column: str, known: Any, setting: str) -> BadInput:
-    """The error for a column that records do not have."""
+def unknown_column(column: str, columns: Iterable[object], setting: str) -> BadInput:
+    """The error for a column that is not among the records' `columns`."""
     return BadInput(
         f"there is no column {column!r}; known are "
-        f"{shown(', '.join(map(str, known)))[1:-1]}. Set {setting} in the recipe's [data]."
+        f"{shown(', '.join(map(str, columns)))[1:-1]}. Set {setting} in the recipe's [data]."
     )
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """The sha256 of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

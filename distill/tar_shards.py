@@ -13,7 +13,7 @@ from contextlib import closing
 from gzip import GzipFile
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 from laptop.distill.addresses import is_address, opened, shard_names
 from laptop.distill.sources import (
@@ -24,7 +24,7 @@ from laptop.distill.sources import (
     as_caption,
     digest,
     library,
-    shares,
+    limits,
     unknown_column,
 )  # fmt: skip
 from laptop.errors import BadInput
@@ -36,19 +36,26 @@ CAPTIONS = ("text", "caption")  # keys of a record's JSON, beside `caption_colum
 TEXTS = ("txt", "json")
 LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of systems; and names that begin with a dot
 META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members
-TEXT_BYTES = 16 << 20  # a larger txt or json is none of a picture
+TEXT_BYTES = 16 << 20  # a larger txt or json holds no caption
 HEADER_BYTES = 16 << 20  # a longer name or attribute is an attack: they are read at once
 GZIP = b"\x1f\x8b"
 END_OF_TAR = bytes(2 * 512)  # without it a tar was cut off, which tarfile takes for its end
-Record = Mapping[str, bytes | None]  # files by ending; None: too large
+Files = Mapping[str, bytes | None]  # of a record, by ending; None: too large
+
+
+class Member(TypedDict):
+    """A file of a tar as webdataset's readers take it."""
+
+    fname: str
+    data: bytes | None
 
 
 class Tars(Source):
     """Tar shards: paths and addresses with braces (`{00000..00009}.tar`), paths with wildcards.
 
-    With `count` each gives its share of it. Addresses other than http(s) run programs, which only
-    `allow_commands` allows. `BadInput` for what cannot be found, or whose first record is none of
-    ours.
+    With `count` all give equally many of it. Addresses other than http(s) run programs, which only
+    `allow_commands` allows. `BadInput` for what cannot be found, or whose first record has no
+    picture or no caption.
     """
 
     is_drawn = False
@@ -64,24 +71,24 @@ class Tars(Source):
         self.name, self.column = pattern, caption_column
         self._urls = shard_names(pattern, allow_commands=allow_commands)
         self.parts = [PurePosixPath(url).name for url in self._urls]
-        self._limits = shares(count, len(self.parts))
+        self._limits = limits(count, len(self.parts))
         self.identity = {"tars": digest([_identity(url) for url in self._urls] + [count])}
         self._check_first()
 
     def read(self, part: int) -> Iterator[Example | Broken]:
-        """Records of a tar, in its order."""
+        """Read the records of a tar, in its order."""
         with closing(self._records(part)) as records:
-            for key, record in islice(records, self._limits[part]):
-                yield self._example(f"{self.parts[part]}/{key}", record)
+            for key, files in islice(records, self._limits[part]):
+                yield self._example(f"{self.parts[part]}/{key}", files)
 
-    def _example(self, name: str, record: Record) -> Example | Broken:
-        if large := [ending for ending, content in record.items() if content is None]:
+    def _example(self, name: str, files: Files) -> Example | Broken:
+        if large := [ending for ending, content in files.items() if content is None]:
             return Broken(name, f"its {large[0]} is too large")
-        picture = next((record[ending] for ending in PICTURES if ending in record), None)
+        picture = next((files[ending] for ending in PICTURES if ending in files), None)
         if picture is None:
             return Broken(name, f"no picture ({', '.join(PICTURES)})")
         try:
-            caption = _caption(record, (self.column, *CAPTIONS))
+            caption = _caption(files, (self.column, *CAPTIONS))
         except BadInput as e:
             return Broken(name, str(e))
         return Example(name, caption, picture) if caption else Broken(name, "no caption")
@@ -94,14 +101,14 @@ class Tars(Source):
                 f"{self._urls[0]}: its first record has {_endings(first)}; needed "
                 f"are a picture ({', '.join(PICTURES)}) and txt or json."
             )
-        known = _known(first)
-        if "txt" not in first and known and not known.keys() & {self.column, *CAPTIONS}:
+        keys = _json_keys(first)
+        if "txt" not in first and keys and not {*keys} & {self.column, *CAPTIONS}:
             raise BadInput(
-                f"{self._urls[0]}: {unknown_column(self.column, known, 'caption_column')}"
+                f"{self._urls[0]}: {unknown_column(self.column, keys, 'caption_column')}"
             )
 
-    def _records(self, part: int) -> Generator[tuple[str, Record], None, None]:
-        """Key and files by ending of each record; `BadInput` for a tar without an end."""
+    def _records(self, part: int) -> Generator[tuple[str, Files], None, None]:
+        """The key and files of each record; `BadInput` for a tar without an end."""
         group = library("webdataset").tariterators.group_by_keys
         url = self._urls[part]
         try:
@@ -134,7 +141,7 @@ class _Stream:
         return data
 
     def is_whole(self) -> bool:
-        """Read what is left; whether the last bytes are those that end a tar."""
+        """Read the rest; whether its last bytes are the end of a tar."""
         while self.read(1 << 20):
             pass
         return self.last == END_OF_TAR
@@ -151,10 +158,10 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _members(stream: _Stream) -> Iterator[dict[str, Any]]:
-    """Name and content of a tar's files, as webdataset has them; what nothing needs is empty.
+def _members(stream: _Stream) -> Iterator[Member]:
+    """The files of a tar; the content of those that are neither picture nor text is left empty.
 
-    Links, devices and folders are left out, and what systems add.
+    Links, devices and folders are left out, and what operating systems add.
     """
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
         for member in tar:
@@ -179,29 +186,29 @@ def _identity(url: str) -> tuple[str, int]:
     return (url, 0) if is_address(url) else (Path(url).name, Path(url).stat().st_size)
 
 
-def _endings(record: Record) -> str:
-    return shown(", ".join(record))[1:-1] or "nothing"
+def _endings(files: Files) -> str:
+    return shown(", ".join(files))[1:-1] or "nothing"
 
 
-def _caption(record: Record, keys: tuple[str, ...]) -> str:
-    """From the record's text, else from its JSON; `BadInput` where they are neither."""
-    if (text := record.get("txt")) is not None:
+def _caption(files: Files, keys: tuple[str, ...]) -> str:
+    """The caption in a record's text, else in its JSON; `BadInput` where either is damaged."""
+    if (text := files.get("txt")) is not None:
         return as_caption(decoded(text, "its txt"))
-    values = _json(record)
+    values = _json(files)
     return next((c for key in keys if (c := as_caption(values.get(key)))), "")
 
 
-def _json(record: Record) -> Mapping[str, Any]:
+def _json(files: Files) -> Mapping[str, object]:
     try:
-        values = json.loads(decoded(record.get("json") or b"{}", "its json"))
+        values = json.loads(decoded(files.get("json") or b"{}", "its json"))
     except (ValueError, RecursionError) as e:
         raise BadInput(f"its json is not valid ({reason(e)})") from None
     return values if isinstance(values, dict) else {}
 
 
-def _known(record: Record) -> Mapping[str, Any]:
+def _json_keys(files: Files) -> list[str]:
     """The keys of a record's JSON, where it can be read."""
     try:
-        return _json(record)
+        return list(_json(files))
     except BadInput:
-        return {}
+        return []

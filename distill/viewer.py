@@ -1,7 +1,7 @@
-"""What a viewer shows of a picture file, on white: what a person sees is what is learned.
+"""Decode a picture file as a viewer shows it on white, so that training sees what people see.
 
 Colors behind transparency, levels of more than 8 bits and numbers that only a color profile
-explains look unlike themselves when they are taken as they are stored.
+explains look wrong when the stored values are taken as they are.
 """
 
 import io
@@ -19,7 +19,7 @@ FORMATS = (
 )  # fmt: skip
 BITS, PHOTOMETRIC, FORMAT = 258, 262, 339  # tags of TIFF; photometric is 0 where 0 is white
 SIGNED = 2  # a FORMAT
-SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of profiles, and Pillow's names of them
+SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of color profiles, by Pillow's mode
 SAME = 4  # of 255: a profile that moves no color by more is sRGB, as some program wrote it
 
 
@@ -59,7 +59,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _levels(file: Image.Image) -> tuple[float, bool]:
-    """The white level of grey of more than 8 bits, and whether 0 is white; otherwise 0."""
+    """The white level of grey of more than 8 bits (0 for others), and whether 0 is white."""
     tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     is_negative = tags.get(PHOTOMETRIC) == 0
     if file.mode == "F":
@@ -73,20 +73,20 @@ def _levels(file: Image.Image) -> tuple[float, bool]:
 
 
 def _grey(image: Image.Image, white: float, *, is_negative: bool) -> Image.Image:
-    """Levels of 0 to `white` as levels of 8 bits."""
+    """Scale levels of 0 to `white` to 8 bits."""
     levels = np.asarray(image, np.float64)
     if not (levels.min() >= 0 and levels.max() <= white):  # NaN is neither
         raise BadPicture(
             f"levels of {levels.min():g} to {levels.max():g}; needed are 0 to {white:g}"
         )
-    shares = levels / white
-    grey = Image.fromarray(np.rint(255 * (1 - shares if is_negative else shares)).astype(np.uint8))
+    fractions = 1 - levels / white if is_negative else levels / white
+    grey = Image.fromarray(np.rint(255 * fractions).astype(np.uint8))
     grey.info = image.info
     return grey
 
 
 def _opacity(image: Image.Image) -> Image.Image | None:
-    """Opacity of 0 to 255; None for a picture without transparency."""
+    """The opacity of each pixel, 0 to 255; None for a picture without transparency."""
     key = image.info.get("transparency")
     if image.mode.startswith("I"):  # Pillow does not convert these
         return None if key is None else Image.fromarray(np.uint8(255) * (np.asarray(image) != key))
@@ -96,12 +96,12 @@ def _opacity(image: Image.Image) -> Image.Image | None:
 
 
 def _straight(image: Image.Image) -> Image.Image:
-    """RGBA, of any picture that has transparency."""
+    """Convert a picture that has transparency to RGBA."""
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    """RGB, as sRGB has the picture's colors; transparency is left out."""
+    """Convert a picture's colors to sRGB, without transparency."""
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
@@ -123,7 +123,7 @@ def _srgb(image: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """From a profile's colors to sRGB; None for sRGB itself, and for a profile that is unfit."""
+    """The transform from a profile's colors to sRGB; None for sRGB itself and unfit profiles."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = SPACES[source.profile.xcolor_space.strip()]

@@ -24,6 +24,7 @@ from laptop.console import progress
 from laptop.errors import BadInput, Unsupported
 from laptop.models import loading, locating
 from laptop.models.description import context_length, describe
+from laptop.parallel_stage import run_together
 from laptop.pruning import calibration, noising
 from laptop.pruning.calibration import CALIBRATION, Calibration
 from laptop.pruning.criteria import CRITERIA, ScoredModel
@@ -34,7 +35,6 @@ from laptop.pruning.scores import Anatomy, Costs, Forwards, ScoredUnit, Scores, 
 from laptop.pruning.settings import OF_TASK, PER_ROW, ScoreConfig
 from laptop.pruning.units import anatomy_of, forward_rows
 from laptop.run import Overwrite
-from laptop.teamwork import run_together
 from laptop.unfinished import resume_folder
 
 RACE_BATCHES = 16  # at least; after each one, units whose fate is certain are spared the rest
@@ -70,7 +70,7 @@ def score(
         processes.wait_for_all()
         _evaluate(model, anatomy, folder, config, chosen, prompts)
 
-    def finish(folder: Path) -> dict[str, int]:
+    def finish(folder: Path, _: None) -> dict[str, int]:
         ledger = _ledger(folder, anatomy.units, config)  # of all processes
         timesteps = Calibration.read(folder / CALIBRATION).rows["timestep"]
         weights = _row_weights(model, config, timesteps).numpy()
@@ -111,7 +111,7 @@ def _evaluate(
         clip_model=config.clip_model,
         folder=folder,
     )
-    own, race = processes.share(anatomy.units), None
+    own, race = processes.own_items(anatomy.units), None
     if config.race is not None:
         race = partial(undecided, anatomy.units, least=config.race * anatomy.params)
     count, size = _rows_and_batch(config)
@@ -133,7 +133,7 @@ def _ledger(
     race: Race | None = None,
 ) -> Ledger:
     count, size = _rows_and_batch(config)
-    number = processes.number()
+    number = processes.rank()
     return Ledger(resume_folder(folder), units, count, size, advance, race, number)
 
 

@@ -169,7 +169,7 @@ def test_devices_may_stand_in_the_bench_table_as_in_earlier_recipes(tmp_path) ->
 
 def test_the_choices_of_settings_are_what_is_implemented() -> None:
     assert tuple(criteria.CRITERIA) == pruning_settings.CRITERIA
-    assert tuple(features.PLACES) == distill_settings.PLACES
+    assert tuple(features.PAIRINGS) == distill_settings.FEATURES
     assert tuple(losses.WEIGHTINGS) == distill_settings.WEIGHTINGS
     assert tuple(optimizer.OPTIMIZERS) == distill_settings.OPTIMIZERS
     assert tuple(optimizer.SCHEDULES) == distill_settings.SCHEDULES

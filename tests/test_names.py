@@ -31,8 +31,8 @@ CHECKED = {  # where such a value becomes a path, and what has checked it before
     "Path(config.source)": "a setting: a user's own data",
     "Path(recipe.data.source)": "a setting: a user's own data",
     "Path(model.source)": "a model by its known name",
-    "out / METRICS / f\"{row['run']}.jsonl\"": "the table of runs in study.py's own source",
-    "Path(report['model'])": "a developer's program, on its own report",
+    "Path(result.model)": "a developer's program, on its own report",
+    "out / chart.name": "a figure that a study names",
     "Path(teacher.path if teacher else '')": "only the size of its weights is shown",
 }
 

@@ -51,6 +51,6 @@ def test_every_item_is_one_process_to_do(monkeypatch) -> None:
     shares = []
     monkeypatch.setattr(processes, "count", lambda: 3)
     for number in range(3):
-        monkeypatch.setattr(processes, "number", lambda number=number: number)
-        shares += processes.share(range(10))
+        monkeypatch.setattr(processes, "rank", lambda number=number: number)
+        shares += processes.own_items(range(10))
     assert sorted(shares) == list(range(10))

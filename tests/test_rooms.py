@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 STAGES = ("pruning", "distill", "export", "benchmarks")  # each may import those before it
 FLOOR = {
     *("console", "contents", "errors", "fields", "files", "machine", "processes"),
-    *("records", "run", "teamwork", "unfinished", "models", "hosts"),
+    *("parallel_stage", "records", "run", "unfinished", "models", "hosts"),
 }
 LARGEST_ROOM = 25  # modules
 

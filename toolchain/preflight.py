@@ -59,7 +59,7 @@ def check_distill(
 ) -> None:
     """Raise for anything that a distillation would refuse, before its data are made."""
     check_data(teacher, recipe.data, recipe.sampling, allow_commands=allow_commands)
-    trainer.check_before_start(teacher, student, out, recipe.distill, recipe.train)
+    trainer.check_before_start(teacher, student, out, recipe.distill)
 
 
 def bench_path(run: Path, address: str) -> Path:

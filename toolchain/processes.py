@@ -6,10 +6,11 @@ Without a launcher there is one process, which is the main one. Processes share 
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
 T = TypeVar("T")
 
@@ -24,53 +25,53 @@ def launcher_precision() -> str | None:
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 
-def _state() -> Any:
+def _state() -> "PartialState":
     import torch
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def number() -> int:
-    """This process's number; 0 is the main one."""
+def rank() -> int:
+    """The number of this process; 0 is the main one."""
     return int(_state().process_index)
 
 
 def count() -> int:
-    """How many processes there are."""
+    """How many processes work together."""
     return int(_state().num_processes)
 
 
 def device() -> "torch.device":
-    """This process's GPU, else the CPU."""
-    found: torch.device = _state().device
-    return found
+    """The GPU of this process, else the CPU."""
+    own: torch.device = _state().device
+    return own
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """Every n-th of `items`, for n processes: those that are this one's to do."""
-    return items[number() :: count()]
+def own_items(items: Sequence[T]) -> Sequence[T]:
+    """Every n-th of `items`, for n processes: the items that this process works on."""
+    return items[rank() :: count()]
 
 
-def local_share(total: int) -> range:
-    """This process's neighbouring numbers of 0 to `total` - 1, as many as every process has.
+def own_range(total: int) -> range:
+    """The part of 0..`total` - 1 that this process works on: neighbours, equally many for each.
 
     `total` must be a multiple of the number of processes.
     """
-    each, rest = divmod(total, count())
+    length, rest = divmod(total, count())
     assert not rest
-    return range(number() * each, (number() + 1) * each)
+    return range(rank() * length, (rank() + 1) * length)
 
 
-def from_main(value: T) -> T:
-    """What the main process passes here; all processes must come here."""
+def broadcast(value: T) -> T:
+    """The main process's `value`, in every process; all must call this."""
     from accelerate.utils import broadcast_object_list
 
     _state()
-    found: T = broadcast_object_list([value])[0]
-    return found
+    received: T = broadcast_object_list([value])[0]
+    return received
 
 
 def wait_for_all() -> None:
-    """Go on once every process has come here."""
+    """Return once every process has called this."""
     _state().wait_for_everyone()

@@ -28,6 +28,7 @@ from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
@@ -62,7 +63,10 @@ class _MayBeInfinite:
         return None if is_number and value == value else "it must be a number"
 
 
-MayBeInfinite = Annotated[object, _MayBeInfinite()]
+if TYPE_CHECKING:
+    MayBeInfinite = float
+else:
+    MayBeInfinite = Annotated[object, _MayBeInfinite()]
 AGAIN = "Make it again."
 UNFINISHED = "The unfinished work is damaged: pass --overwrite to begin again."
 
@@ -152,7 +156,7 @@ def read_lines(path: Path, kind: type[T]) -> list[T]:
         raise BadInput(
             f"{path} holds a line that is not JSON ({reason(e)}). {UNFINISHED}"
         ) from None
-    return [checked(value, kind, f"{path}: [{i}]", UNFINISHED) for i, value in enumerate(values)]
+    return [built(value, kind, f"{path}: [{i}]", UNFINISHED) for i, value in enumerate(values)]
 
 
 def checked(value: object, kind: type[T], where: str, remedy: str = AGAIN) -> T:

@@ -1,4 +1,4 @@
-"""What `--data` can name, and the cache that training reads."""
+"""The sources of training data that `--data` can name, and the cache made from them."""
 
 import io
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from laptop.distill.cache import check_cache, is_cache
-from laptop.distill.encoding import check_config, make_cache
+from laptop.distill.encoding import choose_drawing, make_cache
 from laptop.distill.hf_dataset import Table
 from laptop.distill.settings import DataConfig
 from laptop.distill.sources import Broken, Example, Folder, Prompts, Source, runs
@@ -22,7 +22,7 @@ from laptop.run import Overwrite
 from laptop.tiny import draws_scenes
 from laptop.tiny.scenes import draw, scenes
 
-ENDLESS = 8000  # examples of a source that has no end of its own
+ENDLESS = 8000  # examples of an endless source where [data] count is not set
 KINDS = (
     "a folder of pictures with metadata.jsonl, hf:NAME[:SPLIT], tar shards such as "
     "path/{00000..00009}.tar (or their address), prompts[:FILE], a folder that `laptop cache` "
@@ -39,7 +39,7 @@ def prepared(
     overwrite: Overwrite = False,
     allow_commands: bool = False,
 ) -> Path:
-    """The cache to train on: what `config.source` names if it is one, else made as `out`."""
+    """The cache to train on: `config.source` if it is a cache, else one made as `out`."""
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
         return Path(config.source)
@@ -57,7 +57,7 @@ def make(
     overwrite: Overwrite = False,
     allow_commands: bool = False,
 ) -> Path:
-    """Make a cache as `out`."""
+    """Make a cache of `config.source` as the folder `out`."""
     if is_cache(Path(config.source)):
         raise BadInput(f"--data {config.source} is a cache already.")
     folder = Path(config.source)
@@ -78,15 +78,15 @@ def check_data(
     if is_cache(Path(config.source)):
         check_cache(Path(config.source), model)
     else:
-        check_config(model, config, sampling)
+        choose_drawing(model, config, sampling)
         source_of(model, config, allow_commands=allow_commands)
 
 
 def source_of(model: str, config: DataConfig, *, allow_commands: bool = False) -> Source:
-    """The examples that `config` names; `BadInput` for what cannot be read.
+    """Open the source that `config` names; `BadInput` for one that cannot be read.
 
-    Addresses that run a program, such as `pipe:`, need `allow_commands`: a recipe cannot allow
-    what it names.
+    Addresses that run a program, such as `pipe:`, need `allow_commands`, which only the command
+    line sets: a recipe cannot allow the commands that it names.
     """
     kind, _, rest = config.source.partition(":")
     if kind == "scenes" and not rest:
@@ -112,7 +112,7 @@ def source_of(model: str, config: DataConfig, *, allow_commands: bool = False) -
 
 
 def _table(text: str, config: DataConfig) -> Table:
-    """A dataset named as NAME or NAME:SPLIT."""
+    """Open a dataset named as NAME or NAME:SPLIT."""
     name, _, split = text.partition(":")
     return Table(
         name,
@@ -125,7 +125,7 @@ def _table(text: str, config: DataConfig) -> Table:
 
 
 def _prompts(model: str, file: Path | None, config: DataConfig) -> Prompts:
-    """Prompts of the user, of scenes for tiny-sdxl, or our own."""
+    """The user's prompts, captions of scenes for tiny-sdxl, or the prompts of this package."""
     count = config.count or ENDLESS
     if file is None and draws_scenes(model):
         stream = scenes(config.seed)
@@ -145,9 +145,9 @@ class Scenes(Source):
         self.identity = {"scenes": str(count)}
 
     def read(self, part: int) -> Iterator[Example | Broken]:
-        """Scenes with their captions."""
-        places, kinds = np.random.SeedSequence([self.seed, part]).generate_state(2).tolist()
-        rng, stream = np.random.default_rng(places), scenes(kinds)
+        """Draw scenes with their captions."""
+        drawing, captions = np.random.SeedSequence([self.seed, part]).generate_state(2).tolist()
+        rng, stream = np.random.default_rng(drawing), scenes(captions)
         for i in self._runs[part]:
             scene, file = next(stream), io.BytesIO()
             Image.fromarray(draw(scene, rng)).save(file, "PNG", compress_level=1)

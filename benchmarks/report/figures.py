@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from laptop.benchmarks.report.run_files import block_of, network_order
+from laptop.distill.log_lines import LogLine
 from laptop.pruning.plan_file import MenuPoint
 from laptop.pruning.scores import Additivity, ScoredUnit
 
@@ -199,15 +200,20 @@ def _legend(axes: Axes, theme: Theme, **kwargs: Any) -> None:
     )  # fmt: skip
 
 
-def loss_curves(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
+def loss_curves(lines: Sequence[LogLine], stem: Path) -> None:
     """The terms of the distillation loss by step, log y; raw values faint behind their average."""
-    terms = [t for t in ("task", "output", "feature") if any((r.get(t) or 0) > 0 for r in rows)]
-    if not terms:
+    values_of = {
+        "task": [(line.step, line.task or 0) for line in lines],
+        "output": [(line.step, line.output or 0) for line in lines],
+        "feature": [(line.step, line.feature or 0) for line in lines],
+    }
+    curves = {term: [p for p in points if p[1] > 0] for term, points in values_of.items()}
+    curves = {term: points for term, points in curves.items() if points}
+    if not curves:
         return
     for theme in THEMES:
         figure, axes = _figure(theme, 3.4)
-        for term, colour in zip(terms, theme.curves, strict=False):
-            points = [(r["step"], r[term]) for r in rows if (r.get(term) or 0) > 0]
+        for (term, points), colour in zip(curves.items(), theme.curves, strict=False):
             steps, values = np.array(points).T
             every = max(1, len(values) // MOST_POINTS)
             axes.plot(steps[::every], values[::every], color=colour, alpha=0.22, linewidth=0.7)

@@ -24,6 +24,7 @@ from laptop.benchmarks.report.run_files import (
     setups,
 )
 from laptop.benchmarks.report.text import DASH, code, number, percent, scaled, table, words
+from laptop.distill.log_lines import TERMS
 from laptop.files import files_in, inside, write_text
 
 DOUBT = "†"  # marks what rests on a bench row that is not valid
@@ -174,19 +175,19 @@ def _distillation(run: RunFiles) -> str:
         return ""
     figures.loss_curves(run.losses, run.folder / "images" / "losses")
     first, last = run.losses[0], run.losses[-1]
-    terms = [t for t in ("loss", "task", "output", "feature") if last.get(t) is not None]
-    rows = [[t, number(first.get(t)), number(last[t])] for t in terms]
-    header = ["term", f"step {first['step']}", f"step {last['step']}"]
+    values = {term: (getattr(first, term), getattr(last, term)) for term in TERMS}
+    rows = [[term, *map(number, pair)] for term, pair in values.items() if pair[1] is not None]
+    header = ["term", f"step {first.step}", f"step {last.step}"]
     text = (
         "## Distillation\n\nThe terms of the loss; faint: single steps.\n\n"
         f"![Task, output and feature loss by step](images/losses.svg)\n\n{table(header, rows)}"
     )
-    if not all("norms" in row and row["features"] for row in run.losses):
+    if not all(line.norms and line.features for line in run.losses):
         return text
     balance_chart({"this run": run.losses}, run.folder / "images" / "balance")
-    place, most = largest_share(run.losses)
+    module, most = largest_share(run.losses)
     return (
-        f"{text}\n\nThe feature term by block: {code(place)} has the largest share, "
+        f"{text}\n\nThe feature term by block: {code(module)} has the largest share, "
         f"{most:.0%} on average.\n\n"
         "![Feature norm and share of the feature loss by block](images/balance.svg)"
     )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from laptop.benchmarks.bench_report import (
     Amount,
@@ -19,15 +19,15 @@ from laptop.benchmarks.bench_report import (
     Text,
 )
 from laptop.benchmarks.devices.device import size_bytes
-from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.eval_report import EvalReport
+from laptop.distill.log_lines import LogLine
 from laptop.errors import BadInput
 from laptop.export.parity_report import ParityReport, ParityRow
 from laptop.files import MANIFEST, lines, read_json, read_text
 from laptop.models import mistakes
 from laptop.pruning.plan_file import CostChange, Plan
 from laptop.pruning.scores import Scores
-from laptop.records import Record, built, checked
+from laptop.records import Record, built
 
 R = TypeVar("R", bound=Record)
 TITLES = {"teacher": "teacher", "pruned": "one-shot pruned", "student": "distilled"}
@@ -88,7 +88,7 @@ class RunFiles:
     plan: Plan
     log: RunLog  # laptop.json
     scores: Scores | None
-    losses: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl, by step
+    losses: Sequence[LogLine]  # lines of metrics.jsonl, by step
     parity: Sequence[ParityRow]
     benches: list[BenchReport]  # one a device, this machine's first
     evaluation: EvalReport | None
@@ -158,18 +158,19 @@ def _optional(path: Path, kind: type[R]) -> R | None:
     return kind.read(path) if os.path.lexists(path) else None
 
 
-def _read_losses(path: Path) -> Sequence[Mapping[str, Any]]:
-    """By step, the last row of a step winning: a resumed training writes some steps again."""
+def _read_losses(path: Path) -> list[LogLine]:
+    """The log by step, the last line of a step winning: a resumed training repeats some steps."""
     if not path.exists():
         return []
-    rows: dict[int, LossRow] = {}
+    logged: dict[int, LogLine] = {}
     for number, line in enumerate(lines(read_text(path)), 1):
         try:
-            row = json.loads(line)
+            values = json.loads(line)
         except (ValueError, RecursionError):
             raise BadInput(f"{path}, line {number} is not valid JSON; it may be cut off.") from None
-        rows[row["step"]] = checked(row, LossRow, f"{path}, line {number}", "Train again.")
-    return [{**rows[step]} for step in sorted(rows)]
+        log_line = built(values, LogLine, f"{path}, line {number}", LogLine.REMEDY)
+        logged[log_line.step] = log_line
+    return [logged[step] for step in sorted(logged)]
 
 
 def measures(run: RunFiles, label: str) -> Measures:

@@ -105,7 +105,7 @@ def test_a_cache_holds_what_the_model_computes(tiny_folder, pictures, made) -> N
     assert len(cache) == 10
     assert list(cache.buckets) == [(8, 8)]
     keep = torch.tensor([True, False, True])
-    latents, rows = cache.rows(torch.tensor([3, 4, 9]), keep)
+    latents, rows = cache.samples(torch.tensor([3, 4, 9]), keep)
     lines = [json.loads(x) for x in (pictures / "metadata.jsonl").read_text().splitlines()]
     for at, i in enumerate((3, 4, 9)):
         assert cache.ids[i] == lines[i]["file_name"]
@@ -170,10 +170,10 @@ def test_broken_pictures_are_skipped_named_and_too_many_of_them_are_an_error(
         make_cache(str(tiny_folder), Folder(folder), tmp_path / "c", config)
     made = make_cache(str(tiny_folder), Folder(folder), tmp_path / "c", CONFIG)
     cache = Cache(made)
-    assert len(cache) == cache.info["count"] == 7
+    assert len(cache) == cache.info.count == 7
     assert not {*names} & {*cache.ids}
-    assert [broken["id"] for broken in cache.info["skipped"]] == names
-    assert all("not a readable picture" in broken["reason"] for broken in cache.info["skipped"])
+    assert [broken.id for broken in cache.info.skipped] == names
+    assert all("not a readable picture" in broken.reason for broken in cache.info.skipped)
     told = capsys.readouterr().err
     assert "3 records were skipped: 000002.png" in told
 
@@ -205,13 +205,13 @@ def test_buckets_keep_ratios_and_say_what_was_done(tiny_folder, tmp_path) -> Non
         (16, 16): ["2.png"],
         (20, 12): ["1.png", "5.jpg"],
     }
-    latents, rows = cache.rows(cache.buckets[20, 12], torch.ones(2, dtype=torch.bool))
+    latents, rows = cache.samples(cache.buckets[20, 12], torch.ones(2, dtype=torch.bool))
     assert latents.shape == (2, 4, 20, 12)
     assert rows["time_ids"].tolist() == [[300, 200, 0, 5, 160, 96]] * 2
-    _, rows = cache.rows(cache.buckets[12, 24], torch.ones(1, dtype=torch.bool))
+    _, rows = cache.samples(cache.buckets[12, 24], torch.ones(1, dtype=torch.bool))
     assert rows["time_ids"].tolist() == [[100, 640, 0, 211, 96, 192]]
     with pytest.raises(ValueError, match="several buckets"):
-        cache.rows(torch.arange(6), torch.ones(6, dtype=torch.bool))
+        cache.samples(torch.arange(6), torch.ones(6, dtype=torch.bool))
 
 
 def test_prompts_are_drawn_as_the_pipeline_draws_whatever_the_batch(
@@ -225,8 +225,8 @@ def test_prompts_are_drawn_as_the_pipeline_draws_whatever_the_batch(
     monkeypatch.setattr("laptop.distill.encoder.PIXELS", 2 * 64**2)
     few = Cache(make_cache(str(tiny_folder), source, tmp_path / "few", config))
     keep = torch.ones(5, dtype=torch.bool)
-    latents, rows = many.rows(torch.arange(5), keep)
-    torch.testing.assert_close(few.rows(torch.arange(5), keep)[0], latents, rtol=5e-3, atol=5e-3)
+    latents, rows = many.samples(torch.arange(5), keep)
+    torch.testing.assert_close(few.samples(torch.arange(5), keep)[0], latents, rtol=5e-3, atol=5e-3)
     assert rows["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]] * 5
     assert many.ids[4] == "prompt 2 picture 3"
     assert (latents[0] - latents[1]).abs().max() > 0.1, "each picture has a seed of its own"
@@ -244,7 +244,7 @@ def test_a_model_with_one_text_encoder_gets_its_own_empty_caption(tmp_path, pict
     pipe = small_sd15()
     pipe.save_pretrained(tmp_path / "sd")
     cache = Cache(make_cache(str(tmp_path / "sd"), Folder(pictures), tmp_path / "c", CONFIG))
-    latents, rows = cache.rows(torch.arange(2), torch.tensor([False, True]))
+    latents, rows = cache.samples(torch.arange(2), torch.tensor([False, True]))
     assert latents.shape == (2, 4, 8, 8)
     assert list(rows) == ["encoder_hidden_states"]
     with torch.inference_mode():

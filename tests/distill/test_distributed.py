@@ -20,19 +20,19 @@ def launch(pair, cache: Path, out: Path, processes: int, *more: str) -> int:
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += [TRAINING_SCRIPT, *pair, str(cache), str(out), json.dumps(CONFIG)]
-    shares = 0 if "fsdp" in more else 200  # accelerate would say that it shards
-    how = json.dumps({"checkpoint_every": 2, "log_every": 1, "shares_every": shares})
-    done = subprocess.run([*command, how, *more], capture_output=True, text=True, check=False)
+    every = 0 if "fsdp" in more else 200  # accelerate would say that it shards
+    settings = json.dumps({"checkpoint_every": 2, "log_every": 1, "shares_every": every})
+    done = subprocess.run([*command, settings, *more], capture_output=True, text=True, check=False)
     assert "stop" in more or done.returncode == 0, done.stderr
     return done.returncode
 
 
 @pytest.fixture(scope="module")
 def alone(pair, pair_cache, tmp_path_factory) -> Path:
-    """What one process makes of it."""
+    """The training of one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    how = TrainConfig(checkpoint_every=2, log_every=1)
-    return distill(*pair, pair_cache, out, DistillConfig(**CONFIG), how)
+    train_config = TrainConfig(checkpoint_every=2, log_every=1)
+    return distill(*pair, pair_cache, out, DistillConfig(**CONFIG), train_config)
 
 
 def assert_same_training(a: Path, b: Path) -> None:
@@ -45,23 +45,24 @@ def assert_same_training(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param((), id="ddp"), pytest.param(("fsdp",), id="fsdp", marks=pytest.mark.long)]
+    "sharding",
+    [pytest.param((), id="ddp"), pytest.param(("fsdp",), id="fsdp", marks=pytest.mark.long)],
 )
 def test_two_processes_train_as_one_with_the_whole_batch(
-    pair, pair_cache, tmp_path, alone, how
+    pair, pair_cache, tmp_path, alone, sharding
 ) -> None:
-    launch(pair, pair_cache, tmp_path / "two", 2, *how)
+    launch(pair, pair_cache, tmp_path / "two", 2, *sharding)
     assert_same_training(alone, tmp_path / "two")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("first", "then", "how"), [(2, 1, ("fsdp",)), (1, 2, ())])
+@pytest.mark.parametrize(("first", "then", "sharding"), [(2, 1, ("fsdp",)), (1, 2, ())])
 def test_what_some_processes_began_others_finish(
-    pair, pair_cache, tmp_path, alone, first, then, how
+    pair, pair_cache, tmp_path, alone, first, then, sharding
 ) -> None:
     """From two that share the student's weights out to one, and from one to two."""
     out = tmp_path / "out"
-    assert launch(pair, pair_cache, out, first, "stop", *(how if first == 2 else ())) != 0
+    assert launch(pair, pair_cache, out, first, "stop", *(sharding if first == 2 else ())) != 0
     assert not out.exists()
-    launch(pair, pair_cache, out, then, *(how if then == 2 else ()))
+    launch(pair, pair_cache, out, then, *(sharding if then == 2 else ()))
     assert_same_training(alone, out)

@@ -67,7 +67,7 @@ def test_samples_are_weighed_in_the_task_and_output_terms_only() -> None:
     weight = torch.tensor([2.0, 0.0])
     terms = distillation_loss(
         *(target, student, teacher), maps(0), maps(1),
-        weighting="none", weights=(1, 1, 1), of_sample=weight,
+        weighting="none", weights=(1, 1, 1), sample_weights=weight,
     )  # fmt: skip
     assert float(terms.task) == pytest.approx(float((student - target)[0].square().mean()))
     assert float(terms.output) == pytest.approx(float((student - teacher)[0].square().mean()))

@@ -9,13 +9,13 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from laptop.distill import session as sessions
-from laptop.distill.batches import Batch, MadeUp
-from laptop.distill.features import Features, pairs
+from laptop.distill.batches import Batch, ZeroBatches
+from laptop.distill.features import Features, module_pairs
 from laptop.distill.forecast import activation_bytes
 from laptop.distill.optimizer import learning_rate
 from laptop.distill.session import Session
 from laptop.distill.settings import DistillConfig, TrainConfig
-from laptop.distill.trainer import start
+from laptop.distill.trainer import Training, start
 from laptop.errors import BadInput, MissingExtra
 from laptop.models import loading, locating
 from laptop.pruning.noising import Noising
@@ -23,7 +23,7 @@ from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import example_inputs
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
-HOW = TrainConfig(checkpoint_every=2)
+TRAIN = TrainConfig(checkpoint_every=2)
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def make(pair, pair_cache):
 
     def made(**changes: object) -> Session:
         configs = []
-        for config in (CONFIG, HOW):
+        for config in (CONFIG, TRAIN):
             own = {k: v for k, v in changes.items() if hasattr(config, k)}
             configs.append(replace(config, **own))
-        return start(*pair, pair_cache, *configs)
+        return start(Training(*pair, pair_cache, *configs))
 
     return made
 
 
 def gradients(session: Session) -> dict[str, torch.Tensor]:
-    """Of the first step."""
+    """The gradients of the first step."""
     kept = {}
 
     def keep(parameters, _norm):
@@ -54,22 +54,22 @@ def gradients(session: Session) -> dict[str, torch.Tensor]:
 
 
 def test_every_term_weight_norm_and_share_is_logged(make) -> None:
-    row = make().step(0)
-    places = set(row["features"])
-    assert places >= {"down_blocks.0", "mid_block", "up_blocks.1"}
-    assert set(row["alphas"]) == set(row["norms"]) == places
-    assert set(row["gradient_norms"]) == {"task", "output", *places}
-    assert row["loss"] == pytest.approx(row["task"] + row["output"] + row["feature"], rel=1e-5)
-    assert row["feature"] == pytest.approx(sum(row["features"].values()), rel=1e-5)
-    for place in places:
-        assert row["alphas"][place] == pytest.approx(1 / row["norms"][place] ** 2, rel=1e-4)
+    line = make().step(0)
+    modules = set(line.features)
+    assert modules >= {"down_blocks.0", "mid_block", "up_blocks.1"}
+    assert set(line.alphas) == set(line.norms) == modules
+    assert set(line.gradient_norms) == {"task", "output", *modules}
+    assert line.loss == pytest.approx(line.task + line.output + line.feature, rel=1e-5)
+    assert line.feature == pytest.approx(sum(line.features.values()), rel=1e-5)
+    for module in modules:
+        assert line.alphas[module] == pytest.approx(1 / line.norms[module] ** 2, rel=1e-4)
 
 
-def test_a_share_is_the_norm_of_the_gradient_that_the_term_alone_gives(make) -> None:
-    row = make().step(0)
+def test_a_logged_norm_is_that_of_the_gradient_that_the_term_alone_gives(make) -> None:
+    line = make().step(0)
     alone = gradients(make(task_weight=0.0, feature_weight=0.0))
     norm = torch.stack([g.square().sum() for g in alone.values()]).sum().sqrt()
-    assert row["gradient_norms"]["output"] == pytest.approx(float(norm), rel=1e-4)
+    assert line.gradient_norms["output"] == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_micro_batches_and_checkpointing_give_the_gradients_of_the_whole_batch(make) -> None:
@@ -82,19 +82,19 @@ def test_micro_batches_and_checkpointing_give_the_gradients_of_the_whole_batch(m
             assert float((other[name] - value).abs().max()) < 1e-3 * scale, (change, name)
 
 
-@pytest.mark.parametrize("where", ["blocks", "attentions", "layers"])
-def test_features_pair_where_the_student_still_has_the_layer(where, pair, make) -> None:
+@pytest.mark.parametrize("setting", ["blocks", "attentions", "layers"])
+def test_features_pair_where_the_student_still_has_the_layer(setting, pair, make) -> None:
     teacher, student = map(loading.load_unet, pair)
-    places = pairs(teacher, student, where)
-    if where == "layers":
-        assert "down_blocks.0.resnets.0" in places
-        assert "down_blocks.1.resnets.0" not in places, "it was removed"
-    if where == "attentions":
-        assert all(name.endswith("attn1") for name in places)
+    modules = module_pairs(teacher, student, setting)
+    if setting == "layers":
+        assert "down_blocks.0.resnets.0" in modules
+        assert "down_blocks.1.resnets.0" not in modules, "it was removed"
+    if setting == "attentions":
+        assert all(name.endswith("attn1") for name in modules)
         removed = "up_blocks.1.attentions.1.transformer_blocks.0"
-        assert not any(name.startswith(removed) for name in places)
-    row = make(features=where).step(0)
-    assert list(row["features"]) == list(places)
+        assert not any(name.startswith(removed) for name in modules)
+    line = make(features=setting).step(0)
+    assert list(line.features) == list(modules)
 
 
 def test_a_forward_that_is_computed_again_leaves_no_maps(pruned_folder) -> None:
@@ -115,7 +115,7 @@ def test_half_precision_is_the_teacher_s_own_and_the_student_s_by_autocast(make)
     whole, half = make(), make(mixed_precision="bf16")
     assert half.teacher.dtype == torch.bfloat16
     assert {p.dtype for p in half.raw.parameters()} == {torch.float32}
-    assert half.step(0)["loss"] == pytest.approx(whole.step(0)["loss"], rel=0.05)
+    assert half.step(0).loss == pytest.approx(whole.step(0).loss, rel=0.05)
 
 
 def test_fp16_needs_a_gpu(make) -> None:
@@ -127,8 +127,8 @@ def test_fp16_needs_a_gpu(make) -> None:
 
 def test_snr_weighting_changes_the_task_and_output_terms(make) -> None:
     plain, weighed = make().step(0), make(snr_gamma=5.0).step(0)
-    assert weighed["task"] != pytest.approx(plain["task"], rel=1e-3)
-    assert weighed["feature"] == pytest.approx(plain["feature"], rel=1e-6)
+    assert weighed.task != pytest.approx(plain.task, rel=1e-3)
+    assert weighed.feature == pytest.approx(plain.feature, rel=1e-6)
 
 
 def test_without_an_average_the_weights_themselves_are_the_result(make) -> None:
@@ -148,12 +148,12 @@ def test_the_average_lags_behind(make) -> None:
 
 
 def test_learning_rates_warm_up_and_then_follow_their_schedule() -> None:
-    given = {"peak": 2.0, "warmup": 4, "steps": 12}
-    cosine = [learning_rate(i, schedule="cosine", **given) for i in range(13)]
+    settings = {"peak": 2.0, "warmup": 4, "steps": 12}
+    cosine = [learning_rate(i, schedule="cosine", **settings) for i in range(13)]
     assert cosine[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert cosine[8] == pytest.approx(1.0)
     assert cosine[12] == pytest.approx(0.0)
-    assert learning_rate(11, schedule="constant", **given) == 2.0
+    assert learning_rate(11, schedule="constant", **settings) == 2.0
 
 
 def test_the_8_bit_optimizer_names_its_extra_where_it_is_missing(make, monkeypatch) -> None:
@@ -189,8 +189,8 @@ def test_the_forecast_counts_what_autograd_keeps(tiny_folder, checkpointing) -> 
 def test_a_calibration_is_of_the_first_batches(make, monkeypatch) -> None:
     monkeypatch.setattr(sessions, "CALIBRATION_STEPS", 1)
     fixed, fresh = make(norms="calibration"), make()
-    assert fixed.step(0)["norms"] == pytest.approx(fresh.step(0)["norms"], rel=1e-5)
-    assert fixed.step(1)["norms"] == fixed.step(2)["norms"]
+    assert fixed.step(0).norms == pytest.approx(fresh.step(0).norms, rel=1e-5)
+    assert fixed.step(1).norms == fixed.step(2).norms
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on the CPU")
@@ -199,16 +199,16 @@ def test_teacher_and_student_get_the_guidance_that_they_learnt(tiny_folder) -> N
     config = locating.unet_config(str(tiny_folder)) | {"time_cond_proj_dim": 8}
     teacher = UNet2DConditionModel.from_config(config)
     student = prune_unet(teacher, ["up_blocks.0.resnets.0"])
-    (batch,) = MadeUp(config, tokens=3, batch_size=2, micro_batch=2)(0)
+    (batch,) = ZeroBatches(config, tokens=3, batch_size=2, micro_batch=2)(0)
     guidance = torch.randn(2, 8)
-    batch.rows["timestep_cond"] = guidance
+    batch.conditions["timestep_cond"] = guidance
     seen = []
     for unet in (teacher, student):
         unet.register_forward_pre_hook(
             lambda _unet, _args, kwargs: seen.append(kwargs["timestep_cond"]), with_kwargs=True
         )
     noising = Noising(DDPMScheduler().config)
-    Session(teacher, student, noising, lambda _step: [batch], CONFIG, HOW).step(0)
+    Session(teacher, student, noising, lambda _step: [batch], CONFIG, TRAIN).step(0)
     assert len(seen) == 2
     assert all(torch.equal(value, guidance) for value in seen)
 
@@ -234,8 +234,8 @@ def test_a_compiled_step_gives_the_same_losses() -> None:
     )
     losses = {}
     for is_compiled in (False, True):
-        unets, how = copy.deepcopy((teacher, pruned)), replace(HOW, compile=is_compiled)
+        unets, train_config = copy.deepcopy((teacher, pruned)), replace(TRAIN, compile=is_compiled)
         noising = Noising(DDPMScheduler().config)
-        session = Session(*unets, noising, lambda _step: [batch], CONFIG, how)
-        losses[is_compiled] = [session.step(i)["loss"] for i in range(4)]
+        session = Session(*unets, noising, lambda _step: [batch], CONFIG, train_config)
+        losses[is_compiled] = [session.step(i).loss for i in range(4)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)

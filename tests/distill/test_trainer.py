@@ -19,16 +19,17 @@ from torch.distributed.checkpoint.api import CheckpointException
 from conftest import REMOVED, TRAINING_SCRIPT, logged
 from laptop.distill import checkpoint, checks, trainer
 from laptop.distill.cache import Cache
-from laptop.distill.divergence import Diverged, Watch
+from laptop.distill.checkpoint import TrainingState
+from laptop.distill.divergence import Diverged, RunningLoss
 from laptop.distill.optimizer import OPTIMIZERS
 from laptop.distill.settings import DistillConfig, TrainConfig
-from laptop.distill.trainer import distill, rehearse, start
+from laptop.distill.trainer import Training, distill, rehearse, start
 from laptop.errors import BadInput, NoSpace
 from laptop.models import loading
 from laptop.pruning.surgery import prune_unet, write_model
 
 CONFIG = DistillConfig(steps=6, batch_size=4, warmup_steps=2)
-HOW = TrainConfig(checkpoint_every=2)
+TRAIN = TrainConfig(checkpoint_every=2)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -42,8 +43,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(pair, pair_cache, tmp_path_factory) -> Path:
-    """What `CONFIG` and `HOW` train where nothing happens."""
-    return distill(*pair, pair_cache, tmp_path_factory.mktemp("unbroken") / "out", CONFIG, HOW)
+    """What `CONFIG` and `TRAIN` train where nothing happens."""
+    return distill(*pair, pair_cache, tmp_path_factory.mktemp("unbroken") / "out", CONFIG, TRAIN)
 
 
 @pytest.mark.long
@@ -81,23 +82,24 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     if optimizer == "adamw-8bit":
         pytest.importorskip("bitsandbytes", reason="the extra adam8bit is not installed")
-    how = replace(HOW, optimizer=optimizer)
-    whole = distill(*pair, pair_cache, tmp_path / "whole", CONFIG, how)
-    write = checkpoint.write_json
+    train_config = replace(TRAIN, optimizer=optimizer)
+    whole = distill(*pair, pair_cache, tmp_path / "whole", CONFIG, train_config)
+    write = TrainingState.write
 
-    def killed(path: Path, state: dict) -> None:
-        if state["done"] == 4:
+    def killed(state: TrainingState, path: Path) -> None:
+        if state.done == 4:
             raise KeyboardInterrupt
-        write(path, state)
+        write(state, path)
 
-    monkeypatch.setattr(checkpoint, "write_json", killed)
+    monkeypatch.setattr(TrainingState, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(*pair, pair_cache, tmp_path / "broken", CONFIG, how)
+        distill(*pair, pair_cache, tmp_path / "broken", CONFIG, train_config)
     kept = checkpoint.latest(tmp_path / ".broken.partial" / ".resume")
     assert kept is not None
     assert kept.name.endswith("02")
     monkeypatch.undo()
-    assert_same_weights(whole, distill(*pair, pair_cache, tmp_path / "broken", CONFIG, how))
+    resumed = distill(*pair, pair_cache, tmp_path / "broken", CONFIG, train_config)
+    assert_same_weights(whole, resumed)
 
 
 def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
@@ -114,11 +116,11 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(state_dict_saver, "save", full)
     with pytest.raises(NoSpace, match="disk is full"):
-        distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW)
+        distill(*pair, pair_cache, tmp_path / "out", CONFIG, TRAIN)
     kept = checkpoint.latest(tmp_path / ".out.partial" / ".resume")
     assert kept is not None
     assert kept.name.endswith("02")
-    out = distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW)
+    out = distill(*pair, pair_cache, tmp_path / "out", CONFIG, TRAIN)
     assert logged(out)[-1]["step"] == 5
 
 
@@ -136,30 +138,30 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(
 ) -> None:
     config = replace(CONFIG, steps=200, learning_rate=1000.0)
     with pytest.raises(Diverged, match=r"step \d+: .*task.* not finite .* on samples scene \d+"):
-        distill(*pair, pair_cache, tmp_path / "out", config, HOW)
+        distill(*pair, pair_cache, tmp_path / "out", config, TRAIN)
 
 
 def test_a_bad_sample_is_named_and_the_last_checkpoint_kept(
     pair, pair_cache, unbroken, tmp_path, monkeypatch
 ) -> None:
-    good, seen = Cache.rows, []
+    good, seen = Cache.samples, []
 
-    def rows_(self, index, keep):
-        latents, found = good(self, index, keep)
+    def damaged(self, index, keep):
+        samples = good(self, index, keep)
         seen.append(index)
         if len(seen) == 4:
-            latents[2, 0, 0, 0] = float("nan")
-        return latents, found
+            samples.latents[2, 0, 0, 0] = float("nan")
+        return samples
 
-    monkeypatch.setattr(Cache, "rows", rows_)
+    monkeypatch.setattr(Cache, "samples", damaged)
     with pytest.raises(Diverged) as caught:
-        distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW)
+        distill(*pair, pair_cache, tmp_path / "out", CONFIG, TRAIN)
     guilty = Cache(pair_cache).ids[int(seen[3][2])]
     assert "step 3: loss, task, output, feature, gradient_norm not finite" in str(caught.value)
     assert f"on samples {guilty}. Their own numbers" in str(caught.value)
     assert "The last good checkpoint is kept (that after step 2" in str(caught.value)
     monkeypatch.undo()
-    assert_same_weights(unbroken, distill(*pair, pair_cache, tmp_path / "out", CONFIG, HOW))
+    assert_same_weights(unbroken, distill(*pair, pair_cache, tmp_path / "out", CONFIG, TRAIN))
 
 
 def kill() -> None:
@@ -171,36 +173,38 @@ def test_a_run_that_runs_away_goes_back_and_on_at_half_the_rate(
 ) -> None:
     calls = []
 
-    def once(self, loss: float, factor: float) -> bool:
-        calls.append(loss)
+    def once(self, factor: float) -> bool:
+        calls.append(factor)
         return len(calls) == 6
 
-    monkeypatch.setattr(Watch, "runs_away", once)
-    config, how = replace(CONFIG, steps=8, schedule="constant"), replace(HOW, log_every=1)
+    monkeypatch.setattr(RunningLoss, "has_run_away", once)
+    config = replace(CONFIG, steps=8, schedule="constant")
+    train_config = replace(TRAIN, log_every=1)
     with pytest.raises(Diverged, match=r"step 5: the loss has run away .*set back_offs"):
-        distill(*pair, pair_cache, tmp_path / "none", config, how)
+        distill(*pair, pair_cache, tmp_path / "none", config, train_config)
     calls.clear()
+    patient = replace(train_config, back_offs=1)
     with monkeypatch.context() as patch:  # killed just after it has gone back
         patch.setattr(trainer, "say", lambda text: kill() if "Back to" in text else None)
         with pytest.raises(KeyboardInterrupt):
-            distill(*pair, pair_cache, tmp_path / "out", config, replace(how, back_offs=1))
-    out = distill(*pair, pair_cache, tmp_path / "out", config, replace(how, back_offs=1))
+            distill(*pair, pair_cache, tmp_path / "out", config, patient)
+    out = distill(*pair, pair_cache, tmp_path / "out", config, patient)
     assert json.loads((out / "manifest.json").read_text())["back_offs"] == 1
-    found = logged(out)
-    assert [row["step"] for row in found] == list(range(8))
-    assert [row["lr"] for row in found[2:]] == [5e-4] * 2 + [2.5e-4] * 4
+    lines = logged(out)
+    assert [line["step"] for line in lines] == list(range(8))
+    assert [line["lr"] for line in lines[2:]] == [5e-4] * 2 + [2.5e-4] * 4
 
 
 def test_leave_to_back_off_changes_nothing_where_nothing_diverges(
     pair, pair_cache, unbroken, tmp_path
 ) -> None:
-    made = distill(*pair, pair_cache, tmp_path / "with", CONFIG, replace(HOW, back_offs=2))
+    made = distill(*pair, pair_cache, tmp_path / "with", CONFIG, replace(TRAIN, back_offs=2))
     assert_same_weights(unbroken, made)
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
 def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, pair_cache, tmp_path, file) -> None:
-    session = start(*pair, pair_cache, CONFIG, HOW)
+    session = start(Training(*pair, pair_cache, CONFIG, TRAIN))
     session.step(0)
     session.save(tmp_path, 0.0)
     path = checkpoint.latest(tmp_path)
@@ -216,7 +220,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_so(pair, pair_cache, tmp_pat
 
 
 def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, pair_cache) -> None:
-    session = start(*pair, pair_cache, CONFIG, HOW)
+    session = start(Training(*pair, pair_cache, CONFIG, TRAIN))
     session.step(0)
     teacher = {p.data_ptr() for p in session.teacher.parameters()}
     held = session.tensors()
@@ -228,10 +232,11 @@ def test_a_checkpoint_holds_nothing_of_the_teacher_s(pair, pair_cache) -> None:
 
 
 def test_a_rehearsal_says_what_training_will_cost_and_writes_nothing(pair, tmp_path) -> None:
-    found = rehearse(*pair, CONFIG, HOW)
-    assert found["student_params"] < found["teacher_params"] == 203_204
-    assert found["images"] == 24
-    assert found["images_per_second"] == pytest.approx(4 / found["seconds_per_step"], rel=0.01)
+    forecast = rehearse(*pair, CONFIG, TRAIN)
+    assert forecast["student_params"] < forecast["teacher_params"] == 203_204
+    assert forecast["images"] == 24
+    speed = 4 / forecast["seconds_per_step"]
+    assert forecast["images_per_second"] == pytest.approx(speed, rel=0.01)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,7 +274,7 @@ def test_settings_that_cannot_be_trained_with_are_refused(change, message) -> No
 )
 def test_ways_of_computing_that_cannot_be_are_refused(change, message) -> None:
     with pytest.raises(BadInput, match=message):
-        replace(HOW, **change)
+        replace(TRAIN, **change)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch) -> None:

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel
 from laptop.benchmarks.report.report import write_report
 from laptop.cli import main
 from laptop.cli.prune import PRESETS as OFFERED
-from laptop.distill.features import Features, pairs
+from laptop.distill.features import Features, module_pairs
 from laptop.errors import BadInput
 from laptop.models import loading, unet_classes
 from laptop.models.architectures import UNETS
@@ -304,7 +304,7 @@ def test_a_wrong_combination_is_a_usage_error(tmp_path, args, words) -> None:
 def test_a_student_has_a_feature_map_like_its_teachers_in_every_block(small, plans, name) -> None:
     teacher = small[PRESETS[name].teacher]
     student = apply_plan(teacher, plans[name]).eval()
-    paired = pairs(teacher, student)
+    paired = module_pairs(teacher, student)
     theirs = Features(teacher, {block: block for block in paired})
     own = Features(student, paired)
     shapes = []

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 
+from laptop.distill.log_lines import LogLine
 from laptop.distill.session import Session
 from laptop.distill.settings import DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
@@ -23,13 +24,13 @@ from laptop.distill.trainer import distill
 def _sharded(_self: Any, model: Any, optimizer: Any) -> tuple[Any, Any]:
     """What accelerate's `prepare` does with FSDP 2, which it has for GPUs only."""
     fully_shard(model)
-    given = {name: optimizer.defaults[name] for name in ("lr", "betas", "fused")}
-    made = torch.optim.AdamW(model.parameters(), **given)
-    made.optimizer = made
-    return model, made
+    settings = {name: optimizer.defaults[name] for name in ("lr", "betas", "fused")}
+    sharded = torch.optim.AdamW(model.parameters(), **settings)
+    sharded.optimizer = sharded
+    return model, sharded
 
 
-def _stopping(self: Session, number: int) -> dict[str, Any]:
+def _stopping(self: Session, number: int) -> LogLine:
     """`Session.step` that goes no further than step 3."""
     if number == 4:
         sys.exit(3)
@@ -44,6 +45,7 @@ if __name__ == "__main__":
         Accelerator.prepare = _sharded
     if "stop" in sys.argv[7:]:
         Session.step = _stopping
-    config, how = (json.loads(text) for text in sys.argv[5:7])
+    config, train_config = (json.loads(text) for text in sys.argv[5:7])
     teacher, student, data, out = sys.argv[1:5]
-    distill(teacher, student, Path(data), Path(out), DistillConfig(**config), TrainConfig(**how))
+    configs = DistillConfig(**config), TrainConfig(**train_config)
+    distill(teacher, student, Path(data), Path(out), *configs)

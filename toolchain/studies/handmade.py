@@ -1,4 +1,4 @@
-"""Hand-made plans for `tiny-sdxl`: what the makers of small SDXL and SD models took out, in order.
+"""Hand-made plans for `tiny-sdxl`: the layers that makers of small SD models remove, in order.
 
 Their plans (`laptop.pruning.presets`) are of one size each and do not fit this model. A family here
 is their idea as an order of layers; the first ones go, until a pruning ratio is reached.
@@ -26,9 +26,9 @@ INNERMOST = ["down_blocks.2.*", "up_blocks.0.*"]
 def _layers(kinds: Sequence[str], down: Sequence[int], up: Sequence[int]) -> list[str]:
     """Patterns of the `down`-th layers of the down blocks, then the `up`-th of the up blocks."""
     return [
-        f"{side}_blocks.{block}.{kind}.{place}*"
-        for side, blocks, places in (("down", (2, 1, 0), down), ("up", (0, 1, 2), up))
-        for place in places
+        f"{side}_blocks.{block}.{kind}.{layer}*"
+        for side, blocks, layers in (("down", (2, 1, 0), down), ("up", (0, 1, 2), up))
+        for layer in layers
         for block in blocks
         for kind in kinds
     ]
@@ -52,9 +52,9 @@ FAMILIES = {
 
 
 def handmade(family: str, units: Sequence[Unit], ratio: float, params: int) -> list[str]:
-    """Names of the layers that go, until `ratio` of `params` is gone and no layer more than that.
+    """Names of the layers that go, until `ratio` of `params` is gone and no more layers than that.
 
-    Of those that the last one made superfluous, the latest come back first.
+    Of the layers that the last one made superfluous, the latest come back first.
     """
     gone: list[Unit] = []
     for unit in _in_order(FAMILIES[family], units):

@@ -1,4 +1,4 @@
-"""What prefix reuse saves, measured.
+"""Measure the time that prefix reuse saves.
 
     python -m laptop.studies.prefix_reuse --model sdxl --latents 16
 
@@ -11,7 +11,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -29,17 +28,17 @@ Losses = dict[str, float]
 
 
 def random_rows(unet: UNet2DConditionModel, samples: int, latents: int) -> dict[str, Tensor]:
-    """Normal calibration rows of the right shapes, at random timesteps."""
+    """Calibration rows of the right shapes: normal values, at random timesteps."""
     inputs = example_inputs({**unet.config, "sample_size": latents}, 77, samples)
     rows = inputs | inputs.pop("added_cond_kwargs", {})
-    drawn = {k: torch.randn(v.shape) for k, v in rows.items()}
-    return drawn | {"timestep": torch.randint(1000, (samples,))}
+    normal = {k: torch.randn(v.shape) for k, v in rows.items()}
+    return normal | {"timestep": torch.randint(1000, (samples,))}
 
 
 def by_plain_removal(
     unet: nn.Module, units: list[Unit], rows: dict[str, Tensor], output: Tensor
 ) -> Losses:
-    """Output loss of each unit, by a whole forward for each."""
+    """The output loss of each unit, by a whole forward for each."""
     losses: Losses = {}
     for unit in units:
         with removed(unet, [unit.name]):
@@ -49,7 +48,7 @@ def by_plain_removal(
 
 
 def by_walk(unet: nn.Module, units: list[Unit], rows: dict[str, Tensor], output: Tensor) -> Losses:
-    """The same by prefix reuse."""
+    """The output loss of each unit, by prefix reuse."""
     losses: Losses = {}
 
     def note(name: str, before: Tensor, after: Tensor) -> None:
@@ -59,8 +58,10 @@ def by_walk(unet: nn.Module, units: list[Unit], rows: dict[str, Tensor], output:
     return losses
 
 
-def compare(model: str, latents: int, samples: int, rounds: int, dtype: torch.dtype) -> Any:
-    """Seconds of both, their ratio, and the largest relative difference of a loss."""
+def compare(
+    model: str, latents: int, samples: int, rounds: int, dtype: torch.dtype
+) -> dict[str, object]:
+    """Seconds of both ways, their ratio, and the largest relative difference of a loss."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**UNETS[model]).to(dtype).eval()
     anatomy, rows = anatomy_of(unet), random_rows(unet, samples, latents)
@@ -95,17 +96,17 @@ def compare(model: str, latents: int, samples: int, rounds: int, dtype: torch.dt
 
 
 def main() -> None:
-    """The command line."""
+    """Print the comparison as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=UNETS, default="sd15")
     parser.add_argument("--latents", type=int, default=16, help="height and width")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    args = parser.parse_args()
-    dtype = getattr(torch, args.dtype)
-    found = compare(args.model, args.latents, args.samples, args.rounds, dtype)
-    print(json.dumps(found, indent=1))
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    sizes = arguments.latents, arguments.samples, arguments.rounds
+    print(json.dumps(compare(arguments.model, *sizes, dtype), indent=1))
 
 
 if __name__ == "__main__":

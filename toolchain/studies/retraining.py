@@ -2,10 +2,10 @@
 
     python -m laptop.studies.retraining -o runs/study-distill
 
-Prunes `tiny-sdxl` in many ways, retrains every student for the same number of steps (`arms` says
-which), and judges it by unseen prompts. A finished run is a file in OUT/runs and an unfinished one
-has its checkpoint (`students`), so the same command goes on at any moment. Writes study.json,
-study.md and four figures; docs/explanation/appendix.md is made of them (`evidence`).
+Prunes `tiny-sdxl` in many ways (`design`), retrains every student for the same number of steps, and
+judges it by unseen prompts (`trial`). A finished run is a file in OUT/runs and an unfinished one
+has its checkpoint, so the same command continues after an interruption. Writes study.json, study.md
+and four figures (`retraining_tables`), from which docs/explanation/appendix.md is made.
 """
 
 import argparse
@@ -14,20 +14,18 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.report.balance import balance_chart
 from laptop.benchmarks.report.figures import interval_chart
 from laptop.console import progress, say
+from laptop.distill.log_lines import LogLine
 from laptop.errors import LaptopError, OutputExists
 from laptop.files import read_json, write_json
-from laptop.machine import machine
 from laptop.prompts import calibration_prompts
 from laptop.pruning.score import score
 from laptop.pruning.scores import Scores
@@ -36,33 +34,36 @@ from laptop.records import read_lines
 from laptop.studies.design import (
     GROUPS,
     MAIN_RATIO,
-    METHOD,
     NORMALIZED,
+    OUTPUT_LOSS,
     RATIOS,
     SCORED,
     UNNORMALIZED,
     Run,
-    arms,
-    runs,
+    all_students,
+    plan_runs,
 )
-from laptop.studies.retraining_tables import as_json, as_markdown, charts, document
+from laptop.studies.retraining_tables import (
+    StudyDocument,
+    as_markdown,
+    charts,
+    rounded,
+    study_run,
+)
 from laptop.studies.trial import (
     METRICS,
     MODEL,
+    Judgement,
+    RunResult,
     StudyConfig,
+    TeacherResult,
     judge_teacher,
     make_shared,
     train_and_judge,
 )
 
-SCHEMA = "laptop.study-settings/1"
-RUN_SCHEMA = "laptop.study-run/1"
-FREE = (
-    "seeds",
-    "main_seeds",
-    "ratios",
-    "groups",
-)  # settings that may grow: finished runs stay as they are
+SETTINGS_SCHEMA = "laptop.study-settings/1"
+GROWING = ("seeds", "main_seeds", "ratios", "groups")  # may change: finished runs stay as they are
 POLL_S = 1.0
 
 
@@ -71,87 +72,94 @@ class Unfinished(LaptopError):
 
 
 def study(
-    out: Path, config: StudyConfig, workers: int = 1, *, so_far: bool = False
-) -> dict[str, Any]:
-    """Do all runs that are not done, and return everything as one JSON document.
+    out: Path, config: StudyConfig, workers: int = 1, *, finished_only: bool = False
+) -> StudyDocument:
+    """Do all runs that are not finished, and return the results of all.
 
-    With `so_far`, none is done: the document is of what is finished.
+    With `finished_only` no run is done: the document is of the finished ones.
     """
     planned = prepare(out, config)
-    if so_far:
+    if finished_only:
         planned = [run for run in planned if _result(out, run).exists()]
-    say(f"{len(planned)} runs for {sum(len(run.arms) for run in planned)} students of {MODEL}")
-    if left := [run for run in planned if not _result(out, run).exists()]:
-        _employ(out, left, config, min(workers, len(left)))
-    rows = [(run, read_json(_result(out, run), RUN_SCHEMA)) for run in planned]
-    teacher = read_json(out / "teacher.json", RUN_SCHEMA)
-    return document(MODEL, asdict(config), teacher, rows) | machine()
+    students = sum(len(run.students) for run in planned)
+    say(f"{len(planned)} runs for {students} students of {MODEL}")
+    if unfinished := [run for run in planned if not _result(out, run).exists()]:
+        _start_workers(out, unfinished, config, min(workers, len(unfinished)))
+    teacher = TeacherResult.read(_teacher_file(out))
+    return StudyDocument(
+        model=MODEL,
+        settings=config,
+        teacher=rounded(Judgement(**vars(teacher))),
+        runs=tuple(study_run(run, RunResult.read(_result(out, run))) for run in planned),
+    )
 
 
 def prepare(out: Path, config: StudyConfig) -> list[Run]:
-    """What all runs share, made once: scores, data, the teacher's accuracy. Returns all runs."""
+    """Make what all runs share: scores, data, the teacher's accuracy. Returns all runs."""
     _check_settings(out, config)
     prompts = calibration_prompts(MODEL, config.calibration_prompts)
     scores = {}
     for criterion in SCORED:
         say(f"score by {criterion}")
         settings = ScoreConfig(criterion=criterion, samples=config.rows, batch_size=64)
-        folder = score(MODEL, out / criterion, settings, prompts)
-        scores[criterion] = Scores.read(folder)
+        scores[criterion] = Scores.read(score(MODEL, out / criterion, settings, prompts))
     make_shared(out, config)
-    if not (out / "teacher.json").exists():
+    if not _teacher_file(out).exists():
         say("judge the teacher")
-        write_json(out / "teacher.json", {"schema": RUN_SCHEMA, **judge_teacher(out, config)})
-    return runs(
-        arms(config.seeds, config.main_seeds, config.ratios, config.groups), scores, config.distill
-    )
+        judge_teacher(out, config).write(_teacher_file(out))
+    students = all_students(config.seeds, config.main_seeds, config.ratios, config.groups)
+    return plan_runs(students, scores, config.distill)
 
 
 def _check_settings(out: Path, config: StudyConfig) -> None:
     """Raise `OutputExists` where `out` holds a study with other settings."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "settings.json"
-    asked = {k: v for k, v in asdict(config).items() if k not in FREE}
+    settings = {k: v for k, v in config.as_json().items() if k not in GROWING}
     if not path.exists():
-        write_json(path, {"schema": SCHEMA, **asked})
-    there = read_json(path, SCHEMA)
-    if unlike := [k for k, v in asked.items() if there.get(k) != v]:
-        changes = "; ".join(f"{k}: {there.get(k)} there, {asked[k]} asked" for k in unlike)
+        write_json(path, {"schema": SETTINGS_SCHEMA, **settings})
+    earlier = read_json(path, SETTINGS_SCHEMA)
+    if unlike := [k for k, v in settings.items() if earlier.get(k) != v]:
+        changes = "; ".join(f"{k}: {earlier.get(k)} there, {settings[k]} asked" for k in unlike)
         raise OutputExists(
             f"{out} holds a study with other settings ({changes}). Choose another -o."
         )
+
+
+def _teacher_file(out: Path) -> Path:
+    return out / "teacher.json"
 
 
 def _result(out: Path, run: Run) -> Path:
     return out / "runs" / f"{run.key}.json"
 
 
-def _employ(out: Path, todo: Sequence[Run], config: StudyConfig, workers: int) -> None:
-    """Have `workers` processes of one thread each do the runs, and show how far they are."""
+def _start_workers(out: Path, todo: Sequence[Run], config: StudyConfig, workers: int) -> None:
+    """Have `workers` processes of one thread each do the runs, and show their progress."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers; more threads wait for each other
     spawn = multiprocessing.get_context("spawn")
-    team = [
+    processes = [
         spawn.Process(target=_worker, args=(number, os.getpid(), out, todo, config), daemon=True)
         for number in range(workers)
     ]
-    for process in team:
+    for process in processes:
         process.start()
     with progress("study", len(todo)) as advance:
         shown = 0
-        while any(process.is_alive() for process in team):
+        while any(process.is_alive() for process in processes):
             time.sleep(POLL_S)
             for _ in range(shown, done := sum(_result(out, run).exists() for run in todo)):
                 advance()
             shown = done
-    if left := sum(not _result(out, run).exists() for run in todo):
+    if missing := sum(not _result(out, run).exists() for run in todo):
         raise Unfinished(
-            f"{left} of {len(todo)} runs are not done; {out}/worker-*.log says why. The same "
+            f"{missing} of {len(todo)} runs are not done; {out}/worker-*.log says why. The same "
             "command goes on with them."
         )
 
 
 def _worker(number: int, parent: int, out: Path, todo: Sequence[Run], config: StudyConfig) -> None:
-    """The life of a worker process, whose progress and errors go to a file."""
+    """Work as one process of the study, with progress and errors in a file."""
     import torch
 
     torch.set_num_threads(1)
@@ -161,7 +169,7 @@ def _worker(number: int, parent: int, out: Path, todo: Sequence[Run], config: St
 
 
 def _while_child_of(parent: int, todo: Iterable[Run]) -> Iterable[Run]:
-    """The runs, as long as the process that asked for them is there."""
+    """The runs, as long as the process that started this one lives."""
     for run in todo:
         if os.getppid() != parent:
             return
@@ -169,34 +177,34 @@ def _while_child_of(parent: int, todo: Iterable[Run]) -> Iterable[Run]:
 
 
 def work(out: Path, todo: Iterable[Run], config: StudyConfig) -> None:
-    """Do the runs that are neither done nor in another process's hands."""
+    """Do the runs that are neither finished nor locked by another process."""
     for folder in ("runs", "locks", "unfinished"):
         (out / folder).mkdir(exist_ok=True)
     for run in todo:
         lock = FileLock(out / "locks" / run.key)
         with contextlib.suppress(Timeout), lock.acquire(timeout=0):
             if not _result(out, run).exists():
-                found = train_and_judge(run, out, out / "unfinished" / run.key, config)
-                write_json(_result(out, run), {"schema": RUN_SCHEMA, **found})
+                result = train_and_judge(run, out, out / "unfinished" / run.key, config)
+                result.write(_result(out, run))
 
 
-def _training(out: Path, found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Metrics of the paper's plan taught without and with normalization, at the main ratio."""
+def _training(out: Path, document: StudyDocument) -> dict[str, list[LogLine]]:
+    """The logs of the paper's plan taught without and with normalization, at the main ratio."""
     titles = {UNNORMALIZED: "without normalization", NORMALIZED: f"normalized ({NORMALIZED})"}
-    place = {
-        row["loss"]: out / METRICS / f"{row['run']}.jsonl"
-        for row in found["runs"]
-        if METHOD in row["plans"] and (row["ratio"], row["seed"]) == (MAIN_RATIO, 0)
+    keys = {
+        run.loss: run.run
+        for run in document.runs
+        if OUTPUT_LOSS in run.plans and (run.ratio, run.seed) == (MAIN_RATIO, 0)
     }
     return {
-        title: [{**row} for row in read_lines(place[loss], LossRow)]
+        title: read_lines(out / METRICS / f"{keys[loss]}.jsonl", LogLine)
         for loss, title in titles.items()
-        if loss in place
+        if loss in keys
     }
 
 
 def main() -> None:
-    """The command line."""
+    """Run the study and write its results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder; goes on if it can")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
@@ -205,21 +213,23 @@ def main() -> None:
             flag = f"--{f.name.replace('_', '-')}"
             parser.add_argument(flag, type=type(f.default), default=f.default)
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="of parameters")
-    parser.add_argument("--groups", choices=GROUPS, nargs="+", default=GROUPS, help="of arms")
-    parser.add_argument("--so-far", action="store_true", help="train nothing: tables of what is")
-    args = vars(parser.parse_args())
-    out, workers, so_far = (args.pop(name) for name in ("out", "workers", "so_far"))
-    ratios, groups = (tuple(args.pop(name)) for name in ("ratios", "groups"))
-    config = StudyConfig(**args, ratios=ratios, groups=groups)
-    found = study(out, config, workers, so_far=so_far)
-    (out / "study.json").write_text(as_json(found), encoding="utf-8")
-    (out / "study.md").write_text(as_markdown(found), encoding="utf-8")
-    for name, rows, label in charts(found):
-        if rows:
-            interval_chart(rows, out / name, label)
-    if training := _training(out, found):
+    parser.add_argument("--groups", choices=GROUPS, nargs="+", default=GROUPS, help="of students")
+    parser.add_argument(
+        "--so-far", action="store_true", help="train nothing: tables of the finished runs"
+    )
+    arguments = vars(parser.parse_args())
+    out, workers, finished_only = (arguments.pop(name) for name in ("out", "workers", "so_far"))
+    ratios, groups = (tuple(arguments.pop(name)) for name in ("ratios", "groups"))
+    config = StudyConfig(**arguments, ratios=ratios, groups=groups)
+    document = study(out, config, workers, finished_only=finished_only)
+    (out / "study.json").write_text(document.text(), encoding="utf-8")
+    (out / "study.md").write_text(as_markdown(document), encoding="utf-8")
+    for chart in charts(document):
+        if chart.points:
+            interval_chart(chart.points, out / chart.name, chart.label)
+    if training := _training(out, document):
         balance_chart(training, out / "study-balance")
-    print(as_markdown(found))
+    print(as_markdown(document))
 
 
 if __name__ == "__main__":

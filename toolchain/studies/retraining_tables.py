@@ -10,275 +10,338 @@ Decline is 1 - accuracy / the teacher's accuracy.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laptop.benchmarks.report.text import DASH
+from laptop.benchmarks.report.text import DASH, table
 from laptop.errors import BadInput
+from laptop.machine import machine
+from laptop.records import Record
 from laptop.studies.design import (
     CRITERIA,
     LOSSES,
     MAIN_RATIO,
-    METHOD,
     NORMALIZED,
+    OUTPUT_LOSS,
     RANDOM,
     UNNORMALIZED,
+    WHOLE_METHOD,
+    Method,
     Run,
 )
 from laptop.studies.handmade import FAMILIES
+from laptop.studies.trial import Judgement, RunResult, StudyConfig
 
-SCHEMA = "laptop.study/1"
 DRAWS = 4000
 BOUNDS = (2.5, 97.5)  # percent
 NAMES = {RANDOM: "random, another plan a seed"} | {f: f"by hand: {f}" for f in FAMILIES}
-BY_CRITERION = {NAMES.get(plan, plan): (plan, NORMALIZED) for plan in CRITERIA}
-BY_LOSS = {loss if "task" in loss else f"all terms, {loss}": (METHOD, loss) for loss in LOSSES}
-COMPARED = {
-    "the whole method": (METHOD, NORMALIZED),
-    **{f"{NAMES[f]}, unnormalized": (f, UNNORMALIZED) for f in FAMILIES},
+BY_CRITERION = {NAMES.get(plan, plan): Method(plan, NORMALIZED) for plan in CRITERIA}
+BY_LOSS = {
+    loss if "task" in loss else f"all terms, {loss}": Method(OUTPUT_LOSS, loss) for loss in LOSSES
 }
-JUDGED = ("accuracy", "right", "attributes", "held_out_loss", "frechet", "params")
-TERMS = ("task", "output", "feature")
+COMPARED = {
+    "the whole method": WHOLE_METHOD,
+    **{f"{NAMES[f]}, unnormalized": Method(f, UNNORMALIZED) for f in FAMILIES},
+}
 Values = NDArray[np.float64]
+Cell = Callable[[Method, float], str]  # of a table: the text for a method at a ratio
+AnyJudgement = TypeVar("AnyJudgement", bound=Judgement)
 
 
-def document(
-    model: str,
-    settings: Mapping[str, Any],
-    teacher: Mapping[str, Any],
-    rows: Sequence[tuple[Run, Mapping[str, Any]]],
-) -> dict[str, Any]:
-    """Everything as JSON: one row for each run, with all plans that drop what it drops."""
-    return {
-        "schema": SCHEMA,
-        "model": model,
-        "settings": dict(settings),
-        "teacher": {k: _short(teacher[k]) for k in JUDGED},
-        "runs": [
-            {
-                "run": run.key,
-                "plans": [arm.plan for arm in run.arms],
-                **{k: getattr(run.arms[0], k) for k in ("loss", "ratio", "seed")},
-                "removed": len(run.remove),
-                **{k: _short(found[k]) for k in (*JUDGED, *TERMS)},
-                "seconds": found["seconds"],
-            }
-            for run, found in rows
-        ],
-    }
+@dataclass(frozen=True, kw_only=True)
+class StudyRun(Judgement):
+    """A row of study.json: one training, with all plans that drop what it drops."""
+
+    run: str  # its key
+    plans: tuple[str, ...]
+    loss: str
+    ratio: float
+    seed: int
+    removed: int  # layers
+    task: float
+    output: float
+    feature: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyDocument(Record):
+    """A study.json: everything that the study measured."""
+
+    SCHEMA = "laptop.study/1"
+
+    model: str
+    settings: StudyConfig
+    teacher: Judgement
+    runs: tuple[StudyRun, ...]
+
+    def text(self) -> str:
+        """The document as JSON with each run on a line of its own."""
+        document = self.as_json() | machine()
+        document.pop("runs")
+        head = json.dumps(document, indent=1)  # ends in "\n}"
+        runs = ",\n".join(json.dumps(run.as_json()) for run in self.runs)
+        return f'{head[:-2]},\n "runs": [\n{runs}\n ]\n}}\n'
+
+
+def study_run(run: Run, result: RunResult) -> StudyRun:
+    """The row of a finished run, its numbers rounded to four digits."""
+    student = run.students[0]
+    values = {f.name: getattr(result, f.name) for f in fields(Judgement)}
+    return rounded(
+        StudyRun(
+            **values,
+            run=run.key,
+            plans=tuple(student.method.plan for student in run.students),
+            loss=student.method.loss,
+            ratio=student.ratio,
+            seed=student.seed,
+            removed=len(run.remove),
+            task=result.task,
+            output=result.output,
+            feature=result.feature,
+            seconds=result.seconds,
+        )
+    )
+
+
+def rounded(judgement: AnyJudgement) -> AnyJudgement:
+    """The judgement with four significant digits of every number."""
+    return type(judgement)(**{k: _short(v) for k, v in vars(judgement).items()})
 
 
 def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def as_json(found: Mapping[str, Any]) -> str:
-    """The document as JSON with each run on a line of its own."""
-    head = json.dumps({k: v for k, v in found.items() if k != "runs"}, indent=1)  # ends in "\n}"
-    runs = ",\n".join(json.dumps(row) for row in found["runs"])
-    return f'{head[:-2]},\n "runs": [\n{runs}\n ]\n}}\n'
+class Estimate(NamedTuple):
+    """A mean over seeds and prompts, and its bootstrap draws (`DRAWS`,)."""
+
+    mean: float
+    draws: Values
+
+    def interval(self) -> tuple[float, float]:
+        """The bounds of the middle 95 %."""
+        low, high = np.percentile(self.draws, BOUNDS)
+        return float(low), float(high)
+
+    def text(self) -> str:
+        """The mean and its interval in percent."""
+        low, high = self.interval()
+        return f"{100 * self.mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-class Measured:
-    """The document's accuracies, resampled alike for all arms."""
+class Bootstrap:
+    """The accuracies of a study, resampled alike for all methods."""
 
-    def __init__(self, found: Mapping[str, Any], seed: int = 0):
-        self.prompts: int = found["settings"]["prompts"]
-        self.seeds: int = found["settings"]["seeds"]
+    def __init__(self, study: StudyDocument, seed: int = 0):
+        self.prompts, self.seeds = study.settings.prompts, study.settings.seeds
         rng = np.random.default_rng(seed)
-        share = np.full(self.prompts, 1 / self.prompts)
-        self.counts = rng.multinomial(self.prompts, share, DRAWS).T / self.prompts  # (P, draws)
-        self.teacher = self._bits(found["teacher"]["right"])
-        if not (self.teacher @ self.counts).all():
+        chances = np.full(self.prompts, 1 / self.prompts)
+        counts = rng.multinomial(self.prompts, chances, DRAWS)
+        self.weights = counts.T / self.prompts  # (prompts, draws)
+        self.teacher = self._bits(study.teacher.right)
+        if not (self.teacher @ self.weights).all():
             raise BadInput(
                 f"the teacher draws {self.teacher.sum():.0f} of {self.prompts} prompts right: too "
                 "few to say what a student loses. Judge by more --prompts or --drawing-steps."
             )
-        self.rows: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
-        for row in found["runs"]:
-            for plan in row["plans"]:
-                self.rows.setdefault((plan, row["loss"], row["ratio"]), []).append(row)
+        self.runs: dict[tuple[Method, float], list[StudyRun]] = {}
+        for run in study.runs:
+            for plan in run.plans:
+                self.runs.setdefault((Method(plan, run.loss), run.ratio), []).append(run)
+        self.ratios = sorted({ratio for _, ratio in self.runs})
 
     def _bits(self, digits: str) -> Values:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=self.prompts)
         return bits.astype(np.float64)
 
-    def accuracies(self, by: tuple[str, str, float]) -> tuple[float, Values]:
-        """The mean over seeds and prompts, and its bootstrap draws (`DRAWS`,)."""
-        right = np.stack([self._bits(row["right"]) for row in self.rows[by]])  # (seeds, prompts)
-        picked = np.random.default_rng(len(right)).integers(len(right), size=(len(right), DRAWS))
-        each = np.take_along_axis(right @ self.counts, picked, axis=0)  # (seeds, draws)
-        return float(right.mean()), each.mean(axis=0)
+    def has(self, method: Method, ratio: float) -> bool:
+        """Whether any run of a method at a ratio is finished."""
+        return (method, ratio) in self.runs
 
-    def declines(self, by: tuple[str, str, float]) -> tuple[float, Values]:
-        """The same, of 1 - accuracy / the teacher's."""
-        mean, draws = self.accuracies(by)
-        return 1 - mean / float(self.teacher.mean()), 1 - draws / (self.teacher @ self.counts)
+    def accuracy(self, method: Method, ratio: float) -> Estimate:
+        """The prompt accuracy of a method's students."""
+        right = np.stack([self._bits(run.right) for run in self.runs[method, ratio]])
+        seeds = len(right)  # right is (seeds, prompts)
+        picked = np.random.default_rng(seeds).integers(seeds, size=(seeds, DRAWS))
+        draws = np.take_along_axis(right @ self.weights, picked, axis=0)  # (seeds, draws)
+        return Estimate(float(right.mean()), draws.mean(axis=0))
 
-    def mean(self, by: tuple[str, str, float], key: str) -> float:
-        """The mean over seeds of something else that was measured."""
-        return float(np.mean([row[key] for row in self.rows[by]]))
+    def decline(self, method: Method, ratio: float) -> Estimate:
+        """The share of the teacher's accuracy that a method's students lose."""
+        mean, draws = self.accuracy(method, ratio)
+        return Estimate(
+            1 - mean / float(self.teacher.mean()), 1 - draws / (self.teacher @ self.weights)
+        )
 
-    def has(self, plan: str, loss: str, ratio: float) -> bool:
-        """Whether an arm has any run."""
-        return (plan, loss, ratio) in self.rows
+    def mean(self, method: Method, ratio: float, key: str) -> float:
+        """The mean over seeds of another number of `StudyRun`."""
+        return float(np.mean([getattr(run, key) for run in self.runs[method, ratio]]))
 
-    def ratios(self) -> list[float]:
-        """All pruning ratios."""
-        return sorted({ratio for _, _, ratio in self.rows})
+    def finished(self, methods: Mapping[str, Method]) -> dict[str, Method]:
+        """The methods with at least one finished run."""
+        return {
+            name: method
+            for name, method in methods.items()
+            if any(self.has(method, ratio) for ratio in self.ratios)
+        }
 
-    def rival(self, ratio: float) -> str:
-        """The hand-made family with the best mean accuracy, taught without normalization."""
-        there = [f for f in FAMILIES if self.has(f, UNNORMALIZED, ratio)]
-        return max(there, key=lambda f: self.accuracies((f, UNNORMALIZED, ratio))[0])
+    def best_by_hand(self, ratio: float) -> Method:
+        """The hand-made plans with the best mean accuracy, taught without normalization."""
+        methods = [Method(family, UNNORMALIZED) for family in FAMILIES]
+        return max(
+            (method for method in methods if self.has(method, ratio)),
+            key=lambda method: self.accuracy(method, ratio).mean,
+        )
 
 
-def interval(draws: Values) -> tuple[float, float]:
-    """The bounds of the middle 95 %."""
-    low, high = np.percentile(draws, BOUNDS)
-    return float(low), float(high)
-
-
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(study: StudyDocument) -> str:
     """The tables of docs/explanation/appendix.md."""
-    m = Measured(found)
+    bootstrap = Bootstrap(study)
     parts = [
-        _settings(found),
-        f"The teacher draws {m.teacher.mean():.1%} of the {m.prompts} prompts right.",
-        _table(m, "layers chosen by", BY_CRITERION),
-        _table(m, "taught by", BY_LOSS),
-        _table(m, "layers and loss", COMPARED),
-        "\n".join(_comparison(m)),
-        "\n".join(_others(m)),
-        "\n".join(_terms(m)),
+        _settings(study),
+        f"The teacher draws {bootstrap.teacher.mean():.1%} of the {bootstrap.prompts} prompts "
+        "right.",
+        _accuracies(bootstrap, "layers chosen by", BY_CRITERION),
+        _accuracies(bootstrap, "taught by", BY_LOSS),
+        _accuracies(bootstrap, "layers and loss", COMPARED),
+        _comparison(bootstrap),
+        _other_measures(bootstrap),
+        _loss_terms(bootstrap),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _settings(found: Mapping[str, Any]) -> str:
-    c, hours = found["settings"], sum(row["seconds"] for row in found["runs"]) / 3600
+def _settings(study: StudyDocument) -> str:
+    c, hours = study.settings, sum(run.seconds for run in study.runs) / 3600
     return (
-        f"{len(found['runs'])} students of {found['model']}, {c['steps']} steps of "
-        f"{c['batch_size']} each (learning rate {c['learning_rate']:g}, cosine), {c['seeds']} "
-        f"seeds, {c['main_seeds']} in the comparison at {MAIN_RATIO:.0%}; {c['prompts']} unseen "
-        f"prompts, drawn in {c['drawing_steps']} steps; {hours:.1f} hours of processor time. "
-        "In brackets 95 % intervals by bootstrap over seeds and prompts."
+        f"{len(study.runs)} students of {study.model}, {c.steps} steps of {c.batch_size} each "
+        f"(learning rate {c.learning_rate:g}, cosine), {c.seeds} seeds, {c.main_seeds} in the "
+        f"comparison at {MAIN_RATIO:.0%}; {c.prompts} unseen prompts, drawn in {c.drawing_steps} "
+        f"steps; {hours:.1f} hours of processor time. In brackets 95 % intervals by bootstrap over "
+        "seeds and prompts."
     )
 
 
-def _table(m: Measured, title: str, arms: Mapping[str, tuple[str, str]]) -> str:
-    """Accuracy with its interval, a row for each arm and a column for each ratio."""
-    lines = [
-        f"| {title} | " + " | ".join(f"{ratio:.0%}" for ratio in m.ratios()) + " |",
-        "| --- |" + " --- |" * len(m.ratios()),
+def _accuracies(bootstrap: Bootstrap, title: str, methods: Mapping[str, Method]) -> str:
+    """Accuracies with their intervals, a row for each method and a column for each ratio."""
+
+    def cell(method: Method, ratio: float) -> str:
+        if not bootstrap.has(method, ratio):
+            return DASH
+        count = len(bootstrap.runs[method, ratio])
+        seeds = f", {count} seed{'s' * (count > 1)}" if count < bootstrap.seeds else ""
+        return bootstrap.accuracy(method, ratio).text() + seeds
+
+    return _by_method(bootstrap, title, methods, {"": cell})
+
+
+def _by_method(
+    bootstrap: Bootstrap,
+    title: str,
+    methods: Mapping[str, Method],
+    columns: Mapping[str, Cell],
+) -> str:
+    """A table of methods: for each ratio the `columns`, by their heads."""
+    ratios = bootstrap.ratios
+    heads = [f"{ratio:.0%}: {head}".removesuffix(": ") for ratio in ratios for head in columns]
+    rows = [
+        [name, *(cell(method, ratio) for ratio in ratios for cell in columns.values())]
+        for name, method in bootstrap.finished(methods).items()
     ]
-    for name, by in _there(m, arms).items():
-        cells = [
-            _cell(*m.accuracies((*by, r))) + _seeds(m, (*by, r)) if m.has(*by, r) else DASH
-            for r in m.ratios()
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return table([title, *heads], rows)
 
 
-def _there(m: Measured, arms: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Those of the arms that have runs at all."""
-    return {name: by for name, by in arms.items() if any(m.has(*by, r) for r in m.ratios())}
-
-
-def _seeds(m: Measured, by: tuple[str, str, float]) -> str:
-    """How many runs a number is of, where they are fewer than they should be."""
-    count = len(m.rows[by])
-    return f", {count} seed{'s' * (count > 1)}" if count < m.seeds else ""
-
-
-def _cell(mean: float, draws: Values) -> str:
-    low, high = interval(draws)
-    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _comparison(m: Measured) -> Iterator[str]:
-    yield (
-        f"| ratio | seeds | decline of {METHOD} with {NORMALIZED} | best by hand, unnormalized "
-        "| its decline | difference, points | at least twice as much |"
-    )
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for ratio in m.ratios():
-        if not all(m.has(*by, ratio) for by in COMPARED.values()):
+def _comparison(bootstrap: Bootstrap) -> str:
+    """The whole method's decline beside that of the best hand-made plans."""
+    header = [
+        *("ratio", "seeds", f"decline of {OUTPUT_LOSS} with {NORMALIZED}"),
+        *("best by hand, unnormalized", "its decline", "difference, points"),
+        "at least twice as much",
+    ]
+    rows = []
+    for ratio in bootstrap.ratios:
+        if not all(bootstrap.has(method, ratio) for method in COMPARED.values()):
             continue
-        ours, rival = (METHOD, NORMALIZED, ratio), (m.rival(ratio), UNNORMALIZED, ratio)
-        (mean, draws), (its_mean, its_draws) = m.declines(ours), m.declines(rival)
-        cells = [
-            f"{ratio:.0%}",
-            str(len(m.rows[ours])),
-            f"{_cell(mean, draws)} %",
-            rival[0],
-            f"{_cell(its_mean, its_draws)} %",
-            _cell(its_mean - mean, its_draws - draws),
-            f"in {np.mean(its_draws >= 2 * draws):.1%} of the draws",
-        ]
-        yield "| " + " | ".join(cells) + " |"
+        best = bootstrap.best_by_hand(ratio)
+        ours, rival = bootstrap.decline(WHOLE_METHOD, ratio), bootstrap.decline(best, ratio)
+        difference = Estimate(rival.mean - ours.mean, rival.draws - ours.draws)
+        rows.append(
+            [
+                f"{ratio:.0%}",
+                str(len(bootstrap.runs[WHOLE_METHOD, ratio])),
+                f"{ours.text()} %",
+                best.plan,
+                f"{rival.text()} %",
+                difference.text(),
+                f"in {np.mean(rival.draws >= 2 * ours.draws):.1%} of the draws",
+            ]
+        )
+    return table(header, rows)
 
 
-def _others(m: Measured) -> Iterator[str]:
+def _mean_cell(bootstrap: Bootstrap, key: str, form: str, factor: float = 1) -> Cell:
+    def cell(method: Method, ratio: float) -> str:
+        if not bootstrap.has(method, ratio):
+            return DASH
+        return format(factor * bootstrap.mean(method, ratio, key), form)
+
+    return cell
+
+
+def _other_measures(bootstrap: Bootstrap) -> str:
     """What accuracy at its bounds does not show: attributes, and output loss on held-out inputs."""
-    heads = [f"{ratio:.0%}: attributes | output loss" for ratio in m.ratios()]
-    yield "| layers and loss | " + " | ".join(heads) + " |"
-    yield "| --- |" + " --- |" * (2 * len(heads))
-    for name, by in _there(m, BY_CRITERION | BY_LOSS | COMPARED).items():
-        cells = [
-            f"{100 * m.mean((*by, ratio), 'attributes'):.1f} | "
-            f"{m.mean((*by, ratio), 'held_out_loss'):.2g}"
-            if m.has(*by, ratio)
-            else f"{DASH} | {DASH}"
-            for ratio in m.ratios()
-        ]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+    columns = {
+        "attributes": _mean_cell(bootstrap, "attributes", ".1f", 100),
+        "output loss": _mean_cell(bootstrap, "held_out_loss", ".2g"),
+    }
+    methods = BY_CRITERION | BY_LOSS | COMPARED
+    return _by_method(bootstrap, "layers and loss", methods, columns)
 
 
-def _terms(m: Measured) -> Iterator[str]:
-    """What the terms have come to; the feature term is not shown, for arms weigh it differently."""
-    yield "| taught by | " + " | ".join(f"{r:.0%}: task | output" for r in m.ratios()) + " |"
-    yield "| --- |" + " --- |" * (2 * len(m.ratios()))
-    for name, by in _there(m, BY_LOSS).items():
-        cells = [
-            f"{m.mean((*by, r), k):.3g}" if m.has(*by, r) else DASH
-            for r in m.ratios()
-            for k in ("task", "output")
-        ]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+def _loss_terms(bootstrap: Bootstrap) -> str:
+    """Losses at the end of training; not the feature term, which methods weigh differently."""
+    columns = {key: _mean_cell(bootstrap, key, ".3g") for key in ("task", "output")}
+    return _by_method(bootstrap, "taught by", BY_LOSS, columns)
 
 
-def charts(found: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], str]]:
-    """Name, rows and axis label of each figure; a row has `by`, `ratio`, `mean`, `low`, `high`."""
-    m = Measured(found)
+class Chart(NamedTuple):
+    """A figure of the study: its file's name, its points for `interval_chart`, its axis label."""
+
+    name: str
+    points: list[dict[str, float | str]]
+    label: str
+
+
+def charts(study: StudyDocument) -> list[Chart]:
+    """The figures of the study; without points where no run is finished."""
+    bootstrap = Bootstrap(study)
+    accuracy, decline = bootstrap.accuracy, bootstrap.decline
     label = "prompt accuracy after retraining, %"
+    of_teacher = "decline of prompt accuracy, % of the teacher's"
     return [
-        ("study-criteria", _points(m, BY_CRITERION, m.accuracies), label),
-        ("study-losses", _points(m, BY_LOSS, m.accuracies), label),
-        (
-            "study-comparison",
-            _points(m, COMPARED, m.declines),
-            "decline of prompt accuracy, % of the teacher's",
-        ),
+        Chart("study-criteria", _points(bootstrap, BY_CRITERION, accuracy), label),
+        Chart("study-losses", _points(bootstrap, BY_LOSS, accuracy), label),
+        Chart("study-comparison", _points(bootstrap, COMPARED, decline), of_teacher),
     ]
 
 
 def _points(
-    m: Measured,
-    arms: Mapping[str, tuple[str, str]],
-    measure: Callable[[tuple[str, str, float]], tuple[float, Values]],
-) -> list[dict[str, Any]]:
-    rows = []
-    for name, by in arms.items():
-        for ratio in m.ratios():
-            if not m.has(*by, ratio):
-                continue
-            mean, draws = measure((*by, ratio))
-            low, high = interval(draws)
-            values = {"mean": 100 * mean, "low": 100 * low, "high": 100 * high}
-            rows.append({"by": name, "ratio": ratio, **values})
-    return rows
+    bootstrap: Bootstrap,
+    methods: Mapping[str, Method],
+    measure: Callable[[Method, float], Estimate],
+) -> list[dict[str, float | str]]:
+    points: list[dict[str, float | str]] = []
+    for name, method in methods.items():
+        for ratio in bootstrap.ratios:
+            if bootstrap.has(method, ratio):
+                estimate = measure(method, ratio)
+                low, high = estimate.interval()
+                values = {"mean": 100 * estimate.mean, "low": 100 * low, "high": 100 * high}
+                points.append({"by": name, "ratio": ratio, **values})
+    return points

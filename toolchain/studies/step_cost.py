@@ -1,14 +1,15 @@
-"""What a training step costs: `python -m laptop.studies.step_cost --model sd15 --width 0.25`.
+"""Measure the cost of a training step.
 
-Our step, the floor and BK-SDM's loop (`loops`) in turns, in one process, on the same weights and
-batch: a known U-Net architecture with seeded random weights, of reduced width if asked, and a
-student without half of its parameters. A round's ratios compare steps that lie next to each other
+    python -m laptop.studies.step_cost --model sd15 --width 0.25
+
+Our step, the floor and BK-SDM's loop (`step_variants`) in turns, in one process, on the same
+weights and batch: a known U-Net architecture with seeded random weights, of reduced width if asked,
+and a student without half of its parameters. A round's ratios compare steps that follow each other
 in time, by the clock and by the processor's time, which other programs disturb less.
 
-Peak memory is of each way alone, over some steps, models and optimizer included: on the CPU the
+Peak memory is of each variant alone, over some steps, models and optimizer included: on the CPU the
 largest resident size of a process of its own, less its size before the models were made; on a GPU
-torch's own count. Without options it measures SDXL at full size where there is a GPU, in less than
-ten minutes.
+torch's own count. Without options it measures SDXL at full size on a GPU, in less than ten minutes.
 """
 
 import argparse
@@ -16,25 +17,27 @@ import copy
 import gc
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import NamedTuple
 
 import psutil
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from laptop.benchmarks.bench_report import Ratio
 from laptop.benchmarks.latency.validity import ratio
+from laptop.benchmarks.report.text import number
 from laptop.console import say
 from laptop.distill.batches import Batch
-from laptop.distill.forecast import of_unets
+from laptop.distill.forecast import Forecast, forecast_unets
 from laptop.distill.session import HALVES
 from laptop.distill.settings import TrainConfig
 from laptop.machine import machine, peak_memory_bytes
@@ -42,33 +45,40 @@ from laptop.models.architectures import UNETS
 from laptop.pruning.additivity import random_set
 from laptop.pruning.surgery import prune_unet
 from laptop.pruning.units import anatomy_of
+from laptop.records import Record
 from laptop.studies.prefix_reuse import random_rows
-from laptop.studies.step_variants import CONFIG, WAYS, Pair
+from laptop.studies.step_variants import CONFIG, VARIANTS, Pair
 
 TOKENS = 77
 RATIO = 0.5  # of the teacher's parameters that the student lacks
-STEPS_ALONE = 3  # of which the peak is taken: states exist from the first on, old maps too
+STEPS_ALONE = 3  # whose peak is measured: states exist from the first on, old maps too
 WARM_UP = 2  # steps
 KINDS = ("eager", "checkpointing", "compile", "both")
 # Timed together, the first against each of the others; not all at once, for SDXL's states.
 GROUPS = (("ours", "floor", "plain"), ("ours", "plain-2023"), ("ours", "plain-autograd"))
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # so that glibc gives back what is freed
-Times = tuple[float, float]  # seconds of a step, and of the processor in it
+
+
+class StepTime(NamedTuple):
+    """The time of a step in seconds."""
+
+    clock: float
+    cpu: float  # of the processor
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Record):
     """What is measured."""
 
     model: str
-    width: float  # of the published channels
+    width: float  # share of the published channels
     latents: int  # height and width
     batch: int
     precision: str  # no | bf16 | fp16
     kind: str = "eager"  # KINDS
 
     @property
-    def how(self) -> TrainConfig:
+    def train_config(self) -> TrainConfig:
         """The trainer's settings."""
         return TrainConfig(
             mixed_precision=self.precision,
@@ -79,16 +89,71 @@ class Case:
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
-        """What is compared: BK-SDM's script compiles nothing."""
-        return [("ours", "floor")] if self.how.compile else list(GROUPS)
+        """The variants that are compared; BK-SDM's script compiles nothing."""
+        return [("ours", "floor")] if self.train_config.compile else list(GROUPS)
 
     @property
-    def ways(self) -> list[str]:
-        """Each once."""
+    def variants(self) -> list[str]:
+        """All variants, each once."""
         return list(dict.fromkeys(itertools.chain(*self.groups)))
 
 
-def unet_config(model: str, width: float, latents: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class VariantCost(Record):
+    """The measured steps of one variant; without times where two variants do not fit at once."""
+
+    LEFT_OUT = frozenset({"seconds", "cpu_seconds", "median_s", "images_per_second"})
+
+    peak_memory_bytes: int | None = None  # None: it does not fit
+    seconds: tuple[float, ...] | None = None
+    cpu_seconds: tuple[float, ...] | None = None
+    median_s: float | None = None
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRatio(Ratio):
+    """A step's time over another's, by the clock, and by the processor."""
+
+    cpu: Ratio
+
+    def text(self) -> str:
+        """Both medians with their intervals."""
+        clock, cpu = (f"{r.median:.3f} ({r.low:.3f} to {r.high:.3f})" for r in (self, self.cpu))
+        return f"{clock}, of the processor {cpu}"
+
+
+@dataclass(frozen=True)
+class MeasuredCase(Case):
+    """A case with its measurements, or the reason why it was left out."""
+
+    LEFT_OUT = frozenset({"student_macs_share", "forecast", "ways", "ratios", "left_out"})
+
+    student_macs_share: float | None = None
+    forecast: Forecast | None = None  # of our step's memory
+    ways: Mapping[str, VariantCost] | None = None
+    ratios: Mapping[str, StepRatio] | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCosts(Record):
+    """All measured cases."""
+
+    cases: tuple[MeasuredCase, ...]
+    gpu: str | None
+    threads: int
+
+    def as_json(self) -> dict[str, object]:
+        """The fields, and the machine's facts."""
+        return super().as_json() | machine()
+
+    def text(self) -> str:
+        """A summary for the terminal."""
+        return "\n".join(line for case in self.cases for line in _lines(case))
+
+
+def unet_config(model: str, width: float, latents: int) -> dict[str, object]:
     """A published architecture, narrower and for another size of picture."""
     with torch.device("meta"):
         published = UNet2DConditionModel(**UNETS[model]).config
@@ -96,54 +161,55 @@ def unet_config(model: str, width: float, latents: int) -> dict[str, Any]:
     return UNETS[model] | {
         "sample_size": latents,
         "block_out_channels": tuple(channels),
-        "norm_num_groups": math.gcd(published["norm_num_groups"], *channels),
+        "norm_num_groups": gcd(published["norm_num_groups"], *channels),
     }
 
 
-def half_of(unet: Any) -> list[str]:
-    """Layers by chance that hold half of the parameters together."""
+def half_of(unet: UNet2DConditionModel) -> list[str]:
+    """Random layers that hold half of the parameters together."""
     anatomy = anatomy_of(unet, TOKENS)
     return random_set(anatomy.units, RATIO * anatomy.params, seed=0)
 
 
 def make_pair(case: Case) -> Pair:
-    """Models on the device, and a batch."""
+    """Make the models on the device, and a batch."""
     torch.manual_seed(0)
     with torch.accelerator.current_accelerator() or torch.device("cpu"):
         teacher = UNet2DConditionModel(**unet_config(case.model, case.width, case.latents))
     student = copy.deepcopy(prune_unet(teacher, half_of(teacher)))
     nn.Module.to(teacher, HALVES.get(case.precision, torch.float32))
-    rows = random_rows(teacher, case.batch, case.latents)
-    latents, level = rows.pop("sample"), rows.pop("timestep")
+    conditions = random_rows(teacher, case.batch, case.latents)
+    latents, level = conditions.pop("sample"), conditions.pop("timestep")
     ids = [str(i) for i in range(case.batch)]
-    batch = Batch(latents, torch.randn_like(latents), level, rows, ids)
-    return Pair(teacher, student, batch, case.how)
+    batch = Batch(latents, torch.randn_like(latents), level, conditions, ids)
+    return Pair(teacher, student, batch, case.train_config)
 
 
-def in_turns(pair: Pair, ways: Sequence[str], rounds: int) -> dict[str, list[Times]]:
-    """What a step takes in each round, by way."""
-    steps = {way: WAYS[way](pair) for way in ways}
-    found: dict[str, list[Times]] = {way: [] for way in ways}
+def in_turns(pair: Pair, variants: Sequence[str], rounds: int) -> dict[str, list[StepTime]]:
+    """The time of a step in each round, by variant."""
+    steps = {variant: VARIANTS[variant](pair) for variant in variants}
+    times: dict[str, list[StepTime]] = {variant: [] for variant in variants}
     for turn in range(-WARM_UP, rounds):
-        for way, step in steps.items():
+        for variant, step in steps.items():
             start = time.perf_counter(), time.process_time()
             step(turn + WARM_UP)
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
+            end = time.perf_counter(), time.process_time()
             if turn >= 0:
-                found[way].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return found
+                times[variant].append(StepTime(end[0] - start[0], end[1] - start[1]))
+    return times
 
 
-def alone(case: Case, way: str) -> int | None:
+def peak_alone(case: Case, variant: str) -> int | None:
     """The most memory that some steps take, in bytes; None where it does not fit."""
     _clear()
     has_gpu = torch.cuda.is_available()
     before = torch.cuda.memory_allocated() if has_gpu else psutil.Process().memory_info().rss
     try:
-        step = WAYS[way](make_pair(case))
-        for number in range(STEPS_ALONE):
-            step(number)
+        step = VARIANTS[variant](make_pair(case))
+        for turn in range(STEPS_ALONE):
+            step(turn)
     except torch.OutOfMemoryError:
         return None
     peak = torch.cuda.max_memory_allocated() if has_gpu else peak_memory_bytes()
@@ -151,15 +217,15 @@ def alone(case: Case, way: str) -> int | None:
 
 
 def peaks(case: Case) -> dict[str, int | None]:
-    """Of each way in turn; on the CPU each in a process of its own."""
+    """The peak memory of each variant in turn; on the CPU each in a process of its own."""
     if torch.cuda.is_available():
-        return {way: alone(case, way) for way in case.ways}
+        return {variant: peak_alone(case, variant) for variant in case.variants}
     os.environ.update(RETURNING)  # of the processes to come
-    found = {}
-    for way in case.ways:
+    sizes = {}
+    for variant in case.variants:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found[way] = pool.submit(alone, case, way).result()
-    return found
+            sizes[variant] = pool.submit(peak_alone, case, variant).result()
+    return sizes
 
 
 def _clear() -> None:
@@ -169,98 +235,91 @@ def _clear() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """One case's document."""
+def measure(case: Case, rounds: int) -> MeasuredCase:
+    """Measure one case."""
     say(f"{case}: memory")
-    rows: dict[str, dict[str, Any]] = {
-        way: {"peak_memory_bytes": size} for way, size in peaks(case).items()
-    }
-    ratios: dict[str, Any] = {}
+    costs = {name: VariantCost(peak_memory_bytes=size) for name, size in peaks(case).items()}
+    ratios: dict[str, StepRatio] = {}
     for group in case.groups:
         say(f"{case}: {', '.join(group)}")
         _clear()
         try:
             times = in_turns(make_pair(case), group, rounds)
         except torch.OutOfMemoryError:
-            continue  # its rows have no times
+            continue  # these variants have no times
         ratios |= _ratios(times, group)
-        for way, values in times.items():
-            rows[way] |= {} if "median_s" in rows[way] else _row(values, case.batch)
-    return asdict(case) | facts(case) | {"ways": rows, "ratios": ratios}
+        for variant, values in times.items():
+            if costs[variant].seconds is None:
+                costs[variant] = _with_times(costs[variant], values, case.batch)
+    share, forecast = _expected(case)
+    return MeasuredCase(
+        **vars(case), student_macs_share=share, forecast=forecast, ways=costs, ratios=ratios
+    )
 
 
-def _row(times: list[Times], batch: int) -> dict[str, Any]:
-    middle = statistics.median(t[0] for t in times)
-    return {
-        "seconds": [round(t[0], 4) for t in times],
-        "cpu_seconds": [round(t[1], 4) for t in times],
-        "median_s": round(middle, 4),
-        "images_per_second": round(batch / middle, 3),
-    }
+def _with_times(cost: VariantCost, times: Sequence[StepTime], batch: int) -> VariantCost:
+    median = statistics.median(t.clock for t in times)
+    return replace(
+        cost,
+        seconds=tuple(round(t.clock, 4) for t in times),
+        cpu_seconds=tuple(round(t.cpu, 4) for t in times),
+        median_s=round(median, 4),
+        images_per_second=round(batch / median, 3),
+    )
 
 
-def _ratios(times: Mapping[str, list[Times]], group: Sequence[str]) -> dict[str, Any]:
-    """Of the first to the floor, and of others to the first."""
+def _ratios(times: Mapping[str, list[StepTime]], group: Sequence[str]) -> dict[str, StepRatio]:
+    """The ratio of the first variant to the floor, and of others to the first."""
     first, *others = group
-    found = {}
+    ratios = {}
     for other in others:
         over, under = (first, other) if other == "floor" else (other, first)
-        by_clock, by_cpu = (
-            ratio([[t[clock]] for t in times[under]], [[t[clock]] for t in times[over]], 0)
-            for clock in (0, 1)
+        clock, cpu = (
+            ratio([[t[i]] for t in times[under]], [[t[i]] for t in times[over]], 0) for i in (0, 1)
         )
-        found[f"{over} / {under}"] = by_clock.as_json() | {"cpu": by_cpu.as_json()}
-    return found
+        ratios[f"{over} / {under}"] = StepRatio(**vars(clock), cpu=cpu)
+    return ratios
 
 
-def facts(case: Case) -> dict[str, Any]:
-    """The student's share of the work, and the trainer's forecast of our step's memory."""
+def _expected(case: Case) -> tuple[float, Forecast]:
+    """The student's share of the multiply-accumulates, and the trainer's forecast of our step."""
     with torch.device("meta"):
         teacher = UNet2DConditionModel(**unet_config(case.model, case.width, case.latents))
     names, anatomy = half_of(teacher), anatomy_of(teacher, TOKENS)
     saved = sum(u.macs for u in anatomy.units if u.name in names)
     config = replace(CONFIG, batch_size=case.batch)
-    expected = of_unets(teacher, prune_unet(teacher, names), TOKENS, config, case.how)
-    return {
-        "student_macs_share": round(1 - saved / anatomy.macs, 3),
-        "forecast": expected.as_dict(),
-    }
+    student = prune_unet(teacher, names)
+    forecast = forecast_unets(teacher, student, TOKENS, config, case.train_config)
+    return round(1 - saved / anatomy.macs, 3), forecast
 
 
-def run(cases: Sequence[Case], rounds: int, seconds: float) -> dict[str, Any]:
-    """Measure the cases in order; those that would begin after `seconds` are named only."""
-    start, found = time.perf_counter(), []
+def run(cases: Sequence[Case], rounds: int, seconds: float) -> StepCosts:
+    """Measure the cases in order; a case that would begin after `seconds` is left out."""
+    start, measured = time.perf_counter(), []
     for case in cases:
         if time.perf_counter() - start < seconds:
-            found.append(measure(case, rounds))
+            measured.append(measure(case, rounds))
         else:
-            found.append(asdict(case) | {"left_out": f"{seconds:.0f} s are over"})
+            measured.append(MeasuredCase(**vars(case), left_out=f"{seconds:.0f} s are over"))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cases": found, "gpu": gpu, "threads": torch.get_num_threads(), **machine()}
+    return StepCosts(cases=tuple(measured), gpu=gpu, threads=torch.get_num_threads())
 
 
-def text(document: Mapping[str, Any]) -> str:
-    """For people."""
-    lines = []
-    for case in document["cases"]:
-        lines.append(" ".join(f"{name} {case[name]}" for name in Case.__dataclass_fields__))
-        lines += [f"  left out: {case['left_out']}"] if "left_out" in case else []
-        for way, row in case.get("ways", {}).items():
-            size = row["peak_memory_bytes"]
-            memory = "does not fit" if size is None else f"{size / 1e9:8.3f} GB"
-            speed = "{median_s:9.3f} s {images_per_second:8.2f} images/s".format_map(
-                {"median_s": math.nan, "images_per_second": math.nan} | row
-            )
-            lines.append(f"  {way:<16}{speed} {memory}")
-        for name, r in case.get("ratios", {}).items():
-            spread = "{median:.3f} ({low:.3f} to {high:.3f})"
-            cpu = spread.format_map(r["cpu"])
-            lines.append(f"  {name:<24}{spread.format_map(r)}, of the processor {cpu}")
-    return "\n".join(lines)
+def _lines(case: MeasuredCase) -> list[str]:
+    lines = [" ".join(f"{name} {getattr(case, name)}" for name in Case.__dataclass_fields__)]
+    lines += [f"  left out: {case.left_out}"] if case.left_out else []
+    for variant, cost in (case.ways or {}).items():
+        size = cost.peak_memory_bytes
+        memory = "does not fit" if size is None else f"{size / 1e9:8.3f} GB"
+        speed = f"{number(cost.median_s, 's'):>11}{number(cost.images_per_second, 'images/s'):>20}"
+        lines.append(f"  {variant:<16}{speed} {memory}")
+    for name, step_ratio in (case.ratios or {}).items():
+        lines.append(f"  {name:<24}{step_ratio.text()}")
+    return lines
 
 
 def main() -> None:
-    """The command line."""
+    """Measure the cases of the command line and print the result."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
@@ -273,11 +332,12 @@ def main() -> None:
     add("--rounds", type=int, default=10)
     add("--seconds", type=float, default=400, help="begin no other case after these")
     add("--json", action="store_true")
-    args = parser.parse_args()
-    sizes = args.model, args.width, args.latents
-    cases = [Case(*sizes, b, args.precision, k) for b in args.batch for k in args.kinds]
-    found = run(cases, args.rounds, args.seconds)
-    print(json.dumps(found, indent=1) if args.json else text(found))
+    arguments = parser.parse_args()
+    sizes = arguments.model, arguments.width, arguments.latents
+    precision = arguments.precision
+    cases = [Case(*sizes, b, precision, k) for b in arguments.batch for k in arguments.kinds]
+    costs = run(cases, arguments.rounds, arguments.seconds)
+    print(json.dumps(costs.as_json(), indent=1) if arguments.json else costs.text())
 
 
 if __name__ == "__main__":

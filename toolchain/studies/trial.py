@@ -2,20 +2,20 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import fmean
+from typing import Annotated
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 
-from laptop.benchmarks.documents import LossRow
 from laptop.benchmarks.frechet import frechet_distance, latent_features
-from laptop.benchmarks.quality import draw
-from laptop.benchmarks.settings import EvalConfig
+from laptop.distill.log_lines import LogLine
 from laptop.distill.settings import DataConfig, DistillConfig, TrainConfig
 from laptop.distill.trainer import distill
 from laptop.fields import Count, Length, OneOf, Range, Samples, Share, Steps, check_fields
@@ -28,9 +28,10 @@ from laptop.pruning.sampling_choice import choose_sampling
 from laptop.pruning.sampling_config import Sampling
 from laptop.pruning.surgery import prune_unet, write_model
 from laptop.pruning.units import forward_rows
-from laptop.records import read_lines
+from laptop.records import Record, read_lines
 from laptop.run import run_stage
 from laptop.studies.design import GROUPS, RATIOS, Run
+from laptop.studies.pictures import draw_prompts
 from laptop.tiny import scenes
 from laptop.tiny.checker import check
 from laptop.training_data import prepared
@@ -44,8 +45,8 @@ LAST = 5  # logged steps at the end, over which the loss terms are averaged
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """The same for all students; arms differ in layers, loss and seed."""
+class StudyConfig(Record):
+    """Settings of all students; students differ in layers, loss and seed."""
 
     steps: Count = 300
     batch_size: Samples = 32
@@ -55,7 +56,7 @@ class StudyConfig:
     images: Count = 8000  # training scenes
     rows: Samples = 128  # U-Net inputs to score layers on, and as many held-out ones
     seeds: Annotated[int, Range(1, 1000)] = 3
-    main_seeds: Annotated[int, Range(1, 1000)] = 5  # of the comparison at arms.MAIN_RATIO
+    main_seeds: Annotated[int, Range(1, 1000)] = 5  # of the comparison at design.MAIN_RATIO
     ratios: Annotated[tuple[Share, ...], Length(100, least=1)] = RATIOS
     groups: Annotated[tuple[Annotated[str, OneOf(*GROUPS)], ...], Length(100)] = GROUPS
 
@@ -64,12 +65,12 @@ class StudyConfig:
 
     @property
     def calibration_prompts(self) -> int:
-        """How many prompts the rows come from."""
+        """The number of prompts that the rows come from."""
         return min(CALIBRATION_PROMPTS, self.rows)
 
     @property
     def distill(self) -> DistillConfig:
-        """How every student is trained, but for loss and seed."""
+        """The training of every student, but for loss and seed."""
         return DistillConfig(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -78,8 +79,41 @@ class StudyConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judgement(Record):
+    """What a U-Net draws, with the teacher's other components."""
+
+    accuracy: float  # share of the unseen prompts whose picture is right
+    right: str  # which prompts, see `as_hex`
+    attributes: float  # share of right attributes: still tells poor students apart
+    held_out_loss: float  # output loss on held-out rows
+    frechet: float | None  # distance to drawn scenes
+    params: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherResult(Judgement):
+    """The file of the teacher, which students are compared with."""
+
+    SCHEMA = "laptop.study-run/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Judgement):
+    """The file of a finished run."""
+
+    SCHEMA = "laptop.study-run/1"
+
+    # loss terms at the end of training; the feature term as it was weighted
+    task: float
+    output: float
+    feature: float
+    removed: tuple[str, ...]
+    seconds: float  # of processor time
+
+
 def make_shared(out: Path, config: StudyConfig) -> None:
-    """Training data; and rows of U-Net inputs, taken while the teacher draws unseen prompts."""
+    """Make training data, and rows of U-Net inputs taken while the teacher draws unseen prompts."""
     source = DataConfig(source="scenes", count=config.images)
     prepared(MODEL, source, out / DATA)
 
@@ -94,76 +128,76 @@ def make_shared(out: Path, config: StudyConfig) -> None:
     run_stage("held-out rows", out / HELD_OUT, {"rows": config.rows}, {}, write_rows)
 
 
-def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> dict[str, Any]:
-    """The result of one run; what it has in `folder` when it is killed, it goes on from."""
+def train_and_judge(run: Run, out: Path, folder: Path, config: StudyConfig) -> RunResult:
+    """Do one run of the study `out`; if it is killed, it continues from what `folder` holds."""
     start = time.process_time()
     teacher = loading.load_unet(MODEL, stored_dtype(MODEL))
     write_model(folder / "pruned", prune_unet(teacher, run.remove), MODEL)
     student = folder / "student"
     pruned, data = str(folder / "pruned"), out / DATA
     distill(MODEL, pruned, data, student, run.config, TRAINING, overwrite="stale")
-    found = {
-        **judged(loading.load_unet(str(student)), out, config),
-        **last_terms(read_lines(student / "metrics.jsonl", LossRow)),
-        "removed": list(run.remove),
-        "seconds": round(time.process_time() - start, 1),
-    }
-    kept = out / METRICS / f"{run.key}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    shutil.copyfile(student / "metrics.jsonl", kept)
+    task, output, feature = last_terms(read_lines(student / "metrics.jsonl", LogLine))
+    judgement = judge_unet(loading.load_unet(str(student)), out, config)
+    result = RunResult(
+        **vars(judgement),
+        task=task,
+        output=output,
+        feature=feature,
+        removed=run.remove,
+        seconds=round(time.process_time() - start, 1),
+    )
+    metrics = out / METRICS / f"{run.key}.jsonl"
+    metrics.parent.mkdir(exist_ok=True)
+    shutil.copyfile(student / "metrics.jsonl", metrics)
     shutil.rmtree(folder)
-    return found
+    return result
 
 
-def last_terms(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
-    """The loss terms at the end of training; the feature term as it was weighted."""
-    last = metrics[-LAST:]
-    return {k: float(np.mean([row[k] for row in last])) for k in ("task", "output", "feature")}
+def last_terms(lines: Sequence[LogLine]) -> tuple[float, float, float]:
+    """Means of the task, output and feature terms over the last logged steps."""
+    last = lines[-LAST:]
+    task, output, feature = (
+        fmean(getattr(line, term) or 0.0 for line in last) for term in ("task", "output", "feature")
+    )
+    return task, output, feature
 
 
-def judge_teacher(out: Path, config: StudyConfig) -> dict[str, Any]:
-    """What students are compared with."""
-    return judged(loading.load_unet(MODEL), out, config)
+def judge_teacher(out: Path, config: StudyConfig) -> TeacherResult:
+    """Judge the teacher as its students are judged."""
+    return TeacherResult(**vars(judge_unet(loading.load_unet(MODEL), out, config)))
 
 
 @torch.inference_mode()
-def judged(unet: Any, out: Path, config: StudyConfig) -> dict[str, Any]:
-    """Which of the unseen prompts a U-Net draws right, with the teacher's other components.
-
-    Also the share of attributes that are right, which still tells students apart that draw hardly a
-    whole prompt; the output loss on held-out rows; the Fréchet distance to drawn scenes.
-    """
+def judge_unet(unet: UNet2DConditionModel, out: Path, config: StudyConfig) -> Judgement:
+    """Draw the unseen prompts with a U-Net and the teacher's other components, and check them."""
     pipe, prompts = _teacher(), evaluation_prompts(MODEL, config.prompts)
-    drawing, pictures = EvalConfig(), []
     sampling = choose_sampling(MODEL, steps=config.drawing_steps)
-    whole = pipe.unet
+    teacher = pipe.unet
     pipe.register_modules(unet=unet.eval())
-    for first in range(0, len(prompts), drawing.batch):
-        numbers = range(first, min(first + drawing.batch, len(prompts)))
-        pictures += list(draw(pipe, prompts, numbers, sampling, drawing.seed)[0])
-    pipe.register_modules(unet=whole)
-    seen = [check(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
-    right = [one["prompt"] for one in seen]
+    pictures = draw_prompts(pipe, prompts, sampling)
+    pipe.register_modules(unet=teacher)
+    checks = [check(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
+    right = [shown["prompt"] for shown in checks]
     held_out = Calibration.read(out / HELD_OUT / "rows.safetensors", 64)
-    return {
-        "accuracy": round(float(np.mean(right)), 6),
-        "right": as_hex(right),
-        "attributes": float(np.mean([[one[k] for k in ATTRIBUTES] for one in seen])),
-        "held_out_loss": held_out.loss(unet),
-        "frechet": frechet_distance(
+    return Judgement(
+        accuracy=round(float(np.mean(right)), 6),
+        right=as_hex(right),
+        attributes=float(np.mean([[shown[k] for k in ATTRIBUTES] for shown in checks])),
+        held_out_loss=held_out.loss(unet),
+        frechet=frechet_distance(
             latent_features(pipe.vae, np.stack(pictures)), _reference(config.prompts)
         ),
-        "params": unet.num_parameters(),
-    }
+        params=unet.num_parameters(),
+    )
 
 
-def as_hex(right: list[bool]) -> str:
+def as_hex(right: Sequence[bool]) -> str:
     """One bit a prompt, four to a digit."""
     return np.packbits(right).tobytes().hex()
 
 
 @cache
-def _teacher() -> Any:
+def _teacher() -> DiffusionPipeline:
     pipe = loading.load_pipeline(MODEL)
     pipe.set_progress_bar_config(disable=True)
     return pipe

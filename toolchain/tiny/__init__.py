@@ -1,4 +1,4 @@
-"""The embedded text-to-image model `tiny-sdxl`, the scenes it draws, and how it was trained."""
+"""The embedded text-to-image model `tiny-sdxl`, the scenes it draws, and its training."""
 
 from pathlib import Path
 

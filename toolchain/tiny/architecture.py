@@ -1,7 +1,7 @@
 """SDXL in miniature: the same component classes and the same wiring, three million weights.
 
-What is small: 64 x 64 images, 8 x 8 latents (the VAE's factor 8 is SDXL's), 16 tokens. What is as
-in SDXL: two text encoders whose penultimate states are joined, the second with a projection;
+Smaller: 64 x 64 images, 8 x 8 latents (the VAE's factor 8 is SDXL's), 16 tokens. As in SDXL: two
+text encoders whose penultimate states are joined, the second with a projection;
 `text_time` micro-conditioning; a first level without attention. The schedule has zero terminal SNR
 with v-prediction (arXiv 2305.08891), because plain backgrounds are what SD's schedule cannot draw.
 """
@@ -25,7 +25,7 @@ WORDS = sorted({*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *" ".join(RELATIONS).sp
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with one token of each word of a caption."""
+    """CLIP's tokenizer with one token for each word of a caption."""
     return word_tokenizer(WORDS, MAX_TOKENS)
 
 
@@ -46,7 +46,7 @@ def _text_config(tokens: CLIPTokenizer, **changes: object) -> CLIPTextConfig:
 
 
 def vae() -> AutoencoderKL:
-    """64 x 64 x 3 to 8 x 8 x 4."""
+    """The autoencoder: 64 x 64 x 3 pixels to 8 x 8 x 4 latents."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 48, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -60,7 +60,7 @@ def vae() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """33 removable layers of `fine` granularity.
+    """The U-Net, with 33 removable layers of `fine` granularity.
 
     The innermost level is the narrowest, unlike SDXL's: at 2 x 2 latents there is little to
     compute, and weights that do nothing would make pruning look free
@@ -84,7 +84,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """SD's betas rescaled to zero terminal SNR, v-prediction, trailing steps."""
+    """The schedule: SD's betas rescaled to zero terminal SNR, v-prediction, trailing steps."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

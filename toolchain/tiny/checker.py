@@ -1,7 +1,7 @@
-"""Whether a picture shows what its prompt says, judged from the picture alone.
+"""Check whether a picture shows what its prompt says, from the picture alone.
 
-Colour segmentation finds the background and the things on it; moments of each thing's outline tell
-its shape. No network is involved, so the judge cannot be pleased by what a network would like.
+Colour segmentation finds the background and the things on it; moments of each thing's outline give
+its shape. No network is involved, so a network cannot learn to please the checker.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def _nearest(colour: NDArray[np.float64], palette: dict[str, tuple[int, int, int
 
 
 def _moments(cover: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of a coverage map, free of place and size: spread, and three- and fourfold symmetry.
+    """Moments of a coverage map, free of position and size: spread, three- and fourfold symmetry.
 
     With z = x + iy from the centroid, in units of sqrt(area): E|z|^2, Im E z^3 (a triangle that
     points up) and Re E z^4 (0 for a circle, negative for a square's diagonals, positive for a
@@ -110,7 +110,7 @@ def _thing(
 
 
 def _in_order(seen: list[Seen], relation: str | None) -> list[Seen] | None:
-    """The things in the order in which a caption with `relation` names them; None if not so."""
+    """The things in the order of a caption with `relation`; None unless they stand so."""
     if relation is None:
         centre = IMAGE_SIZE / 2
         off = max(abs(seen[0].x - centre), abs(seen[0].y - centre))
@@ -124,9 +124,9 @@ def _in_order(seen: list[Seen], relation: str | None) -> list[Seen] | None:
 
 
 def check(image: NDArray[np.uint8], prompt: str) -> dict[str, bool]:
-    """What of the prompt the picture shows: count, place, shape, colour, size, background.
+    """Check which attributes of the prompt a picture shows, from count to background.
 
-    Attributes of things count as wrong when there are not as many things as asked. `prompt` is true
+    Attributes of things count as wrong unless there are as many things as asked. `prompt` is true
     when every attribute but the size is right.
     """
     scene = parse(prompt)
@@ -148,7 +148,7 @@ def check(image: NDArray[np.uint8], prompt: str) -> dict[str, bool]:
 
 
 def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> dict[str, float]:
-    """Share of pictures that show each attribute; `prompt_accuracy` of all but size at once."""
+    """The share of pictures that show each attribute; `prompt_accuracy`: all but size at once."""
     rows = [check(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     shares = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     return {"prompt_accuracy": shares.pop("prompt"), **shares}

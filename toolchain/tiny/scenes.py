@@ -1,4 +1,4 @@
-"""Captioned scenes drawn without end: what the embedded model `tiny-sdxl` was trained on.
+"""Captioned scenes, drawn without end: the training data of the embedded model `tiny-sdxl`.
 
 A scene is one or two coloured shapes on a plain background, with a caption such as
 "a large red circle left of a small blue square on white". Shapes are drawn from their signed
@@ -36,11 +36,13 @@ RELATIONS = ("left of", "right of", "above", "below")  # of the first object to 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 HELD_OUT_CAPTIONS = 3844  # how many different ones there are
 CROSS_BAR = 0.36  # half the width of a cross's bar, of half its extent
-SQUARE_SIDE = 0.88  # half a square's side, of half the extent, so that its area is near a circle's
+SQUARE_SIDE = 0.88  # half a square's side, of half the extent: its area is near a circle's
 
 
 @dataclass(frozen=True)
 class Thing:
+    """A coloured shape of a scene."""
+
     size: str
     colour: str
     shape: str
@@ -51,6 +53,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
+    """One or two things on a plain background."""
+
     things: tuple[Thing, ...]  # one or two
     relation: str | None  # of the first to the second; None with one thing
     background: str
@@ -84,7 +88,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def scenes(seed: int, *, unseen: bool = False) -> Iterator[Scene]:
-    """Endless random scenes: those of training, or with `unseen` only the held-out ones."""
+    """Endless random scenes of training, or with `unseen` held-out ones."""
     rng = np.random.default_rng(seed)
     while True:
         scene = random_scene(rng)
@@ -93,7 +97,7 @@ def scenes(seed: int, *, unseen: bool = False) -> Iterator[Scene]:
 
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:
-    """`count` different captions of held-out scenes."""
+    """The captions of `count` different held-out scenes."""
     if count > HELD_OUT_CAPTIONS:
         raise BadInput(f"{count} prompts asked; there are {HELD_OUT_CAPTIONS} held-out captions.")
     prompts: dict[str, None] = {}
@@ -126,18 +130,18 @@ def parse(caption: str) -> Scene:
 
 
 def _centres(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Where the things lie, in pixels: near the middle, or apart along the relation's axis."""
+    """The things' centres in pixels: near the middle, or apart along the relation's axis."""
     middle = IMAGE_SIZE / 2
     if scene.relation is None:
         x, y = rng.uniform(-5, 5, size=2)
         return [(middle + x, middle + y)]
-    places = []
+    centres = []
     for sign in (-1, 1) if scene.relation in ("left of", "above") else (1, -1):
         along = middle + sign * IMAGE_SIZE / 4 + rng.uniform(-3, 3)
         across = middle + rng.uniform(-6, 6)
         horizontal = scene.relation in ("left of", "right of")
-        places.append((along, across) if horizontal else (across, along))
-    return places
+        centres.append((along, across) if horizontal else (across, along))
+    return centres
 
 
 def _signed_distance(
@@ -162,7 +166,7 @@ def _signed_distance(
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One picture of the scene: (64, 64, 3), RGB; places and exact sizes come from `rng`."""
+    """Draw the scene: (64, 64, 3), RGB; positions and exact sizes come from `rng`."""
     grid = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]

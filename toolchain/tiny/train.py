@@ -3,14 +3,14 @@
 1. `vae`   reconstruct drawn scenes (squared and absolute error, a weak KL term): at first only the
            surroundings of a thing, since most of a scene is plain, at last whole scenes.
 2. `details`  whole scenes, their things weighing more, from latents with noise.
-3. `text`  both encoders learn to tell what lies where from the caption (what CLIP's contrastive
-           training does for SDXL), and are frozen from then on, as SDXL's are.
+3. `text`  both encoders learn which thing is at which position from the caption (as CLIP's
+           contrastive training does for SDXL), and are frozen from then on, as SDXL's are.
 4. `unet`  v-prediction on scenes encoded once; an exponential moving average is kept and shipped.
 
-Training sees no held-out scene (`scenes.held_out`). Each phase keeps `WORK/<phase>.pt`, written
-beside and renamed, so that the same command goes on after a kill (the drawn scenes then start anew,
-so only an unbroken run is repeatable bit for bit). `--export` writes the diffusers
-folder in fp16. Time and loss curve: docs/explanation/log.md.
+Training sees no held-out scene (`scenes.held_out`). Each phase keeps `WORK/<phase>.pt`, renamed
+when it is whole, so that the same command continues after a kill (the drawn scenes then start over,
+so only an unbroken run is repeatable bit for bit). `--export` writes the diffusers folder in fp16.
+Time and loss curve: docs/explanation/log.md.
 """
 
 import argparse
@@ -19,12 +19,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laptop.tiny import architecture
@@ -50,15 +50,15 @@ THING_WEIGHT = 10.0  # of a pixel in or near a thing; elsewhere 1
 CROP = 32  # pixels; a quarter of the work of a whole scene, and most of its edges
 DROP_CAPTION = 0.1  # share of samples that learn the unconditional score, for guidance
 TIME_IDS = (IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE)  # original size, crop, target
-PLACES = ("middle", *RELATIONS)
+POSITIONS = ("middle", *RELATIONS)
 
 
-def _to_tensor(images: list[Any]) -> Tensor:
+def _to_tensor(images: list[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _batches(size: int, seed: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """Endless (images (B, 3, H, W) in -1..1, captions)."""
+    """Endless batches: images (B, 3, H, W) in -1..1, and captions."""
     rng, source = np.random.default_rng(seed), scenes(seed)
     while True:
         batch = list(itertools.islice(source, size))
@@ -81,15 +81,15 @@ def _fit(
     """
     path, log = work / f"{phase}.pt", work / f"{phase}.jsonl"
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), fused=True)
-    keep = torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay or 0.0)  # type: ignore[no-untyped-call]
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=keep)
-    first, spent = 0, 0.0
+    average_of = torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay or 0.0)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average_of)
+    first, seconds_before = 0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True)
         module.load_state_dict(saved["module"])
         optimizer.load_state_dict(saved["optimizer"])
         average.load_state_dict(saved["average"])
-        first, spent = saved["step"], saved["seconds"]
+        first, seconds_before = saved["step"], saved["seconds"]
     start, total = time.perf_counter(), 0.0
     for step in range(first, steps):
         torch.manual_seed(SEED + step)
@@ -105,7 +105,7 @@ def _fit(
         total += float(value.detach())
         done = step + 1
         if done % 100 == 0 or done == steps:
-            seconds = spent + time.perf_counter() - start
+            seconds = seconds_before + time.perf_counter() - start
             row = {"step": done, "loss": total / ((done - 1) % 100 + 1), "seconds": round(seconds)}
             total = 0.0
             with log.open("a", encoding="utf-8") as file:
@@ -117,7 +117,7 @@ def _fit(
                 "optimizer": optimizer.state_dict(),
                 "average": average.state_dict(),
                 "step": done,
-                "seconds": spent + time.perf_counter() - start,
+                "seconds": seconds_before + time.perf_counter() - start,
             }
             torch.save(state, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
@@ -185,12 +185,12 @@ def train_details(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> No
 
 
 def _targets(scene: Scene) -> list[int]:
-    """Class numbers: size, colour, shape (0 for nothing there) at each place; the background."""
+    """Class numbers: size, colour, shape (0 for nothing) at each position; the background."""
     relation = scene.relation or "middle"
-    lies = dict(zip((relation, OPPOSITE.get(relation, "")), scene.things, strict=False))
+    things = dict(zip((relation, OPPOSITE.get(relation, "")), scene.things, strict=False))
     classes = []
-    for place in PLACES:
-        thing = lies.get(place)
+    for position in POSITIONS:
+        thing = things.get(position)
         if thing is None:
             classes += [0, 0, 0]
         else:
@@ -205,18 +205,18 @@ def encode_text(pipe: StableDiffusionXLPipeline, captions: list[str]) -> tuple[T
     ids = pipe.tokenizer(
         captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
     ).input_ids
-    one = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
-    two = pipe.text_encoder_2(ids, output_hidden_states=True)
-    return torch.cat([one, two.hidden_states[-2]], dim=-1), two.text_embeds
+    first = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+    second = pipe.text_encoder_2(ids, output_hidden_states=True)
+    return torch.cat([first, second.hidden_states[-2]], dim=-1), second.text_embeds
 
 
 def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
     """Fit both encoders and linear readers of the scene.
 
-    The penultimate states of the last token tell everything, the projection only how many things
-    there are and the background: so the U-Net needs its cross-attention, as SDXL's does.
+    The last token's penultimate states hold the whole scene, the projection only the number of
+    things and the background: so the U-Net needs its cross-attention, as SDXL's does.
     """
-    counts = [1 + len(t) for _ in PLACES for t in (SIZES, COLOURS, SHAPES)] + [len(BACKGROUNDS)]
+    counts = [1 + len(t) for _ in POSITIONS for t in (SIZES, COLOURS, SHAPES)] + [len(BACKGROUNDS)]
     width = architecture.TEXT_WIDTH
     readers = nn.ModuleList(nn.Linear(width, sum(counts)) for _ in range(2))
     readers.append(nn.Linear(width, 2 + len(BACKGROUNDS)))
@@ -232,9 +232,9 @@ def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
         for reader, x in zip(readers[:2], torch.split(last, width, dim=1), strict=True):
             for logits, target in zip(reader(x).split(counts, dim=1), targets.T, strict=True):
                 terms.append(F.cross_entropy(logits, target))
-        one_or_two, background = readers[2](pooled).split([2, len(BACKGROUNDS)], dim=1)
+        number, background = readers[2](pooled).split([2, len(BACKGROUNDS)], dim=1)
         things = torch.tensor([len(s.things) - 1 for s in batch])
-        terms += [F.cross_entropy(one_or_two, things), F.cross_entropy(background, targets[:, -1])]
+        terms += [F.cross_entropy(number, things), F.cross_entropy(background, targets[:, -1])]
         return torch.stack(terms).mean()
 
     _fit(work, "text", parts.train(), loss, steps, 1e-3, steps // 2)
@@ -244,7 +244,7 @@ def train_text(work: Path, pipe: StableDiffusionXLPipeline, steps: int) -> None:
 def encode_scenes(
     pipe: StableDiffusionXLPipeline, work: Path, count: int
 ) -> tuple[Tensor, list[str]]:
-    """Moments of the VAE's posterior (N, 8, 8, 8) in fp16 and captions; kept in WORK."""
+    """Moments of the VAE's posterior (N, 8, 8, 8) in fp16, and captions; kept in WORK."""
     path = work / f"latents-{count}.pt"
     scale = pipe.vae.config.scaling_factor  # another one means another VAE
     if path.exists():
@@ -257,14 +257,14 @@ def encode_scenes(
         images, texts = next(data)
         moments.append(pipe.vae.encode(images).latent_dist.parameters.half())
         captions += texts
-    found = {"moments": torch.cat(moments), "captions": captions, "scale": scale}
-    torch.save(found, path.with_suffix(".tmp"))
+    encoded = {"moments": torch.cat(moments), "captions": captions, "scale": scale}
+    torch.save(encoded, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
     return torch.cat(moments), captions
 
 
 def _swapped(caption: str) -> str:
-    """The same scene told the other way round: "A left of B" as "B right of A"."""
+    """Describe the scene from its second thing: "A left of B" becomes "B right of A"."""
     scene = parse(caption)
     if scene.relation is None:
         return caption
@@ -275,7 +275,7 @@ def _swapped(caption: str) -> str:
 def _encode_captions(
     pipe: StableDiffusionXLPipeline, captions: list[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which row belongs to each caption (N), and `encode_text` of the M different ones."""
+    """The row of each caption (N), and `encode_text` of the M different captions."""
     rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
     texts = list(rows)
     encoded = [encode_text(pipe, texts[i : i + 500]) for i in range(0, len(texts), 500)]
@@ -296,7 +296,7 @@ def train_unet(
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
         encoder.eval().requires_grad_(False)
     row, states, pooled = _encode_captions(pipe, captions + [_swapped(c) for c in captions])
-    told = row.view(2, -1)
+    rows = row.view(2, -1)  # as drawn, and swapped
     scale, schedule = pipe.vae.config.scaling_factor, pipe.scheduler
     unet = torch.compile(pipe.unet) if compiled else pipe.unet
     time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).expand(BATCH, -1)
@@ -305,7 +305,7 @@ def train_unet(
         picked = torch.randint(len(captions), (BATCH,))
         mean, log_variance = moments[picked].float().chunk(2, dim=1)
         latents = scale * (mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean))
-        text = told[torch.randint(2, (BATCH,)), picked]
+        text = rows[torch.randint(2, (BATCH,)), picked]
         keep = (torch.rand(BATCH) >= DROP_CAPTION).float()
         noise = torch.randn_like(latents)
         t = torch.randint(schedule.config.num_train_timesteps, (BATCH,))

@@ -1,7 +1,8 @@
-"""What a latency table predicts, and a budget of time beside one of parameters, on a tiny model."""
+"""Plans timed as a latency table was: predictions of it, and budgets of time, on a tiny model."""
 
-import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from click.testing import CliRunner
 from laptop.benchmarks.settings import BenchConfig
 from laptop.cli import main
 from laptop.errors import BadInput
-from laptop.files import read_json
 from laptop.models import loading
+from laptop.pruning.additivity import random_set
 from laptop.pruning.units import anatomy_of
 from laptop.studies import latency_budget
 from laptop.studies import latency_prediction as prediction
+from laptop.studies.timed_plans import read_table
 
 FEW = BenchConfig(threads=1, rounds=2, iterations=2, seconds=0.0, warmup_s=0.0)
 
@@ -37,11 +39,11 @@ def scored(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() -> None:
-    known = anatomy_of(loading.empty_unet("tiny-sdxl"), granularity="fine")
-    units = {unit.name: unit for unit in known.units}
+    anatomy = anatomy_of(loading.empty_unet("tiny-sdxl"), granularity="fine")
+    units = {unit.name: unit for unit in anatomy.units}
     for seed in range(5):
-        gone = prediction.random_plan(list(known.units), 0.4, known.params, seed)
-        assert sum(units[name].params for name in gone) >= 0.4 * known.params
+        gone = random_set(anatomy.units, 0.4 * anatomy.params, seed, with_shells=True)
+        assert sum(units[name].params for name in gone) >= 0.4 * anatomy.params
         assert all(set(units[name].needs) <= set(gone) for name in gone)
 
 
@@ -49,27 +51,26 @@ def test_a_random_plan_reaches_its_ratio_and_takes_along_what_a_layer_needs() ->
 def test_plans_are_predicted_and_measured_and_a_killed_call_goes_on(
     scored: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, out = read_json(scored / "t.json"), tmp_path / "prediction.json"
-    whole = prediction.predict(str(small_folder), table, out, 2, FEW)
-    saves = {unit["name"]: unit["latency_ms"] for unit in table["units"]}
-    for row in whole["rows"]:
-        left = table["unet_ms"]["p50"] - sum(saves[name] for name in row["remove"])
-        assert row["predicted_ms"] == pytest.approx(left)
-        assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
-    assert whole["valid"] == 0, "two samples are too few"
-    out.write_text(json.dumps(whole | {"rows": whole["rows"][:1]}))
-    timed: list[list[str]] = []
+    table, out = read_table(scored / "t.json"), tmp_path / "prediction.json"
+    results = prediction.predict(str(small_folder), table, out, 2, FEW)
+    for row in results.rows:
+        left = table.unet_ms.p50 - sum(table.times_ms[name] for name in row.remove)
+        assert row.predicted_ms == pytest.approx(left)
+        assert row.error == pytest.approx(row.predicted_ms / row.measured_ms - 1)
+    assert results.valid == 0, "two samples are too few"
+    replace(results, rows=results.rows[:1]).write(out)
+    timed: list[Sequence[str]] = []
 
-    def told(_model: str, remove: list[str], *_: object) -> dict:
-        timed.append(remove)
-        return whole["rows"][1]
+    def second(_model: str, remove: Sequence[str], *_: object) -> prediction.PredictedPlan:
+        timed.append(tuple(remove))
+        return results.rows[1]
 
-    monkeypatch.setattr(prediction, "time_plan", told)
-    assert prediction.predict(str(small_folder), table, out, 2, FEW)["rows"] == whole["rows"]
-    assert timed == [whole["rows"][1]["remove"]], "the first one is not timed again"
+    monkeypatch.setattr(prediction, "time_plan", second)
+    assert prediction.predict(str(small_folder), table, out, 2, FEW).rows == results.rows
+    assert timed == [results.rows[1].remove], "the first one is not timed again"
     with pytest.raises(BadInput, match="another table or with other settings"):
         prediction.predict(str(small_folder), table, out, 3, FEW)
-    prediction.prediction_chart([whole], tmp_path / "figure")
+    prediction.prediction_chart([results], tmp_path / "figure")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
 
 
@@ -82,10 +83,9 @@ def test_budgets_of_time_and_parameters_are_measured_beside_each_other(
     few = ["--ratios", "0.3", "--rounds", "1", "--seconds", "0"]
     monkeypatch.setattr(sys, "argv", [*command, *few])
     latency_budget.main()
-    (row,) = read_json(out)["rows"]
-    plans = row["plans"]
-    assert plans["time"]["predicted_ms"] <= plans["params"]["predicted_ms"] + 1e-6
-    assert row["time_over_params"]["median"] > 0
+    (row,) = latency_budget.BudgetResults.read(out).rows
+    assert row.plans["time"].predicted_ms <= row.plans["params"].predicted_ms + 1e-6
+    assert row.time_over_params.median > 0
     monkeypatch.setattr(sys, "argv", [*command, *few, "--rounds", "2"])
     with pytest.raises(BadInput, match="Remove it"):
         latency_budget.main()

@@ -32,7 +32,7 @@ from laptop.export.job import run_apart, save_examples
 from laptop.export.needs import artifact_bytes, count_weights, need_memory
 from laptop.export.settings import ExportConfig
 from laptop.export.target_folder import ComponentFailed, artifacts_of, export_target
-from laptop.export.targets import HALF, Request, requests
+from laptop.export.targets import PRECISIONS, Request, requests
 from laptop.machine import need_space
 from laptop.models import loading, locating
 from laptop.pruning.sampling_choice import set_scheduler_
@@ -173,7 +173,8 @@ def _say_upcast(model: Path, config: ExportConfig, wanted: Sequence[Request]) ->
     vae = model / "vae" / "config.json"
     asks = is_xl and vae.is_file() and files.read_json(vae).get("force_upcast", True)
     parts = [name for name in config.components if name.startswith("vae_")]
-    if asks and any(r.precision_of(name, config) in HALF for r in wanted for name in parts):
+    precisions = [r.precision_of(name, config) for r in wanted for name in parts]
+    if asks and any(PRECISIONS[precision].is_half for precision in precisions):
         console.say(
             f"export: the VAE's config asks for float32 (force_upcast), the recipe for "
             f"{config.vae_precision}; `laptop verify` says whether its values fit."

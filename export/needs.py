@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from laptop.errors import BadInput
 from laptop.export.components import PROCESS_BYTES, folder_of
 from laptop.export.settings import ExportConfig
-from laptop.export.targets import BYTES, Request
+from laptop.export.targets import PRECISIONS, Request
 from laptop.machine import available_memory_bytes
 from laptop.models import locating
 
@@ -36,6 +36,6 @@ def count_weights(model: str, parts: Iterable[str] = PARTS) -> int:
 
 def artifact_bytes(model: str, wanted: Sequence[Request], config: ExportConfig) -> int:
     """Bytes that the artifacts will take on the disk; the graphs add about a tenth."""
-    bytes_per_weight = sum(BYTES[request.precision] for request in wanted)
+    weight_bytes = sum(PRECISIONS[request.precision].weight_bytes for request in wanted)
     parts = {folder_of(name) for name in config.components}
-    return int(1.1 * bytes_per_weight * count_weights(model, parts))
+    return int(1.1 * weight_bytes * count_weights(model, parts))

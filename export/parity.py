@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from laptop import console, files, run
 from laptop.errors import BadInput, Unsupported
@@ -34,22 +35,18 @@ from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.artifact_list import Artifact, read_list
 from laptop.export.closeness import Comparison, compare, is_blank, worst
 from laptop.export.inputs import record, sample
+from laptop.export.job import module_of
 from laptop.export.parity_report import FAILED, REPORT, ParityReport, ParityRow, note_verified
 from laptop.export.settings import VerifyConfig
 from laptop.export.target_folder import measure
-from laptop.export.targets import HALF, NOT_RUN, module_of, need_packages
+from laptop.export.targets import NOT_RUN, PRECISIONS, need_packages
 from laptop.export.to_onnx.onnx_checks import check_file
 from laptop.models import loading, locating
 from laptop.pruning.sampling_choice import choose_sampling, set_scheduler_
 from laptop.pruning.sampling_config import Sampling, SamplingConfig
 
-FLOORS = {  # dB by precision
-    **{"coreml-fp32": 60.0, "coreml-fp16": 40.0},
-    **{"fp32": 60.0, "fp16": 40.0, "int8": 30.0, "int8-qdq": 30.0},
-    **{"palette8": 30.0, "palette6": 30.0, "palette4": 20.0, "mixed": 30.0},
-}
+T = TypeVar("T")
 PICTURE = "picture"  # the component that all of them make
-PICTURE_FLOORS = {"fp32": 40.0, "fp16": 25.0}  # after all steps; of coarser ones it is shown only
 MOST_STEPS = 8  # of sampling, unless the stage's own key asks for more
 
 
@@ -95,7 +92,7 @@ def verify(
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch computes of one component: inputs and outputs of each sample."""
+    """Inputs and outputs of each sample of one component in PyTorch."""
 
     inputs: list[dict[str, Array]]
     outputs: list[dict[str, Array]]
@@ -103,7 +100,7 @@ class Reference:
 
 
 class Verification:
-    """The model, what it was given while it sampled, and the folder for what is compared."""
+    """The model, the inputs recorded while it sampled, and the folder for what is compared."""
 
     def __init__(
         self,
@@ -125,7 +122,8 @@ class Verification:
 
     def rows(self, artifacts: Sequence[Artifact]) -> list[ParityRow]:
         """A row of the report for each artifact, then one for each target's pictures."""
-        self.half = {artifact.component for artifact in artifacts if artifact.precision in HALF}
+        half = [artifact for artifact in artifacts if PRECISIONS[artifact.precision].is_half]
+        self.half = {artifact.component for artifact in half}
         tracked = console.track(artifacts, "verify", len(artifacts))
         rows = [self._component(artifact) for artifact in tracked]
         if self.config.pictures:
@@ -142,20 +140,20 @@ class Verification:
             )
         folder = self.folder / artifact.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        runner, comparison, reason = self._runner(artifact), None, None
-        if runner is not None:
-            compared = _run_and_compare(runner, self._reference(name), name, folder)
+        function, comparison, reason = self._load(artifact), None, None
+        if function is not None:
+            compared = _run_and_compare(function, self._reference(name), name, folder)
             comparison = worst([comparison for comparison, _ in compared])
             if name == "vae_decoder":
                 reason = blank([(value + 1) / 2 for _, value in compared])
-        floor = self._floor(FLOORS, artifact.precision)
+        floor = self._floor(PRECISIONS[artifact.precision].floor_db)
         digest = measure(self.artifacts / artifact.file)[1]
         samples = len(self._reference(name).inputs) if comparison else 0
         overflow = self._overflow(artifact)
         return parity_row(artifact, digest, comparison, floor, samples, reason, overflow)
 
     def _reference(self, name: str) -> Reference:
-        """What PyTorch computes, once for all targets."""
+        """The outputs of PyTorch for a component, computed once for all targets."""
         if name not in self.references:
             graph, recorded = components.graph(self.pipe, name), self.recorded[name]
             if name == "unet":
@@ -169,7 +167,7 @@ class Verification:
 
     def _overflow(self, artifact: Artifact) -> str | None:
         """Which module of a half-precision artifact overflows; None for any other artifact."""
-        if artifact.precision not in HALF:
+        if not PRECISIONS[artifact.precision].is_half:
             return None
         peaks = self._reference(artifact.component).peaks
         if peaks is None:
@@ -180,15 +178,15 @@ class Verification:
 
     def _pictures(self, artifacts: Sequence[Artifact]) -> list[ParityRow]:
         """The row of one target's pictures; none where its U-Net cannot run here."""
-        runners = {}
+        functions = {}
         for artifact in artifacts:
-            if (runner := self._runner(artifact)) is not None:
+            if (function := self._load(artifact)) is not None:
                 graph = components.graph(self.pipe, artifact.component)
-                runners[artifact.component] = (graph, runner)
-        if "unet" not in runners:
+                functions[artifact.component] = (graph, function)
+        if "unet" not in functions:
             return []
         (unet,) = [artifact for artifact in artifacts if artifact.component == "unet"]
-        with pictures.replaced(self.pipe, runners):
+        with pictures.replaced(self.pipe, functions):
             seed = self.config.seed
             drawn = [p.numpy() for p in sample(self.pipe, self.prompts, self.sampling, seed=seed)]
         references = pictures.as_pictures(self.recorded["vae_encoder"])
@@ -199,58 +197,57 @@ class Verification:
             pictures.save_png(reference, folder / f"{i:03d}.reference.png")
         comparison = worst([compare(a, b) for a, b in zip(references, drawn, strict=True)])
         subject = replace(unet, component=PICTURE, file=unet.folder)
-        floor = self._floor(PICTURE_FLOORS, unet.precision)
+        floor = self._floor(PRECISIONS[unet.precision].picture_floor_db)
         digest = files.sha256(self.artifacts / unet.folder)
         return [parity_row(subject, digest, comparison, floor, len(drawn), blank(drawn))]
 
-    def _runner(self, artifact: Artifact) -> ArrayFunction | None:
+    def _load(self, artifact: Artifact) -> ArrayFunction | None:
+        """The artifact as a function; None where it cannot run on this system."""
         module = module_of(artifact.target)
-        runner: ArrayFunction | None = None
-        if module.checked(artifact.precision) is not None:
-            runner = module.load(self.artifacts / artifact.file)
-        return runner
+        can_run = module.checked(artifact.precision) is not None
+        return module.load(self.artifacts / artifact.file) if can_run else None
 
-    def _floor(self, floors: Mapping[str, float], precision: str) -> float | None:
-        return self.config.floor_db if self.config.floor_db is not None else floors.get(precision)
+    def _floor(self, floor_db: float | None) -> float | None:
+        return floor_db if self.config.floor_db is None else self.config.floor_db
 
 
-def early_middle_late(given: Sequence[Any], prompts: int) -> list[Any]:
-    """Of each prompt's timesteps, the first, a middle and the last one."""
-    each = len(given) // prompts
+def early_middle_late(steps: Sequence[T], prompts: int) -> list[T]:
+    """The first, a middle and the last timestep of each prompt."""
+    each = len(steps) // prompts
     chosen = sorted({0, each // 2, each - 1})
-    return [given[prompt * each + i] for prompt in range(prompts) for i in chosen]
+    return [steps[prompt * each + i] for prompt in range(prompts) for i in chosen]
 
 
 def blank(drawn: Sequence[Array]) -> str | None:
-    """What to say where a picture in [0, 1] shows nothing; None where all do."""
+    """A message where a picture in [0, 1] shows nothing; None where all show something."""
     count = sum(np.isfinite(picture).all() and is_blank(picture) for picture in drawn)
     return f"{count} of {len(drawn)} pictures are of one colour" if count else None
 
 
-def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _run_and_compare(
-    runner: ArrayFunction, references: Reference, component: str, folder: Path
+    function: ArrayFunction, references: Reference, component: str, folder: Path
 ) -> list[tuple[Comparison, Array]]:
-    """Every output of every sample: how near it is, and itself."""
-    found = []
+    """Run every sample; returns each output, with how near it is to its reference."""
+    compared = []
     for i, (arrays, expected) in enumerate(zip(references.inputs, references.outputs, strict=True)):
-        got = runner(arrays)
+        outputs = function(arrays)
         for name, value in arrays.items():
             np.save(folder / f"{i:03d}.{name}.npy", value)
         for name, reference in expected.items():
-            if name not in got or got[name].shape != reference.shape:
-                shapes = {k: v.shape for k, v in got.items()}
+            if name not in outputs or outputs[name].shape != reference.shape:
+                shapes = {k: v.shape for k, v in outputs.items()}
                 raise BadInput(
                     f"{component}: the artifact gives {shapes}, the model {name} of shape "
                     f"{reference.shape}. Pass the model that it was exported from."
                 )
-            np.save(folder / f"{i:03d}.{name}.npy", got[name])
+            np.save(folder / f"{i:03d}.{name}.npy", outputs[name])
             np.save(folder / f"{i:03d}.{name}.reference.npy", reference)
-            found.append((compare(reference, got[name]), got[name]))
-    return found
+            compared.append((compare(reference, outputs[name]), outputs[name]))
+    return compared
 
 
 def parity_row(
@@ -269,14 +266,14 @@ def parity_row(
     JSON has no NaN and no Infinity, so they become null.
     """
     reason = overflow or _reason(comparison, floor) or blank
-    state = module_of(artifact.target).checked(artifact.precision) if comparison else NOT_RUN
+    state = module_of(artifact.target).checked(artifact.precision) if comparison else None
     return ParityRow(
         target=artifact.target,
         component=artifact.component,
         artifact=artifact.file,
         sha256=sha256,
         precision=artifact.precision,
-        state=FAILED if reason else state,
+        state=FAILED if reason else state or NOT_RUN,
         samples=samples,
         psnr_db=_finite(comparison.psnr_db) if comparison else None,
         floor_db=floor,
@@ -305,10 +302,10 @@ def _finite(value: float) -> float | None:
 
 
 def _check_artifact(path: Path, artifact: Artifact) -> None:
-    if artifact.precision not in FLOORS:
+    if artifact.precision not in PRECISIONS:
         raise Unsupported(
             f"{path}: no parity floor is known for precision {artifact.precision!r}; known: "
-            f"{', '.join(FLOORS)}."
+            f"{', '.join(PRECISIONS)}."
         )
     need_packages(artifact.target)
     check_file(path)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from laptop.benchmarks.bench_report import Text
 from laptop.benchmarks.devices.device import Shapes
 from laptop.export.artifact_list import LIST, pixels_per_latent, read_list
+from laptop.export.targets import TARGETS
 from laptop.export.to_onnx.onnx_checks import check_file, read_graph
 from laptop.fields import Length, Name, Range
 from laptop.files import read_json
@@ -24,13 +25,7 @@ QUANTIZED = {  # operators of graphs with whole numbers for weights
     "MatMulNBits": "int4",
 }
 FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
-RUNS = {  # targets that can be timed, and where
-    "onnx": "onnxruntime",
-    "ort": "onnxruntime",
-    "executorch": "executorch",
-    "tensorrt": "tensorrt",
-    "coreml": "coreml",
-}
+RUNS = {name: target.runtime for name, target in TARGETS.items() if target.runtime}
 Pixels = Annotated[int, Range(1, 1 << 20)]  # or channels
 Channels = Annotated[list[Pixels], Length(10)]
 

@@ -25,7 +25,6 @@ from laptop.export.components import load as load_graph
 from laptop.export.job import Job
 from laptop.export.settings import CoremlConfig
 from laptop.export.targets import VERIFIED
-from laptop.export.to_executorch.lowering import fewer_repeats
 from laptop.files import reason
 
 NAMES = "names"  # the method that tells inputs and outputs
@@ -104,12 +103,11 @@ def lower(
         exported = torch.export.export(traced.module, examples)
         if precision == "int8":
             exported = torch.export.export(_quantized(exported.module(), examples), examples)
-    with fewer_repeats():
-        return to_edge_transform_and_lower(
-            exported,
-            partitioner=[_partitioner(precision, coreml)],
-            constant_methods={NAMES: f"{','.join(traced.inputs)};{','.join(traced.outputs)}"},
-        ).to_executorch()
+    return to_edge_transform_and_lower(
+        exported,
+        partitioner=[_partitioner(precision, coreml)],
+        constant_methods={NAMES: f"{','.join(traced.inputs)};{','.join(traced.outputs)}"},
+    ).to_executorch()
 
 
 def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from laptop.errors import Unsupported
-from laptop.export import closeness, components, parity
+from laptop.export import closeness, components
 from laptop.export.job import Job
 from laptop.export.settings import CoremlConfig
+from laptop.export.targets import PRECISIONS
 from laptop.export.to_coreml import palettes
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.mil_program import read, read_spec
@@ -50,7 +51,7 @@ def test_fewer_bits_are_a_smaller_package_and_a_larger_error(
     size = {k: next(p.rglob("weight.bin")).stat().st_size for k, p in palettized.items()}
     assert db["palette8"] > db["palette4"]
     for precision, value in db.items():
-        assert value >= parity.FLOORS[precision], (precision, value)
+        assert value >= PRECISIONS[precision].floor_db, (precision, value)
     assert size["palette8"] > size["palette4"]
 
 
@@ -74,7 +75,7 @@ def test_a_wrong_palette_is_found(
     shutil.copytree(palettized["palette8"], damaged)
     wrong_palette(damaged)
     found = closeness.psnr(exact_output(one), output_of(damaged, one.examples()[0]))
-    assert found < parity.FLOORS["palette8"]
+    assert found < PRECISIONS["palette8"].floor_db
 
 
 def test_mixed_bits_keep_their_floor_with_less_than_8_bits(job: Callable[..., Job]) -> None:

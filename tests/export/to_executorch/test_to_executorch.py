@@ -1,6 +1,5 @@
-"""ExecuTorch programs, run here; and our quick lowering against the plain one."""
+"""ExecuTorch programs, run here."""
 
-import contextlib
 import json
 import shutil
 import sys
@@ -24,7 +23,6 @@ from laptop.export.components import Graph
 from laptop.export.components import run as run_graph
 from laptop.export.settings import CoremlConfig, VerifyConfig
 from laptop.export.to_executorch import target as to_executorch
-from laptop.export.to_executorch.lowering import fewer_repeats
 from laptop.files import write_json
 from laptop.hosts.host import Local
 
@@ -110,28 +108,6 @@ def test_a_program_for_core_ml_hands_all_to_it_and_is_not_run_here(
         assert to_executorch.checked("coreml-fp16") is None
         with pytest.raises(BadInput, match="a backend that is not among"):
             to_executorch.load(path)
-
-
-def test_quick_lowering_gives_the_outputs_of_the_plain_one(
-    block: Graph,
-    given: dict[str, torch.Tensor],
-    program: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(to_executorch, "fewer_repeats", contextlib.nullcontext)
-    plain = lowered(block, given, tmp_path / "plain.pte")
-    np.testing.assert_array_equal(outputs(plain, given), outputs(program, given))
-    assert plain.stat().st_size == pytest.approx(program.stat().st_size, rel=0.01)
-
-
-def test_what_quick_lowering_replaces_is_put_back() -> None:
-    plain = torch.fx.GraphModule.recompile
-    with to_executorch._quiet(), fewer_repeats():
-        assert torch.fx.GraphModule.recompile is not plain
-        traced = torch.fx.symbolic_trace(nn.ReLU())
-        assert traced(torch.tensor(-1.0)) == 0
-    assert torch.fx.GraphModule.recompile is plain
 
 
 def test_a_program_is_timed_with_the_inputs_that_it_takes(

@@ -21,6 +21,7 @@ from laptop.export.artifacts import ExportConfig, check_exported, export_model
 from laptop.export.closeness import psnr
 from laptop.export.inputs import record
 from laptop.export.settings import TensorrtConfig, VerifyConfig
+from laptop.export.targets import PRECISIONS
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.trtexec import Device, Version
@@ -98,9 +99,9 @@ def test_a_board_builds_and_computes_what_pytorch_computes(
     graph, given = real_inputs(pruned_xl_folder)
     expected = components.run(graph, given)["out_sample"].numpy()
     got = run(arrays(given))["out_sample"]
-    assert psnr(expected, got) >= parity.FLOORS["fp16"]
+    assert psnr(expected, got) >= PRECISIONS["fp16"].floor_db
     wrong = {**arrays(given), "timestep": np.float32(3)}
-    assert psnr(expected, run(wrong)["out_sample"]) < parity.FLOORS["fp16"], "inputs are read"
+    assert psnr(expected, run(wrong)["out_sample"]) < PRECISIONS["fp16"].floor_db, "inputs are read"
     assert not board.left, "nothing is left in the board's temporary folder"
     assert len(board.engines) == board.builds == 1
 
@@ -116,7 +117,7 @@ def test_integer_inputs_arrive_in_the_type_of_the_version(
     given = record(pipe, PROMPTS, Sampling(1), seed=0)["text_encoder"][0]
     got = run(arrays(given))
     for name, expected in components.run(graph, given).items():
-        assert psnr(expected.numpy(), got[name]) >= parity.FLOORS["fp16"], name
+        assert psnr(expected.numpy(), got[name]) >= PRECISIONS["fp16"].floor_db, name
 
 
 def test_a_profile_is_built_and_any_shape_within_it_runs(
@@ -127,7 +128,7 @@ def test_a_profile_is_built_and_any_shape_within_it_runs(
     more = {k: torch.cat([v, v]) if v.ndim else v for k, v in given.items()}
     for tensors in (given, more):
         expected = components.run(graph, tensors)["out_sample"].numpy()
-        assert psnr(expected, run(arrays(tensors))["out_sample"]) >= parity.FLOORS["fp16"]
+        assert psnr(expected, run(arrays(tensors))["out_sample"]) >= PRECISIONS["fp16"].floor_db
     calls = (board.folder / "calls").read_text()
     assert "--maxShapes=sample:4x4x8x8," in calls
     assert "--builderOptimizationLevel=2 --memPoolSize=workspace:64 --skipInference" in calls

@@ -124,7 +124,7 @@ class Request:
 
 
 def requests(config: ExportConfig) -> list[Request]:
-    """The targets of `config`; `BadInput` for one that is unknown, given twice or covers nothing."""
+    """The targets of `config`; `BadInput` for an unknown one, or one given twice."""
     if not config.targets or not config.components:
         raise BadInput(
             f"export needs at least one target and component; got {config.targets}, "

@@ -6,7 +6,7 @@ two of them.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from laptop.errors import Unsupported
 from laptop.export.settings import COMPONENTS
 from laptop.models import loading
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+    from transformers import PreTrainedModel
 
 ALL = COMPONENTS
 FP32_INPUTS = ("timestep", "time_ids")  # up to 1000 and more, with fractions: too fine for fp16
@@ -33,14 +37,14 @@ class Graph:
     outputs: tuple[str, ...]
 
 
-def present(pipe: Any) -> tuple[str, ...]:
+def present(pipe: "DiffusionPipeline") -> tuple[str, ...]:
     """The components that this pipeline has, in the order of `ALL`."""
     missing = () if getattr(pipe, "text_encoder_2", None) is not None else ("text_encoder_2",)
     return tuple(name for name in ALL if name not in missing)
 
 
 def folder_of(component: str) -> str:
-    """The folder of a diffusers pipeline in which a component's weights lie."""
+    """The folder of a diffusers pipeline that holds a component's weights."""
     return "vae" if component.startswith("vae_") else component
 
 
@@ -56,7 +60,7 @@ def empty(model: str) -> Graph:
     return _unet(loading.empty_unet(model))
 
 
-def graph(pipe: Any, component: str) -> Graph:
+def graph(pipe: "DiffusionPipeline", component: str) -> Graph:
     """One component, sharing the pipeline's weights; `Unsupported` for other U-Net conditions."""
     match component:
         case "unet":
@@ -72,7 +76,7 @@ def graph(pipe: Any, component: str) -> Graph:
     raise AssertionError(component)
 
 
-def _unet(unet: Any) -> Graph:
+def _unet(unet: "UNet2DConditionModel") -> Graph:
     kind = unet.config.addition_embed_type
     if kind not in (None, "text_time") or unet.config.class_embed_type:
         raise Unsupported(
@@ -88,7 +92,7 @@ def _unet(unet: Any) -> Graph:
     return Graph(Unet(unet).eval(), ("sample", "timestep", *inputs), ("out_sample",))
 
 
-def _text_encoder(encoder: Any, all_states: bool) -> Graph:
+def _text_encoder(encoder: "PreTrainedModel", all_states: bool) -> Graph:
     projects = hasattr(encoder, "text_projection")
     names: tuple[str, ...] = (
         ("text_embeds", "last_hidden_state") if projects else ("last_hidden_state", "pooler_output")
@@ -130,7 +134,10 @@ class Unet(nn.Module):
 
 
 class GuidedUnet(Unet):
-    """With the guidance scale, embedded, before inputs that may be missing: graphs go by place."""
+    """A U-Net with the embedded guidance scale before inputs that may be missing.
+
+    Inputs of graphs are positional.
+    """
 
     def forward(  # type: ignore[override]
         self,
@@ -168,8 +175,7 @@ class VaeEncoder(nn.Module):
         self.vae = vae
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
-        vae: Any = self.vae
-        return (vae.encode(sample).latent_dist.parameters,)
+        return (vae_of(self).encode(sample).latent_dist.parameters,)
 
 
 class VaeDecoder(nn.Module):
@@ -180,8 +186,12 @@ class VaeDecoder(nn.Module):
         self.vae = vae
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
-        vae: Any = self.vae
-        return (vae.decode(latent_sample, return_dict=False)[0],)
+        return (vae_of(self).decode(latent_sample, return_dict=False)[0],)
+
+
+def vae_of(module: nn.Module) -> "AutoencoderKL":
+    """The VAE of which a graph's module is one half."""
+    return cast("AutoencoderKL", module.vae)
 
 
 @torch.no_grad()

@@ -1,25 +1,32 @@
-"""Real example inputs: what each network gets while the pipeline samples.
+"""Real example inputs: what a pipeline passes to its networks while it samples.
 
 Parity and quantization on random inputs mean nothing, so the pipeline's own `__call__` runs and
 hooks note what it passes to its networks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laptop.export.components import present
 from laptop.models.description import of_pipeline
 from laptop.pruning.sampling_config import Sampling
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 Recorded = dict[str, list[dict[str, Tensor]]]
+Arguments = tuple[Any, ...]  # of a call of a U-Net, as pipelines make it
+Keywords = Mapping[str, Any]
 
 
-def record(pipe: Any, prompts: Sequence[str], sampling: Sampling, *, seed: int) -> Recorded:
-    """What each component got while every prompt was sampled, by component and input name.
+def record(
+    pipe: "DiffusionPipeline", prompts: Sequence[str], sampling: Sampling, *, seed: int
+) -> Recorded:
+    """The inputs of each component while every prompt was sampled, by component and input name.
 
     One call of the pipeline a prompt: the U-Net's inputs have batch 2 with classifier-free
     guidance, else 1, and there are as many of them a prompt as steps. `vae_encoder` gets the
@@ -32,7 +39,9 @@ def record(pipe: Any, prompts: Sequence[str], sampling: Sampling, *, seed: int) 
     return recorded
 
 
-def sample(pipe: Any, prompts: Sequence[str], sampling: Sampling, *, seed: int) -> list[Tensor]:
+def sample(
+    pipe: "DiffusionPipeline", prompts: Sequence[str], sampling: Sampling, *, seed: int
+) -> list[Tensor]:
     """One picture a prompt, (1, 3, H, W) in [0, 1]; prompt i has noise seed + i."""
     native = of_pipeline(pipe).latents.picture_size
     return [
@@ -49,11 +58,11 @@ def sample(pipe: Any, prompts: Sequence[str], sampling: Sampling, *, seed: int) 
 
 
 @contextmanager
-def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
+def _listening(pipe: "DiffusionPipeline", recorded: Recorded) -> Iterator[None]:
     def on_text(component: str) -> Callable[..., None]:
         return lambda _, args: _note(recorded, component, {"input_ids": args[0]})
 
-    def on_unet(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_unet(_: nn.Module, args: Arguments, kwargs: Keywords) -> None:
         _note(recorded, "unet", unet_inputs(args, kwargs))
 
     handles = [pipe.unet.register_forward_pre_hook(on_unet, with_kwargs=True)]
@@ -63,9 +72,9 @@ def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
             handles.append(encoder.register_forward_pre_hook(on_text(name)))
     decode = pipe.vae.decode
 
-    def on_decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def on_decode(latents: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
         _note(recorded, "vae_decoder", {"latent_sample": latents})
-        result = decode(latents, *args, **kwargs)
+        result: tuple[Tensor, ...] = decode(latents, *args, **kwargs)
         _note(recorded, "vae_encoder", {"sample": result[0].clamp(-1, 1)})
         return result
 
@@ -78,8 +87,8 @@ def _listening(pipe: Any, recorded: Recorded) -> Iterator[None]:
             handle.remove()
 
 
-def unet_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """What a pipeline passes to its U-Net, under the graph's names."""
+def unet_inputs(args: Arguments, kwargs: Keywords) -> dict[str, Tensor]:
+    """The arguments of a call of a U-Net, under the graph's names."""
     sample, timestep = args
     guidance = kwargs.get("timestep_cond")  # embedded, (B, width)
     return {

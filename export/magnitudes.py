@@ -1,4 +1,4 @@
-"""Does what a network computes on its way fit half precision, which ends at 65504?
+"""Whether the values inside a network fit half precision, which ends at 65504.
 
 A runtime may compute a half-precision graph in float32, as ONNX Runtime does on a CPU, and then
 nothing overflows that does on every device. So while PyTorch computes the references in float32,
@@ -10,12 +10,15 @@ does where the model's config says so (`upcast_attention` of a U-Net, `upcast_so
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 LARGEST = 65504.0  # of half precision
 MASKED = -1e38  # masks of attention hold less: float32's lowest, in half precision its own lowest
@@ -23,14 +26,14 @@ SCORES, SQUARES, VALUES = "attention scores", "squares in its norm", "values"
 PRODUCTS = ("aten::bmm", "aten::baddbmm")  # of two activations, so of attention only
 
 
-class Place(NamedTuple):
-    """Where a magnitude was seen."""
+class Origin(NamedTuple):
+    """The module that computed a magnitude, and of what it is one."""
 
     module: str
     kind: str  # SCORES, SQUARES or VALUES
 
 
-Peaks = dict[Place, float]  # the largest magnitudes; overflows in the order in which they happen
+Peaks = dict[Origin, float]  # the largest magnitudes; overflows in the order in which they happen
 
 
 @contextmanager
@@ -39,10 +42,10 @@ def watched(module: nn.Module) -> Iterator[Peaks]:
     names = {inner: name for name, inner in module.named_modules()}
     inside, peaks = [""], Peaks()
 
-    def enter(inner: nn.Module, _: Any) -> None:
+    def enter(inner: nn.Module, _: object) -> None:
         inside.append(names.get(inner, inside[-1]))
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         inside.pop()
 
     handles = [
@@ -50,15 +53,15 @@ def watched(module: nn.Module) -> Iterator[Peaks]:
         register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        with _Watch(inside, peaks):
+        with _Recorder(inside, peaks):
             yield peaks
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator, also those inside functions such as attention."""
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the result of every operator, also inside functions such as attention."""
 
     def __init__(self, inside: list[str], peaks: Peaks):
         super().__init__()  # type: ignore[no-untyped-call]
@@ -82,16 +85,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(self, kind: str, value: float) -> None:
-        place = Place(self.inside[-1], kind)
-        before = self.peaks.get(place, 0.0)
+        origin = Origin(self.inside[-1], kind)
+        before = self.peaks.get(origin, 0.0)
         if before <= LARGEST and not value <= LARGEST:  # NaN, too
-            self.peaks.pop(place, None)  # so that the first overflow comes first
+            self.peaks.pop(origin, None)  # so that the first overflow comes first
         if not value <= before:
-            self.peaks[place] = value
+            self.peaks[origin] = value
 
 
 def magnitude(values: Tensor) -> float:
-    """The largest absolute value, where what is masked does not count."""
+    """The largest absolute value; masked values do not count."""
     low, high = (float(end) for end in torch.aminmax(values))
     if low < MASKED:
         low = float(torch.where(values < MASKED, 0, values).amin())
@@ -112,22 +115,22 @@ def _largest_square(values: Tensor, means: Tensor) -> float:
 
 
 def overflow(peaks: Peaks, keeps: Callable[[str], bool], *, squares: bool) -> str | None:
-    """What exceeds half precision and which module, for a report; None where nothing does.
+    """A message that names the module whose values exceed half precision; None where none do.
 
     `keeps` says of an attention module whether the artifact computes its scores in float32, and
     `squares` whether it computes the squares of group norms in half precision.
     """
     over = [
-        (place, value)
-        for place, value in peaks.items()
+        (origin, value)
+        for origin, value in peaks.items()
         if not value <= LARGEST
-        and (squares or place.kind != SQUARES)
-        and not (place.kind == SCORES and keeps(place.module))
+        and (squares or origin.kind != SQUARES)
+        and not (origin.kind == SCORES and keeps(origin.module))
     ]
     if not over:
         return None
     (module, kind), value = over[0]
-    others = len({place.module for place, _ in over} - {module})
+    others = len({origin.module for origin, _ in over} - {module})
     more = f", and {others} more modules overflow" if others else ""
     return (
         f"{module or 'the network'} overflows in half precision: {kind} reach {value:.3g}, the "
@@ -143,13 +146,12 @@ def keep_scores_wide_(module: nn.Module) -> None:
     """
     from diffusers.models.attention_processor import AttnProcessor
 
-    attentions: list[Any] = [inner for inner in module.modules() if is_upcast(inner)]
-    for attention in attentions:
+    for attention in filter(is_upcast, module.modules()):
         attention.get_attention_scores = _wide_scores(attention)
         attention.set_processor(AttnProcessor())
 
 
-def is_upcast(module: Any) -> bool:
+def is_upcast(module: nn.Module) -> "TypeGuard[Attention]":
     """Whether the scores of an attention module are to be computed in float32."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
@@ -160,7 +162,7 @@ def is_upcast(module: Any) -> bool:
     )
 
 
-def _wide_scores(attn: Any) -> Callable[..., Tensor]:
+def _wide_scores(attn: "Attention") -> Callable[..., Tensor]:
     """softmax(QKᵀ / √d + mask) of a diffusers module, in float32 from float16."""
 
     def scores(query: Tensor, key: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -124,7 +124,7 @@ class Request:
 
 
 def requests(config: ExportConfig) -> list[Request]:
-    """The targets of `config`; `BadInput` for an unknown one, or one given twice."""
+    """The targets of `config`; `BadInput` for one that is unknown or given twice, or for none."""
     if not config.targets or not config.components:
         raise BadInput(
             f"export needs at least one target and component; got {config.targets}, "

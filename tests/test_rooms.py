@@ -6,6 +6,7 @@ floor, models, hosts <- pruning <- distill <- export <- benchmarks <- the rest o
 import ast
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -96,6 +97,14 @@ def test_no_room_is_crowded() -> None:
     folders = [path.parent for path in modules().values()]
     crowded = {str(f): n for f in {*folders} if (n := folders.count(f)) > LARGEST_ROOM}
     assert crowded == {}
+
+
+def test_every_folder_of_modules_is_a_package_of_the_wheel() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    rooms = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert rooms <= {*packages}
 
 
 def test_the_map_of_the_modules_is_that_of_the_docstrings() -> None:

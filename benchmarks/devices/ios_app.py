@@ -260,7 +260,7 @@ def app_folder(team: str) -> Path:
 
 def workspace() -> Path:
     """The app's sources, as coremltools for macOS brings them."""
-    return Path(library().__file__).parent / "modelrunner" / "ModelRunner.xcworkspace"
+    return Path(str(library().__file__)).parent / "modelrunner" / "ModelRunner.xcworkspace"
 
 
 def _end(session: Any) -> None:

@@ -5,7 +5,6 @@ The functions take an operator's inputs by their MIL names, as those of `mil_ope
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ def lut_to_dense(
     indices: Tensor,
     lut: Tensor,
     shape: Tensor | None = None,
-    vector_axis: Any = None,
+    vector_axis: Tensor | None = None,
 ) -> Tensor:
     """A palette's entries at their places (iOS 16: packed indices; iOS 18: palettes by group)."""
     if shape is not None:

@@ -8,7 +8,6 @@ particular device's arithmetic is not.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,17 @@ from torch import Tensor
 from laptop.errors import BadInput, Unsupported
 from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.to_coreml.mil_operators import OPERATORS
-from laptop.export.to_coreml.mil_program import Name, Operation, Program, Stored, Type, read
+from laptop.export.to_coreml.mil_program import (
+    Argument,
+    Name,
+    Operation,
+    Program,
+    Stored,
+    Type,
+    read,
+)
 
+Values = dict[str, object]  # computed so far, by name
 TORCH_TYPES = {
     "bool": torch.bool,
     "fp16": torch.float16,
@@ -35,12 +43,12 @@ TORCH_TYPES = {
 def load(package: Path) -> ArrayFunction:
     """The package as a function on arrays, outputs in the types that the program declares.
 
-    Raises `Unsupported` for an operator that is not known, before anything is computed; the runner
+    Raises `Unsupported` for an unknown operator, before anything is computed; the function
     raises `BadInput` for arrays that are not those of the program.
     """
     program = read(package)
     check_operators(program)
-    return lambda given: compute(program, given)
+    return lambda inputs: compute(program, inputs)
 
 
 def check_operators(program: Program) -> None:
@@ -54,22 +62,27 @@ def check_operators(program: Program) -> None:
 
 
 @torch.no_grad()
-def compute(program: Program, given: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs by name."""
-    if set(given) != set(program.inputs):
+def compute(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a program; returns its outputs by name."""
+    if set(inputs) != set(program.inputs):
         raise BadInput(
-            f"{program.path} takes {', '.join(program.inputs)}; given were {', '.join(given)}. "
+            f"{program.path} takes {', '.join(program.inputs)}; given were {', '.join(inputs)}. "
             "Pass the model that it was exported from."
         )
-    values: dict[str, Any] = {
-        name: _input(program, name, given[name], kind) for name, kind in program.inputs.items()
+    values: Values = {
+        name: _input(program, name, inputs[name], kind) for name, kind in program.inputs.items()
     }
     last = _last_uses(program)
     for number, op in enumerate(program.operations):
         compute_(op, values)
         for name in last.get(number, ()):
             del values[name]
-    return {name: values[name].numpy() for name in program.outputs}
+    return {name: _array(values[name]) for name in program.outputs}
+
+
+def _array(value: object) -> Array:
+    assert isinstance(value, Tensor)  # outputs of programs are
+    return value.numpy()
 
 
 def _input(program: Program, name: str, array: Array, kind: Type) -> Tensor:
@@ -81,7 +94,7 @@ def _input(program: Program, name: str, array: Array, kind: Type) -> Tensor:
     return torch.from_numpy(np.array(array)).to(TORCH_TYPES[kind.dtype])
 
 
-def compute_(op: Operation, values: dict[str, Any]) -> None:
+def compute_(op: Operation, values: Values) -> None:
     """Run one operation on `values` and add its outputs to them."""
     inputs = {name: _bound(value, values) for name, value in op.inputs.items()}
     try:
@@ -94,13 +107,14 @@ def compute_(op: Operation, values: dict[str, Any]) -> None:
         values[name] = _declared(op, value, kind) if isinstance(value, Tensor) else value
 
 
-def _bound(value: Any, values: Mapping[str, Any]) -> Any:
+def _bound(value: Argument, values: Values) -> object:
     if isinstance(value, list):
         return [_bound(v, values) for v in value]
-    found = values[value.text] if isinstance(value, Name) else value
-    found = found.read() if isinstance(found, Stored) else found
-    half = isinstance(found, Tensor) and found.dtype == torch.float16
-    return found.float() if half else found
+    bound = values[value.text] if isinstance(value, Name) else value
+    bound = bound.read() if isinstance(bound, Stored) else bound
+    if isinstance(bound, Tensor) and bound.dtype == torch.float16:
+        return bound.float()
+    return bound
 
 
 def _declared(op: Operation, value: Tensor, kind: Type) -> Tensor:
@@ -116,15 +130,15 @@ def _declared(op: Operation, value: Tensor, kind: Type) -> Tensor:
 
 
 def _last_uses(program: Program) -> dict[int, list[str]]:
-    """Number of an operation to the values that nothing needs after it."""
+    """The values that nothing needs after an operation, by its number."""
     last: dict[str, int] = {}
     for number, op in enumerate(program.operations):
         for name, _ in op.outputs:
             last[name] = number
         for value in op.inputs.values():
-            for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, Name):
-                    last[one.text] = number
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, Name):
+                    last[part.text] = number
     ends: dict[int, list[str]] = {}
     for name, number in last.items():
         if name not in program.outputs:

@@ -2,12 +2,11 @@
 
 Functions take the operator's inputs by their MIL names as tensors (floats in float32, whatever they
 are stored as), texts, or lists; the interpreter rounds what they return to the saved type. An
-operator that is not in `OPERATORS` is not known, which is an error and never a guess.
+operator that is not in `OPERATORS` is an error, never a guess.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +19,25 @@ from laptop.export.to_coreml.mil_constants import (
     lut_to_dense,
 )
 
-Operator = Callable[..., Any]
+Operator = Callable[..., object]
+Scalar = Tensor | float  # a number or a truth value, saved as a tensor of rank 0
+Vector = Tensor | Sequence[int] | int
 
 
-def ints(value: Tensor | Sequence[int]) -> list[int]:
+def ints(value: Vector) -> list[int]:
     """A vector, or a scalar, as Python integers."""
     return [int(v) for v in torch.as_tensor(value).reshape(-1).tolist()]
-
-
-def flag(value: Any) -> bool:
-    """A truth value, which is saved as a tensor of rank 0."""
-    return bool(value)
 
 
 def conv(
     x: Tensor,  # (B, C, *S)
     weight: Tensor,  # (C out, C / groups, *K)
     bias: Tensor | None = None,
-    strides: Any = 1,
+    strides: Vector = 1,
     pad_type: str = "valid",
-    pad: Any = (),
-    dilations: Any = 1,
-    groups: Any = 1,
+    pad: Vector = (),
+    dilations: Vector = 1,
+    groups: Scalar = 1,
 ) -> Tensor:
     spatial = weight.ndim - 2
     if pad_type == "custom":
@@ -51,23 +47,24 @@ def conv(
     elif pad_type != "valid":
         raise Unsupported(f"conv with pad_type {pad_type!r}; known: 'valid', 'custom'.")
     stride, dilation = _each(strides, spatial), _each(dilations, spatial)
-    convolve: Any = {1: F.conv1d, 2: F.conv2d}[spatial]
-    result: Tensor = convolve(x, weight, bias, stride, 0, dilation, int(groups))
-    return result
+    convolve = {1: F.conv1d, 2: F.conv2d}[spatial]
+    return convolve(x, weight, bias, stride, 0, dilation, int(groups))
 
 
-def _each(value: Any, count: int) -> list[int]:
-    given = ints(value)
-    return given if len(given) == count else given * count
+def _each(value: Vector, count: int) -> list[int]:
+    sizes = ints(value)
+    return sizes if len(sizes) == count else sizes * count
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def matmul(x: Tensor, y: Tensor, transpose_x: Any = False, transpose_y: Any = False) -> Tensor:
-    x = x.transpose(-1, -2) if flag(transpose_x) else x
-    y = y.transpose(-1, -2) if flag(transpose_y) else y
+def matmul(
+    x: Tensor, y: Tensor, transpose_x: Scalar = False, transpose_y: Scalar = False
+) -> Tensor:
+    x = x.transpose(-1, -2) if bool(transpose_x) else x
+    y = y.transpose(-1, -2) if bool(transpose_y) else y
     return x @ y
 
 
@@ -88,7 +85,7 @@ def layer_norm(
     axes: Tensor,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
-    epsilon: Any = 1e-5,
+    epsilon: Scalar = 1e-5,
 ) -> Tensor:
     over = [a % x.ndim for a in ints(axes)]
     centred = x - x.mean(over, keepdim=True)
@@ -104,7 +101,7 @@ def batch_norm(
     variance: Tensor,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
-    epsilon: Any = 1e-5,
+    epsilon: Scalar = 1e-5,
 ) -> Tensor:
     return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, float(epsilon))
 
@@ -113,25 +110,25 @@ def instance_norm(
     x: Tensor,  # (B, C, *S)
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
-    epsilon: Any = 1e-5,
+    epsilon: Scalar = 1e-5,
 ) -> Tensor:
     return F.instance_norm(x, None, None, gamma, beta, True, 0.0, float(epsilon))
 
 
 def reduce(over: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
-    def call(x: Tensor, axes: Tensor | None = None, keep_dims: Any = False) -> Tensor:
-        return over(x, list(range(x.ndim)) if axes is None else ints(axes), flag(keep_dims))
+    def call(x: Tensor, axes: Tensor | None = None, keep_dims: Scalar = False) -> Tensor:
+        return over(x, list(range(x.ndim)) if axes is None else ints(axes), bool(keep_dims))
 
     return call
 
 
 def reduce_argmax(
-    x: Tensor, axis: Any = -1, keep_dims: Any = False, output_dtype: str = "int32"
+    x: Tensor, axis: Scalar = -1, keep_dims: Scalar = False, output_dtype: str = "int32"
 ) -> Tensor:
-    return x.argmax(int(axis), flag(keep_dims))
+    return x.argmax(int(axis), bool(keep_dims))
 
 
-def softmax(x: Tensor, axis: Any = -1) -> Tensor:
+def softmax(x: Tensor, axis: Scalar = -1) -> Tensor:
     return x.softmax(int(axis))
 
 
@@ -167,18 +164,18 @@ def squeeze(x: Tensor, axes: Tensor | None = None) -> Tensor:
     return x.squeeze(tuple(over))
 
 
-def concat(values: list[Tensor], axis: Any, interleave: Any = False) -> Tensor:
-    if flag(interleave):
+def concat(values: list[Tensor], axis: Scalar, interleave: Scalar = False) -> Tensor:
+    if bool(interleave):
         raise Unsupported("concat with interleave.")
     return torch.cat(values, int(axis))
 
 
-def stack(values: list[Tensor], axis: Any) -> Tensor:
+def stack(values: list[Tensor], axis: Scalar) -> Tensor:
     return torch.stack(values, int(axis))
 
 
 def split(
-    x: Tensor, axis: Any, num_splits: Any = None, split_sizes: Tensor | None = None
+    x: Tensor, axis: Scalar, num_splits: Scalar = 1, split_sizes: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     along = int(axis)
     sizes = x.shape[along] // int(num_splits) if split_sizes is None else ints(split_sizes)
@@ -223,7 +220,7 @@ def tile(x: Tensor, reps: Tensor) -> Tensor:
     return x.repeat(ints(reps))
 
 
-def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Any = 0.0) -> Tensor:
+def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Scalar = 0.0) -> Tensor:
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}
     if mode not in modes:
         raise Unsupported(f"pad with mode {mode!r}; known: {', '.join(modes)}.")
@@ -238,8 +235,8 @@ def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Any = 0.0)
 
 def upsample_nearest_neighbor(
     x: Tensor,  # (B, C, H, W)
-    scale_factor_height: Any = 1,
-    scale_factor_width: Any = 1,
+    scale_factor_height: Scalar = 1,
+    scale_factor_width: Scalar = 1,
 ) -> Tensor:
     high, wide = float(scale_factor_height), float(scale_factor_width)
     if high % 1 or wide % 1:
@@ -248,7 +245,11 @@ def upsample_nearest_neighbor(
 
 
 def gather(
-    x: Tensor, indices: Tensor, axis: Any = 0, batch_dims: Any = 0, validate_indices: Any = False
+    x: Tensor,
+    indices: Tensor,
+    axis: Scalar = 0,
+    batch_dims: Scalar = 0,
+    validate_indices: Scalar = False,
 ) -> Tensor:
     if int(batch_dims):
         raise Unsupported(f"gather with batch_dims {int(batch_dims)}; 0 only.")
@@ -259,7 +260,7 @@ def gather(
 
 
 def gather_nd(
-    x: Tensor, indices: Tensor, batch_dims: Any = 0, validate_indices: Any = False
+    x: Tensor, indices: Tensor, batch_dims: Scalar = 0, validate_indices: Scalar = False
 ) -> Tensor:
     if int(batch_dims):
         raise Unsupported(f"gather_nd with batch_dims {int(batch_dims)}; 0 only.")
@@ -267,7 +268,7 @@ def gather_nd(
 
 
 def gather_along_axis(
-    x: Tensor, indices: Tensor, axis: Any = 0, validate_indices: Any = False
+    x: Tensor, indices: Tensor, axis: Scalar = 0, validate_indices: Scalar = False
 ) -> Tensor:
     return x.take_along_dim(indices.long(), int(axis))
 
@@ -276,26 +277,28 @@ def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
     return torch.arange(start.item(), end.item(), step.item())
 
 
-def fill(shape: Tensor, value: Any = 0.0) -> Tensor:
+def fill(shape: Tensor, value: Scalar = 0.0) -> Tensor:
     return torch.as_tensor(value).reshape(()).expand(ints(shape))
 
 
-def cumsum(x: Tensor, axis: Any = 0, exclusive: Any = False, reverse: Any = False) -> Tensor:
-    if flag(exclusive) or flag(reverse):
+def cumsum(
+    x: Tensor, axis: Scalar = 0, exclusive: Scalar = False, reverse: Scalar = False
+) -> Tensor:
+    if bool(exclusive) or bool(reverse):
         raise Unsupported("cumsum with exclusive or reverse.")
     return x.cumsum(int(axis))
 
 
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """To the type `dtype`, which the output is declared to have; integers drop the fraction."""
+    """Convert to `dtype`, which is the declared type of the output; integers drop the fraction."""
     return x.trunc() if "int" in dtype and x.is_floating_point() else x
 
 
-def rsqrt(x: Tensor, epsilon: Any = 1e-12) -> Tensor:
+def rsqrt(x: Tensor, epsilon: Scalar = 1e-12) -> Tensor:
     return (x + float(epsilon)).rsqrt()
 
 
-def clip(x: Tensor, alpha: Any, beta: Any) -> Tensor:
+def clip(x: Tensor, alpha: Scalar, beta: Scalar) -> Tensor:
     return x.clamp(float(alpha), float(beta))
 
 

@@ -11,10 +11,12 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from torch import Tensor
 
 from laptop.errors import BadInput
@@ -22,8 +24,8 @@ from laptop.files import inside
 
 WEIGHTS = "@model_path/"  # how a program names files, relative to the folder of its protobuf
 SENTINEL = 0xDEADBEEF
+Bytes: TypeAlias = bytes | NDArray[np.uint8]
 METADATA = struct.Struct("<IIQQQ")  # sentinel, blob type, bytes, offset of the data, padding bits
-Value = Any  # a tensor, a text, `Stored`, or a list of them
 
 # MILSpec.DataType: (name, bits of a stored element)
 DTYPES = {
@@ -64,14 +66,14 @@ BLOB_TYPES = {
     14: "int32",
     15: "uint32",
 }
-NUMPY_TYPES: dict[str, Any] = {
+NUMPY_TYPES: dict[str, type[np.generic]] = {
     "bool": np.bool_,
     "fp16": np.float16,
     "fp32": np.float32,
     "fp64": np.float64,
-    **{f"{u}int{n}": np.dtype(f"{u}int{n}") for u in ("", "u") for n in (8, 16, 32, 64)},
+    **{f"{u}int{n}": np.dtype(f"{u}int{n}").type for u in ("", "u") for n in (8, 16, 32, 64)},
 }
-WIDER: dict[str, Any] = {
+WIDER: dict[str, type[np.generic]] = {
     "uint16": np.int32,
     "uint32": np.int64,
     "uint64": np.int64,
@@ -80,7 +82,7 @@ WIDER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Type:
-    """Of a value."""
+    """The type of a value in a program."""
 
     dtype: str  # a name of DTYPES
     shape: tuple[int, ...]
@@ -92,7 +94,7 @@ class Operation:
 
     kind: str
     name: str
-    inputs: Mapping[str, "Name | Value"]
+    inputs: "Mapping[str, Argument]"
     outputs: tuple[tuple[str, Type], ...]
 
 
@@ -101,6 +103,22 @@ class Name:
     """A value computed earlier."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value in the weight file."""
+
+    raw: Bytes  # mapped into memory
+    type: Type
+
+    def read(self) -> Tensor:
+        """The value as a tensor."""
+        return from_bytes(self.raw, self.type)
+
+
+Value: TypeAlias = Tensor | str | Stored | list["Value"]
+Argument: TypeAlias = Value | Name | list[Value | Name]
 
 
 @dataclass(frozen=True)
@@ -132,15 +150,14 @@ def read(package: Path) -> Program:
 
 
 def spec_path(package: Path) -> Path:
-    """Where a package's protobuf lies."""
+    """The path of a package's protobuf."""
     return package / "Data" / "com.apple.CoreML" / "model.mlmodel"
 
 
-def read_spec(package: Path) -> Any:
+def read_spec(package: Path) -> Message:
     """The protobuf; `BadInput` where there is none, or no ML program in it."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)  # of versions, and of macOS's parts
     from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     spec = Model_pb2.Model()
     try:
@@ -158,8 +175,10 @@ def _broken(path: Path, why: str) -> BadInput:
     )
 
 
-def _operation(op: Any, read_value: Callable[[Any], Value]) -> Operation:
-    inputs: dict[str, Any] = {k: read_value(v) for k, v in op.attributes.items() if k != "name"}
+def _operation(op: Message, read_value: Callable[[Message], Value]) -> Operation:
+    inputs: dict[str, Argument] = {
+        k: read_value(v) for k, v in op.attributes.items() if k != "name"
+    }
     for name, argument in op.inputs.items():
         bound = [
             Name(b.name) if b.WhichOneof("binding") == "name" else read_value(b.value)
@@ -170,7 +189,7 @@ def _operation(op: Any, read_value: Callable[[Any], Value]) -> Operation:
     return Operation(op.type, outputs[0][0] if outputs else op.type, inputs, outputs)
 
 
-def _type(value: Any) -> Type:
+def _type(value: Message) -> Type:
     if value.WhichOneof("type") != "tensorType":
         return Type("list", ())
     tensor = value.tensorType
@@ -180,23 +199,11 @@ def _type(value: Any) -> Type:
     )
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A value in the weight file."""
-
-    raw: Any  # its bytes, mapped into memory
-    type: Type
-
-    def read(self) -> Tensor:
-        """The value itself."""
-        return from_bytes(self.raw, self.type)
-
-
-def _reader(folder: Path) -> Callable[[Any], Value]:
+def _reader(folder: Path) -> Callable[[Message], Value]:
     """A function from `MIL.Value` to a tensor, a text, `Stored`, or a list of them."""
-    files: dict[str, Any] = {}
+    files: dict[str, NDArray[np.uint8]] = {}
 
-    def read_value(value: Any) -> Value:
+    def read_value(value: Message) -> Value:
         kind = _type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
@@ -206,19 +213,19 @@ def _reader(folder: Path) -> Callable[[Any], Value]:
                     raise _broken(path, "it is missing or empty")
                 files[blob.fileName] = np.memmap(path, np.uint8, "r")
             return _stored(path, files[blob.fileName], blob.offset, kind)
-        given = value.immediateValue
-        if given.WhichOneof("value") == "list":
-            return [read_value(v) for v in given.list.values]
-        return _immediate(given.tensor, kind)
+        immediate = value.immediateValue
+        if immediate.WhichOneof("value") == "list":
+            return [read_value(v) for v in immediate.list.values]
+        return _immediate(immediate.tensor, kind)
 
     return read_value
 
 
-def _stored(path: Path, data: Any, offset: int, kind: Type) -> Stored:
-    """The value whose metadata lie at `offset`, which must be what the program declares."""
+def _stored(path: Path, data: NDArray[np.uint8], offset: int, kind: Type) -> Stored:
+    """The value whose metadata are at `offset`; `BadInput` unless it is as the program declares."""
     if offset + METADATA.size > len(data):
         raise _broken(path, f"{len(data)} bytes, metadata expected at {offset}")
-    sentinel, stored, size, start, padding = METADATA.unpack_from(data, offset)
+    sentinel, stored, size, start, padding = METADATA.unpack_from(data.data, offset)
     bits = _bits(kind)
     count = int(np.prod(kind.shape, dtype=np.int64))
     if sentinel != SENTINEL or BLOB_TYPES.get(stored) != kind.dtype:
@@ -232,7 +239,7 @@ def _bits(kind: Type) -> int:
     return dict(DTYPES.values())[kind.dtype]
 
 
-def from_bytes(raw: Any, kind: Type) -> Tensor:
+def from_bytes(raw: Bytes, kind: Type) -> Tensor:
     """Stored bytes as a tensor; several elements a byte where they have fewer than 8 bits."""
     bits = _bits(kind)
     if bits < 8:
@@ -246,14 +253,14 @@ def from_bytes(raw: Any, kind: Type) -> Tensor:
     return torch.from_numpy(array).reshape(kind.shape)
 
 
-def unpack(raw: Any, bits: int, count: int) -> Any:
+def unpack(raw: Bytes, bits: int, count: int) -> NDArray[np.uint8]:
     """`count` numbers of `bits` bits each, packed from the lowest bit upwards, as uint8."""
     used = np.frombuffer(raw, np.uint8)
     flat = np.unpackbits(used, bitorder="little", count=count * bits).reshape(count, bits)
     return np.packbits(flat, axis=1, bitorder="little")[:, 0]
 
 
-def _immediate(tensor: Any, kind: Type) -> Value:
+def _immediate(tensor: Message, kind: Type) -> Value:
     """A value that stands in the protobuf."""
     field = tensor.WhichOneof("value")
     if field is None:

@@ -14,10 +14,11 @@ sum is within the floor; then all layers run together, and a shortfall lowers th
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laptop.errors import Unsupported
@@ -28,12 +29,15 @@ SMALLEST = 2048  # weights; coremltools leaves smaller tensors alone by default
 ITERATIONS = 40  # of Lloyd; converged on all weights of docs/explanation/log.md
 ROUNDS = 12  # of choosing again where the joint error is more than the sum
 
+Half: TypeAlias = NDArray[np.float16]
+Doubles: TypeAlias = NDArray[np.float64]
+Codes: TypeAlias = NDArray[np.uint16]  # fp16 numbers by their bits
 Bits = dict[str, int]  # by name of the layer
 Forward = Callable[[], list[Tensor]]
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
-    """What has a weight worth a palette, by name."""
+    """The layers whose weight is worth a palette, by name."""
     kinds = (nn.Linear, nn.Conv2d, nn.Embedding)
     return {
         name: m
@@ -55,7 +59,7 @@ def palettize(weight: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(table[codes]).reshape(weight.shape).to(weight.dtype)
 
 
-def _values(codes: Any) -> tuple[Any, Any]:
+def _values(codes: Codes) -> tuple[Codes, NDArray[np.int64]]:
     """The fp16 numbers among `codes` in ascending order, as bits, and how often each occurs.
 
     By counting, not by sorting: coremltools' own mode "unique" takes minutes a large weight.
@@ -66,25 +70,25 @@ def _values(codes: Any) -> tuple[Any, Any]:
     return used, counts[used]
 
 
-def is_palettized(weight: Any) -> bool:
+def is_palettized(weight: Half) -> bool:
     """Whether an fp16 array has few enough values for a palette."""
     used, _ = _values(weight.reshape(-1).view(np.uint16))
     return len(used) <= 1 << max(BITS.values())
 
 
-def encode(weight: Any) -> tuple[Any, Any]:
+def encode(weight: Half) -> tuple[Half, NDArray[np.uint8]]:
     """The palette of an fp16 array of few values, filled up to 2^bits, and uint8 indices."""
     codes = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
     used, _ = _values(codes)
     bits = min(b for b in BITS.values() if len(used) <= 2**b)
     palette = np.zeros(2**bits, np.float16)
     palette[: len(used)] = used.view(np.float16)
-    places = np.zeros(1 << 16, np.uint8)
-    places[used] = np.arange(len(used))
-    return palette, places[codes]
+    index_of = np.zeros(1 << 16, np.uint8)
+    index_of[used] = np.arange(len(used))
+    return palette, index_of[codes]
 
 
-def _cluster(values: Any, counts: Any, size: int) -> Any:
+def _cluster(values: Doubles, counts: Doubles, size: int) -> Doubles:
     """For each of the sorted `values` the centre of its cluster, of `size` clusters."""
     # the quantiles of density^(1/3) are where an optimal quantizer's centres lie (Panter and Dite)
     bins, edges = np.histogram(values, 4 * size, weights=counts)
@@ -98,20 +102,21 @@ def _cluster(values: Any, counts: Any, size: int) -> Any:
         if np.array_equal(moved, centres):
             break
         centres = np.sort(moved)
-    return centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, values)]
+    nearest_centres: Doubles = centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, values)]
+    return nearest_centres
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """Its weight; mypy knows no attributes of modules."""
+    """The weight of a layer; mypy knows no attributes of modules."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight
 
 
 def palettize_(module: nn.Module, bits: Mapping[str, int]) -> None:
     """Replace the weights of the layers in `bits` by their palettes' values."""
-    found = layers(module)
+    by_name = layers(module)
     for name, number in bits.items():
-        weight = weight_of(found[name])
+        weight = weight_of(by_name[name])
         weight.data = palettize(weight, number)
 
 
@@ -163,8 +168,8 @@ def _error_of(
     module: nn.Module, bits: Mapping[str, int], forward: Forward, exact: Sequence[Tensor]
 ) -> float:
     """Squared error over squared peak, of the worst output; the weights are put back."""
-    found = layers(module)
-    before = {name: weight_of(found[name]).data for name in bits}
+    by_name = layers(module)
+    before = {name: weight_of(by_name[name]).data for name in bits}
     palettize_(module, bits)
     try:
         return max(
@@ -173,7 +178,7 @@ def _error_of(
         )
     finally:
         for name, weight in before.items():
-            weight_of(found[name]).data = weight
+            weight_of(by_name[name]).data = weight
 
 
 def _fewest(

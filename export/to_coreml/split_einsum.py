@@ -5,15 +5,19 @@ to 4: data as (B, C, 1, S), no reshapes or transposes between the two products, 
 an attention processor on the diffusers module that is traced, so the U-Net stays the same one.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from laptop.errors import Unsupported
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
 
-def use_split_einsum_(unet: Any) -> None:
+
+def use_split_einsum_(unet: "UNet2DConditionModel") -> None:
     """Let every attention of `unet` be computed in this form.
 
     Raises `Unsupported` for attention that has more than projections and a softmax.
@@ -22,10 +26,10 @@ def use_split_einsum_(unet: Any) -> None:
         if not hasattr(module, "set_processor"):
             continue
         extras = ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross")
-        found = [extra for extra in extras if getattr(module, extra, None) is not None]
-        if found or module.residual_connection or module.to_k is None:
+        present = [extra for extra in extras if getattr(module, extra, None) is not None]
+        if present or module.residual_connection or module.to_k is None:
             raise Unsupported(
-                f"{name} has {', '.join(found) or 'a residual connection or no keys'}, which the "
+                f"{name} has {', '.join(present) or 'a residual connection or no keys'}, which the "
                 'split-einsum form does not cover; set export.coreml.attention = "original".'
             )
         module.set_processor(SplitEinsum())
@@ -36,7 +40,7 @@ class SplitEinsum:
 
     def __call__(
         self,
-        attn: Any,
+        attn: "Attention",
         hidden_states: Tensor,  # (B, S, C)
         encoder_hidden_states: Tensor | None = None,  # (B, T, width)
         attention_mask: Tensor | None = None,

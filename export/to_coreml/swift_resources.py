@@ -10,9 +10,10 @@ compiled models; compiling needs macOS: `compile.sh`.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from laptop import console
 from laptop.export.to_coreml.mil_program import read_spec, spec_path
@@ -35,6 +36,8 @@ for package in *.mlpackage; do
     xcrun coremlcompiler compile "$package" . || exit 1
 done
 """
+Parameters = Mapping[str, str | list[int]]  # of an operation, by name
+Step = tuple[str, Mapping[str, list[int]]]  # an operation and its parameters
 FLOAT32 = 65568  # ArrayFeatureType.ArrayDataType
 FP32, INT32, STRING, BOOL = 11, 23, 2, 1  # MILSpec.DataType
 
@@ -85,9 +88,9 @@ def adapt(package: Path, out: Path, component: str, *, is_xl: bool) -> None:
     """Write `package` in the runner's form to `out`, sharing its weights."""
     shutil.copytree(package, out, copy_function=_link_or_copy)
     spec = read_spec(package)
-    given = {i.name for i in spec.description.input}
+    inputs = {i.name for i in spec.description.input}
     if component.startswith("unet"):
-        _adapt_unet_(spec, given)
+        _adapt_unet_(spec, inputs)
     elif component.startswith("text_encoder"):
         _ids_as_floats_(spec)
         _keep_outputs_(spec, _text_outputs(spec, component, is_xl=is_xl))
@@ -108,8 +111,8 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _text_outputs(spec: Any, component: str, *, is_xl: bool) -> dict[str, str]:
-    """The outputs that the runner reads, and its names of them."""
+def _text_outputs(spec: Message, component: str, *, is_xl: bool) -> dict[str, str]:
+    """The outputs that the runner reads, with its names for them."""
     names = [o.name for o in spec.description.output]
     pooled = "text_embeds" if "text_embeds" in names else "pooler_output"
     if not is_xl:
@@ -120,10 +123,10 @@ def _text_outputs(spec: Any, component: str, *, is_xl: bool) -> dict[str, str]:
     return {states[-2]: "hidden_embeds", pooled: "pooled_outputs"}
 
 
-def _adapt_unet_(spec: Any, given: set[str]) -> None:
-    if "timestep" in given:  # as many as the batch has, all the same
+def _adapt_unet_(spec: Message, inputs: set[str]) -> None:
+    if "timestep" in inputs:  # as many as the batch has, all the same
         _in_front_(spec, "timestep", (2,), [("slice_by_size", {"begin": [0], "size": [1]})])
-    if "encoder_hidden_states" in given:
+    if "encoder_hidden_states" in inputs:
         batch, tokens, width = _shape(spec, "encoder_hidden_states")
         steps = [("squeeze", {"axes": [2]}), ("transpose", {"perm": [0, 2, 1]})]
         _in_front_(spec, "encoder_hidden_states", (batch, width, 1, tokens), steps)
@@ -131,18 +134,18 @@ def _adapt_unet_(spec: Any, given: set[str]) -> None:
         _keep_outputs_(spec, {"out_sample": "noise_pred"})
 
 
-def _main(spec: Any) -> tuple[Any, Any]:
-    """The function and its block."""
+def _main(spec: Message) -> tuple[Message, Message]:
+    """The function `main` of a program and its block."""
     function = spec.mlProgram.functions["main"]
     return function, function.block_specializations[function.opset]
 
 
-def _shape(spec: Any, name: str) -> tuple[int, ...]:
-    (found,) = [i for i in spec.description.input if i.name == name]
-    return tuple(found.type.multiArrayType.shape)
+def _shape(spec: Message, name: str) -> tuple[int, ...]:
+    (described,) = [i for i in spec.description.input if i.name == name]
+    return tuple(described.type.multiArrayType.shape)
 
 
-def _rename_(spec: Any, names: Mapping[str, str]) -> None:
+def _rename_(spec: Message, names: Mapping[str, str]) -> None:
     """Give values of the program, inputs and outputs among them, other names."""
     function, block = _main(spec)
     for described in (*spec.description.input, *spec.description.output, *function.inputs):
@@ -159,7 +162,7 @@ def _rename_(spec: Any, names: Mapping[str, str]) -> None:
             output.name = names.get(output.name, output.name)
 
 
-def _keep_outputs_(spec: Any, names: Mapping[str, str]) -> None:
+def _keep_outputs_(spec: Message, names: Mapping[str, str]) -> None:
     """Drop all outputs but those in `names`, and give these their new names."""
     _, block = _main(spec)
     kept = [o for o in spec.description.output if o.name in names]
@@ -170,23 +173,23 @@ def _keep_outputs_(spec: Any, names: Mapping[str, str]) -> None:
     _rename_(spec, names)
 
 
-def _in_front_(spec: Any, name: str, shape: tuple[int, ...], steps: Any) -> None:
+def _in_front_(spec: Message, name: str, shape: tuple[int, ...], steps: Sequence[Step]) -> None:
     """Let the input `name` have `shape`; `steps` make of it what the program takes."""
     inner, described, declared, wanted = _displaced_(spec, name)
     _, block = _main(spec)
     del described.type.multiArrayType.shape[:]
     described.type.multiArrayType.shape.extend(shape)
     _set_shape_(declared.type, shape)
-    before, size, made = name, list(shape), []
+    before, size, operations = name, list(shape), []
     for number, (kind, parameters) in enumerate(steps):
         size = _after(kind, parameters, size)
         after = inner if number == len(steps) - 1 else f"{name}_{kind}"
-        made.append(_operation(block, kind, before, parameters, after, wanted, size))
+        operations.append(_operation(block, kind, before, parameters, after, wanted, size))
         before = after
-    _prepend_(block, made)
+    _prepend_(block, operations)
 
 
-def _displaced_(spec: Any, name: str) -> tuple[str, Any, Any, Any]:
+def _displaced_(spec: Message, name: str) -> tuple[str, Message, Message, Message]:
     """Let the program read `name` under an inner name, for an input of another form.
 
     Returns the inner name, the input's description and declaration, and the type it had.
@@ -203,37 +206,37 @@ def _displaced_(spec: Any, name: str) -> tuple[str, Any, Any, Any]:
 
 
 def _after(kind: str, parameters: Mapping[str, list[int]], size: list[int]) -> list[int]:
-    """Shape that an operation of `steps` gives."""
+    """The shape of the result of an operation in `steps`."""
     if kind == "squeeze":
         return [n for i, n in enumerate(size) if i not in parameters["axes"]]
     return [size[i] for i in parameters["perm"]] if kind == "transpose" else parameters["size"]
 
 
-def _ids_as_floats_(spec: Any) -> None:
-    """Let token ids come as float32, as the runner gives them."""
+def _ids_as_floats_(spec: Message) -> None:
+    """Let the program take token ids in float32, as the runner passes them."""
     name = "input_ids"
     inner, described, declared, wanted = _displaced_(spec, name)
     _, block = _main(spec)
     described.type.multiArrayType.dataType = FLOAT32
     declared.type.tensorType.dataType = FP32
     shape = [int(d.constant.size) for d in wanted.tensorType.dimensions]
-    made = _operation(block, "cast", name, {"dtype": "int32"}, inner, wanted, shape)
-    _prepend_(block, [made])
+    operation = _operation(block, "cast", name, {"dtype": "int32"}, inner, wanted, shape)
+    _prepend_(block, [operation])
 
 
 def _operation(
-    block: Any,
+    block: Message,
     kind: str,
-    given: str,
-    parameters: Mapping[str, Any],
+    source: str,
+    parameters: Parameters,
     result: str,
-    like: Any,
+    like: Message,
     shape: list[int],
-) -> Any:
-    """An operation on `given`, its parameters as values in place."""
+) -> Message:
+    """An operation on the value `source`, its parameters as values in place."""
     op = type(block.operations[0])()
     op.type = kind
-    op.inputs["x"].arguments.add().name = given
+    op.inputs["x"].arguments.add().name = source
     for name, value in parameters.items():
         _set_value_(op.inputs[name].arguments.add().value, value)
     _set_value_(op.attributes["name"], f"{result}_op")
@@ -244,26 +247,26 @@ def _operation(
     return op
 
 
-def _set_shape_(kind: Any, shape: Any) -> None:
+def _set_shape_(kind: Message, shape: Sequence[int]) -> None:
     kind.tensorType.rank = len(shape)
     del kind.tensorType.dimensions[:]
     for size in shape:
         kind.tensorType.dimensions.add().constant.size = size
 
 
-def _set_value_(value: Any, given: str | list[int]) -> None:
-    """A text, or a vector of int32."""
+def _set_value_(value: Message, content: str | list[int]) -> None:
+    """Let a value hold a text or a vector of int32."""
     tensor = value.type.tensorType
-    if isinstance(given, str):
+    if isinstance(content, str):
         tensor.dataType = STRING
-        value.immediateValue.tensor.strings.values.append(given)
+        value.immediateValue.tensor.strings.values.append(content)
         return
     tensor.dataType = INT32
-    _set_shape_(value.type, [len(given)])
-    value.immediateValue.tensor.ints.values.extend(given)
+    _set_shape_(value.type, [len(content)])
+    value.immediateValue.tensor.ints.values.extend(content)
 
 
-def _prepend_(block: Any, made: list[Any]) -> None:
-    operations = [*made, *block.operations]
+def _prepend_(block: Message, operations: list[Message]) -> None:
+    operations = [*operations, *block.operations]
     del block.operations[:]
     block.operations.extend(operations)

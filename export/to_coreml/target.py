@@ -12,9 +12,10 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ from laptop.export.to_coreml import mil_interpreter, palettes, swift_resources
 from laptop.export.to_coreml.mil_program import Operation, Stored, read, read_spec
 from laptop.export.to_coreml.split_einsum import use_split_einsum_
 from laptop.files import read_json, write_text
+
+if TYPE_CHECKING:
+    from coremltools import TensorType
+    from coremltools.converters.mil.mil import Operation as Op
+    from coremltools.models import MLModel
 
 CHUNK_BYTES = 1 << 30  # of weights; above it a U-Net is cut in two
 INTERPRETED = "computed by the reference interpreter; not run on Apple hardware"
@@ -79,7 +85,7 @@ def name_items_(package: Path) -> None:
 
 
 def complete(model: str, folder: Path) -> None:
-    """The folder `Resources` for Apple's Swift runner."""
+    """Write the folder `Resources` for Apple's Swift runner."""
     swift_resources.write(model, folder)
 
 
@@ -87,8 +93,8 @@ def load(path: Path) -> ArrayFunction:
     """A package as a function: predicted by Core ML on macOS, by the interpreter elsewhere."""
     run = _predictor(path) if sys.platform == "darwin" else mil_interpreter.load(path)
 
-    def call(given: Any) -> dict[str, Array]:
-        outputs = run({name: np.atleast_1d(value) for name, value in given.items()})
+    def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = run({name: np.atleast_1d(value) for name, value in inputs.items()})
         return {graph_name(name): value for name, value in outputs.items()}
 
     return call
@@ -102,7 +108,7 @@ def wide_scores(path: Path) -> Callable[[str], bool]:
 
 
 def checked(_precision: str) -> str:
-    """What a report says of a package that reaches its floor: who computed it."""
+    """The state of a package that reaches its floor: who computed it."""
     return VERIFIED if sys.platform == "darwin" else INTERPRETED
 
 
@@ -111,12 +117,12 @@ def graph_name(name: str) -> str:
     return name.replace("hidden_states_", "hidden_states.")
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """coremltools, imported without its notes on versions and on parts that macOS alone has."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools
 
-    return coremltools
+    return cast(ModuleType, coremltools)
 
 
 def _predictor(path: Path) -> ArrayFunction:
@@ -124,11 +130,11 @@ def _predictor(path: Path) -> ArrayFunction:
     words = read_spec(path).description.metadata.userDefined
     units = ct.ComputeUnit[words.get(UNITS, "all").upper()]
     model = ct.models.MLModel(str(path), compute_units=units)
-    return lambda given: dict(model.predict(dict(given)))
+    return lambda inputs: dict(model.predict(dict(inputs)))
 
 
 def _palettize_(traced: Graph, job: Job, examples: list[dict[str, torch.Tensor]]) -> palettes.Bits:
-    """Give the weights the palettes of the job's precision; the bits of each layer."""
+    """Give the weights the palettes of the job's precision; returns the bits of each layer."""
     if job.precision == "mixed":
         ends = [examples[0], examples[-1]][: len(examples)]
 
@@ -151,7 +157,7 @@ def _convert(
     target: str,
     *,
     is_wide: bool = False,
-) -> Any:
+) -> "MLModel":
     """The model in a precision; with `is_wide`, attention scores stay in fp32 in any."""
     example = at_least_rank_1({name: example[name] for name in traced.inputs})
     with torch.no_grad(), quiet():
@@ -174,7 +180,7 @@ def _convert(
         )
 
 
-def _remove_aliases_(graph: Any) -> None:
+def _remove_aliases_(graph: torch.fx.Graph) -> None:
     """Views of a whole tensor, which coremltools does not know, become the tensor."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target == torch.ops.aten.alias.default:
@@ -182,8 +188,8 @@ def _remove_aliases_(graph: Any) -> None:
             graph.erase_node(node)
 
 
-def _with_palettes(model: Any) -> Any:
-    """The same model with indices and palettes where a weight has few values."""
+def _with_palettes(model: "MLModel") -> "MLModel":
+    """The model with indices and palettes where a weight has few values."""
     few = [
         op.name
         for op in read(Path(model.package_path)).operations
@@ -207,19 +213,19 @@ def _is_palettized(op: Operation) -> bool:
 
 
 def at_least_rank_1(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Recorded inputs as the package takes them."""
+    """Recorded inputs with scalars of rank 1, as packages take them."""
     return {k: v.reshape(1) if v.ndim == 0 else v for k, v in inputs.items()}
 
 
-def _tensor_type(name: str, value: torch.Tensor, precision: str) -> Any:
+def _tensor_type(name: str, value: torch.Tensor, precision: str) -> "TensorType":
     is_wide = name in FP32_INPUTS or precision == "fp32"
-    dtype: Any = np.float32 if is_wide else np.float16
+    dtype: type[np.generic] = np.float32 if is_wide else np.float16
     if not value.is_floating_point():
         dtype = np.int32
     return library().TensorType(name, shape=tuple(value.shape), dtype=dtype)
 
 
-def feeds_angles(op: Any, depth: int = 6) -> bool:
+def feeds_angles(op: "Op", depth: int = 6) -> bool:
     """Whether `op` is the sine or cosine of a time embedding, or only such are made of it.
 
     They stay fp32: at timestep 999 the angle's fp16 neighbours lie half a radian apart.
@@ -230,7 +236,7 @@ def feeds_angles(op: Any, depth: int = 6) -> bool:
     return depth > 0 and bool(users) and all(feeds_angles(user, depth - 1) for user in users)
 
 
-def feeds_scores(op: Any, depth: int = 6) -> bool:
+def feeds_scores(op: "Op", depth: int = 6) -> bool:
     """Whether `op` is a softmax, or only attention scores are made of it."""
     if op.op_type == "softmax":
         return True
@@ -245,7 +251,7 @@ def _is_chunked(chunk: str, path: Path) -> bool:
 
 
 def chunks_of(path: Path) -> tuple[Path, Path]:
-    """Where the chunks of a package lie, whether they exist or not."""
+    """The paths of a package's chunks, whether they exist or not."""
     return path.with_stem(f"{path.stem}_chunk1"), path.with_stem(f"{path.stem}_chunk2")
 
 
@@ -259,15 +265,15 @@ def chunk(path: Path) -> None:
 
 def check_chunks(path: Path, example: dict[str, Array]) -> None:
     """Raise `LaptopError` unless the chunks in sequence compute what the whole package does."""
-    given = {name: np.atleast_1d(value) for name, value in example.items()}
-    whole = mil_interpreter.load(path)(given)
+    values = {name: np.atleast_1d(value) for name, value in example.items()}
+    whole = mil_interpreter.load(path)(values)
     for part in chunks_of(path):
-        taken = {name: given[name] for name in read(part).inputs}
-        given = {**given, **mil_interpreter.load(part)(taken)}
+        taken = {name: values[name] for name in read(part).inputs}
+        values = {**values, **mil_interpreter.load(part)(taken)}
     for name, value in whole.items():
-        if not np.array_equal(given[name], value):
+        if not np.array_equal(values[name], value):
             raise LaptopError(
                 f"the two chunks of {path} give another {name} than the whole: at most "
-                f"{np.abs(given[name].astype(np.float64) - value).max():.3g} apart. Set "
+                f"{np.abs(values[name].astype(np.float64) - value).max():.3g} apart. Set "
                 'export.coreml.chunk = "never" and report it.'
             )

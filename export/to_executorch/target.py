@@ -2,7 +2,7 @@
 
 XNNPACK computes what it knows (convolutions, linear layers, matrix products, sums), ExecuTorch's
 portable operators the rest. With `int8`, linear layers have weights in 8 bits with a scale a row,
-and quantize what they are given as it comes. `coreml-fp16` and `coreml-fp32` hand everything to
+and quantize their activations as they come. `coreml-fp16` and `coreml-fp32` hand everything to
 Core ML instead, for Apple's devices only. Shapes are those of the sampling. A
 program's inputs have no names, so it carries them: the method `names` returns
 "sample,timestep,…;out_sample".
@@ -12,7 +12,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,11 @@ from laptop.export.settings import CoremlConfig
 from laptop.export.targets import VERIFIED
 from laptop.files import reason
 
-NAMES = "names"  # the method that tells inputs and outputs
+if TYPE_CHECKING:
+    from executorch.exir import ExecutorchProgramManager
+    from executorch.exir.backend.partitioner import Partitioner
+
+NAMES = "names"  # the method that returns the names of inputs and outputs
 NOISY = ("torchao", "torch.utils._pytree", "root", "coremltools")  # loggers
 
 
@@ -61,15 +65,15 @@ def load(path: Path) -> ArrayFunction:
     metas = [method.metadata.input_tensor_meta(i) for i in range(len(inputs))]
     shapes = {name: tuple(meta.sizes()) for name, meta in zip(inputs, metas, strict=True)}
 
-    def call(given: Mapping[str, Array]) -> dict[str, Array]:
-        found = {name: np.shape(value) for name, value in given.items()}
-        if found != shapes:
+    def call(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        given = {name: np.shape(value) for name, value in arrays.items()}
+        if given != shapes:
             raise BadInput(
-                f"{path} takes {shapes}, but was given {found}. Shapes are fixed when a program is "
+                f"{path} takes {shapes}, but was given {given}. Shapes are fixed when a program is "
                 "made; pass the model that it was exported from."
             )
         # (np.ascontiguousarray would give a scalar rank 1, which the program refuses)
-        tensors = [torch.from_numpy(np.array(given[name], order="C")) for name in inputs]
+        tensors = [torch.from_numpy(np.array(arrays[name], order="C")) for name in inputs]
         with torch.no_grad():
             return {
                 name: np.array(value)
@@ -80,12 +84,12 @@ def load(path: Path) -> ArrayFunction:
 
 
 def wide_scores(_path: Path) -> Callable[[str], bool]:
-    """No module: everything that Core ML gets has one precision."""
+    """Return False for every module: all that Core ML gets has one precision."""
     return lambda _module: False
 
 
 def checked(precision: str) -> str | None:
-    """The wheel runs XNNPACK programs on every system that it exists for, Core ML's on macOS."""
+    """The state of a program that ran here: XNNPACK's run everywhere, Core ML's on macOS only."""
     return None if _is_coreml(precision) and sys.platform != "darwin" else VERIFIED
 
 
@@ -95,7 +99,7 @@ def _is_coreml(precision: str) -> bool:
 
 def lower(
     traced: Graph, examples: tuple[torch.Tensor, ...], precision: str, coreml: CoremlConfig
-) -> Any:
+) -> "ExecutorchProgramManager":
     """The ExecuTorch program of a graph, with fixed shapes."""
     from executorch.exir import to_edge_transform_and_lower
 
@@ -110,7 +114,7 @@ def lower(
     ).to_executorch()
 
 
-def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:
+def _quantized(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     """Linear layers with weights in 8 bits, and activations that are quantized as they come."""
     from executorch.backends.transforms.duplicate_dynamic_quant_chain import (
         DuplicateDynamicQuantChainPass,
@@ -129,19 +133,22 @@ def _quantized(module: Any, examples: tuple[torch.Tensor, ...]) -> Any:
     # Layers that share an input would share what quantizes it, and be one partition that needs its
     # own results.
     DuplicateDynamicQuantChainPass()(converted)
-    return converted
+    return cast(torch.nn.Module, converted)
 
 
 def _may_be_coarse(node: torch.fx.Node) -> bool:
-    """Of linear layers only: of convolutions XNNPACK refuses the shapes, when the program runs."""
+    """Whether a node is a linear layer that 8 bits may store.
+
+    XNNPACK refuses the shapes of quantized convolutions when the program runs.
+    """
     if node.target is not torch.ops.aten.linear.default:
         return False
     paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return not any(part in path for path in paths for part in SENSITIVE)
 
 
-def _partitioner(precision: str, config: CoremlConfig) -> Any:
-    """What hands the graph, or parts of it, to another library."""
+def _partitioner(precision: str, config: CoremlConfig) -> "Partitioner":
+    """The partitioner that hands the graph, or parts of it, to another library."""
     if not _is_coreml(precision):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 

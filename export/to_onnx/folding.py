@@ -15,7 +15,7 @@ LARGEST = 4096  # elements of a constant that is computed; weights stay as they 
 
 
 def fold_(model: onnx.ModelProto) -> int:
-    """Replace, in `model`, what depends on constants and static shapes only; how many nodes went.
+    """Replace the nodes that depend on constants and static shapes only; returns their number.
 
     Repeated until nothing changes, because each round makes more shapes known.
     """
@@ -56,55 +56,57 @@ def _is_small(weight: onnx.TensorProto) -> bool:
 
 def _fold_once_(model: onnx.ModelProto) -> int:
     shapes = _static_shapes(model)
-    known = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if _is_small(i)}
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if _is_small(i)}
     outputs = {o.name for o in model.graph.output}
-    stay, made = [], {}
+    stay, folded = [], {}
     for node in model.graph.node:
-        value = None if outputs & {*node.output} else _value(node, known, shapes, model)
+        value = None if outputs & {*node.output} else _value(node, constants, shapes, model)
         if value is None or value.size > LARGEST:
             stay.append(node)
         else:
-            known[node.output[0]] = made[node.output[0]] = value
+            constants[node.output[0]] = folded[node.output[0]] = value
     del model.graph.node[:]
     model.graph.node.extend(stay)
-    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in made.items())
-    return len(made)
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in folded.items())
+    return len(folded)
 
 
 def _static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shapes in which no dimension is open."""
+    """The shape of every value of which all dimensions are fixed, by name."""
     graph = onnx.shape_inference.infer_shapes(weightless(model), data_prop=True).graph
-    found = {i.name: tuple(i.dims) for i in graph.initializer}
+    shapes = {i.name: tuple(i.dims) for i in graph.initializer}
     for value in [*graph.input, *graph.output, *graph.value_info]:
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-            found[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
-    return found
+            shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
+    return shapes
 
 
 def _value(
     node: onnx.NodeProto,
-    known: dict[str, NDArray[np.generic]],
+    constants: dict[str, NDArray[np.generic]],
     shapes: dict[str, tuple[int, ...]],
     model: onnx.ModelProto,
 ) -> NDArray[np.generic] | None:
     """What the node's one output always is; None where that depends on the graph's inputs."""
     if node.op_type == "Shape" and node.input[0] in shapes and not node.attribute:
         return np.array(shapes[node.input[0]], np.int64)
-    if len(node.output) != 1 or not all(name in known for name in node.input if name):
+    if len(node.output) != 1 or not all(name in constants for name in node.input if name):
         return None
     if node.output[0] in shapes and np.prod(shapes[node.output[0]], dtype=int) > LARGEST:
         return None
-    given = {name: known[name] for name in node.input if name}
+    inputs = {name: constants[name] for name in node.input if name}
     graph = helper.make_graph(
         [node],
-        "one",
+        "node",
         [helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-         for k, v in given.items()],
+         for k, v in inputs.items()],
         [onnx.ValueInfoProto(name=node.output[0])],
     )  # fmt: skip
-    one = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return np.asarray(ReferenceEvaluator(one).run(None, given)[0])
+    node_model = helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    return np.asarray(ReferenceEvaluator(node_model).run(None, inputs)[0])
 
 
 def _drop_unused_(model: onnx.ModelProto) -> None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from laptop.errors import BadInput, MissingExtra
 from laptop.files import inside, open_file, reason, shown
+
+if TYPE_CHECKING:
+    import onnx
 
 DOMAINS = (  # of operators, as an ONNX Runtime without custom libraries has them
     "",
@@ -23,7 +26,7 @@ def check_file(path: Path) -> None:
         read_graph(path)
 
 
-def read_graph(path: Path) -> Any:
+def read_graph(path: Path) -> "onnx.ModelProto":
     """The `ModelProto` in `path`, checked, without the weights beside it.
 
     Raises `BadInput` for what is no ONNX graph or cut off, for operators that only a custom library
@@ -57,7 +60,7 @@ def broken(path: Path, why: str) -> BadInput:
     )
 
 
-def _check_operators(model: Any, path: Path) -> None:
+def _check_operators(model: "onnx.ModelProto", path: Path) -> None:
     own = {(function.domain, function.name) for function in model.functions}  # written in the file
     for node in _nodes(model):
         if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
@@ -68,17 +71,17 @@ def _check_operators(model: Any, path: Path) -> None:
             )
 
 
-def _check_external(tensor: Any, path: Path) -> None:
+def _check_external(tensor: "onnx.TensorProto", path: Path) -> None:
     """Raise unless a tensor's bytes are in an ordinary file, no link, in the graph's folder."""
-    places = [entry.value for entry in tensor.external_data if entry.key == "location"]
-    for place in places or [""]:
-        data = inside(path.parent, place, str(path))
+    names = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    for name in names or [""]:
+        data = inside(path.parent, name, str(path))
         with open_file(data):
             pass
 
 
-def _graphs(model: Any) -> Iterator[Any]:
-    """The graph and all in it, however deep: bodies of loops and branches, and functions."""
+def _graphs(model: "onnx.ModelProto") -> "Iterator[onnx.GraphProto | onnx.FunctionProto]":
+    """All graphs of a model, however deep: bodies of loops and branches, and functions."""
     todo = [model.graph, *model.functions]
     while todo:
         graph = todo.pop()
@@ -88,18 +91,18 @@ def _graphs(model: Any) -> Iterator[Any]:
             todo += attribute.graphs
 
 
-def _attributes(nodes: Iterable[Any]) -> Iterator[Any]:
+def _attributes(nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.AttributeProto]":
     return (attribute for node in nodes for attribute in node.attribute)
 
 
-def _nodes(model: Any) -> Iterator[Any]:
+def _nodes(model: "onnx.ModelProto") -> "Iterator[onnx.NodeProto]":
     return (node for graph in _graphs(model) for node in graph.node)
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def _tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
     """All tensors: weights, sparse ones, and constants in attributes."""
     for graph in _graphs(model):
-        sparse: list[Any] = []
+        sparse: list[onnx.SparseTensorProto] = []
         if hasattr(graph, "initializer"):  # functions have none
             yield from graph.initializer
             sparse += graph.sparse_initializer

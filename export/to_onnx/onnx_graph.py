@@ -1,7 +1,7 @@
 """A network as an ONNX graph without its weights, traced in seconds and next to no memory.
 
 Exporters trace a network by running it, with all of its weights and at the size of its pictures.
-Only shapes matter: so each weight is handed in as an input of the traced function, a zero that is
+Only shapes matter: so each weight is passed as an input of the traced function, a zero that is
 repeated by a stride of 0, and pictures are small. SDXL's graph then takes seconds and less than a
 gigabyte; `onnx_weights` writes the weights beside it, one at a time.
 
@@ -13,13 +13,12 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from laptop.export.components import FP32_INPUTS, Graph
+from laptop.export.components import FP32_INPUTS, Graph, vae_of
 from laptop.export.to_onnx import folding
 from laptop.models.shapes import latent_pixels
 
@@ -39,13 +38,14 @@ class WithWeights(nn.Module):
         self.count = len(graph.inputs)
         self.names = list(dict(graph.module.named_parameters()))
 
-    def forward(self, *given: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         (module,) = self.hidden
         _name_scopes(module)
-        for name, weight in zip(self.names, given[self.count :], strict=True):
+        for name, weight in zip(self.names, inputs[self.count :], strict=True):
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._parameters[leaf] = weight  # type: ignore[assignment]
-        return module(*given[: self.count])
+        outputs: tuple[Tensor, ...] = module(*inputs[: self.count])
+        return outputs
 
 
 def _name_scopes(module: nn.Module) -> None:
@@ -53,9 +53,11 @@ def _name_scopes(module: nn.Module) -> None:
 
     `/unet/mid_block/resnets.0/conv1/Conv`: profiles and converters' messages can then be read.
     """
-    scopes: Any = torch.jit._trace._trace_module_map
+    scopes = torch.jit._trace._trace_module_map
     called: dict[str, nn.Module] = {}  # a list of modules is not, so it gives no scope of its own
-    for path, inner in module.named_modules() if scopes is not None else ():
+    if scopes is None:
+        return
+    for path, inner in module.named_modules():
         if path and not isinstance(inner, nn.ModuleList):
             called[path] = inner
             above = (path[:i] for i, c in enumerate(path) if c == "." and path[:i] in called)
@@ -132,8 +134,7 @@ def _dynamic_axes(component: str, graph: Graph) -> dict[str, dict[int, str]]:
     """Axis names as optimum writes them; it computes output shapes from such as "height * 8"."""
     factor = 1
     if component.startswith("vae_"):
-        vae: Any = graph.module.vae
-        factor = latent_pixels(vae.config)
+        factor = latent_pixels(vae_of(graph.module).config)
 
     def picture(name: str, scale: str = "") -> dict[int, str]:
         return BATCH | {2: f"{name}height{scale}", 3: f"{name}width{scale}"}
@@ -154,12 +155,12 @@ def _dynamic_axes(component: str, graph: Graph) -> dict[str, dict[int, str]]:
             "sample": picture("latent_", f" * {factor}"),
         },
     }
-    known = special.get(component, {})
-    return {name: known.get(name, BATCH) for name in (*graph.inputs, *graph.outputs)}
+    own = special.get(component, {})
+    return {name: own.get(name, BATCH) for name in (*graph.inputs, *graph.outputs)}
 
 
 def fix_shapes_(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give the inputs these shapes for good, and all else those that follow from them.
+    """Fix the shapes of the inputs, and every other shape that follows from them.
 
     The arithmetic on shapes becomes constants.
     """
@@ -171,6 +172,6 @@ def fix_shapes_(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
     for output in model.graph.output:  # where the names of open axes stand
         output.type.tensor_type.ClearField("shape")
     folding.fold_(model)
-    found = {o.name: o for o in onnx.shape_inference.infer_shapes(model).graph.output}
+    inferred = {o.name: o for o in onnx.shape_inference.infer_shapes(model).graph.output}
     for output in model.graph.output:
-        output.CopyFrom(found[output.name])
+        output.CopyFrom(inferred[output.name])

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from laptop.errors import BadInput
+from laptop.export.arrays import Array
 from laptop.export.components import Graph
 from laptop.models import locating
 
@@ -27,6 +28,16 @@ INLINE_BYTES = 512 << 20  # protobuf ends at 2 GB, but holds what is inside it t
 ALIGNMENT = 4096  # of a weight in the data file, so that a runtime can map it
 LARGE = 4096  # numbers; smaller weights are not worth 8 bits
 Reader = Callable[[str], Tensor]
+
+
+class SafeTensors(Protocol):
+    """An open file of safetensors, whose own class has no types."""
+
+    def keys(self) -> list[str]:
+        """The names of the tensors."""
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One tensor."""
 
 
 @contextmanager
@@ -38,9 +49,11 @@ def reader(model: str, component: str, graph: Graph) -> Iterator[Reader]:
         return
     from safetensors import safe_open
 
-    files: list[Any] = [safe_open(path, framework="pt") for path in locating.weight_files(model)]
-    place = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-    yield lambda name: place[name.removeprefix("unet.")].get_tensor(name.removeprefix("unet."))
+    files: list[SafeTensors] = [
+        safe_open(path, framework="pt") for path in locating.weight_files(model)
+    ]
+    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    yield lambda name: file_of[name.removeprefix("unet.")].get_tensor(name.removeprefix("unet."))
 
 
 def write(model: onnx.ModelProto, inputs: int, read: Reader, path: Path, *, int8: bool) -> None:
@@ -103,25 +116,25 @@ def _untransposed_(graph: onnx.GraphProto, weights: Set[str]) -> set[str]:
     for node in graph.node:
         for name in set(node.input):
             users[name].append(node)
-    found = {name for name in weights if all(_transposes(node) for node in users[name])}
-    gone = {node.output[0] for name in found for node in users[name]}
-    for name in found:
-        for transposed in users[name]:
-            for user in users[transposed.output[0]]:
-                for i, given in enumerate(user.input):
-                    if given == transposed.output[0]:
+    transposed = {name for name in weights if all(_transposes(node) for node in users[name])}
+    gone = {node.output[0] for name in transposed for node in users[name]}
+    for name in transposed:
+        for node in users[name]:
+            for user in users[node.output[0]]:
+                for i, read in enumerate(user.input):
+                    if read == node.output[0]:
                         user.input[i] = name
     kept = [node for node in graph.node if node.output[0] not in gone]
     del graph.node[:]
     graph.node.extend(kept)
-    return found
+    return transposed
 
 
 def _transposes(node: onnx.NodeProto) -> bool:
     return node.op_type == "Transpose" and list(node.attribute[0].ints) == [1, 0]
 
 
-def _quantized_(graph: onnx.GraphProto, name: str, weight: Tensor, axis: int) -> dict[str, Any]:
+def _quantized_(graph: onnx.GraphProto, name: str, weight: Tensor, axis: int) -> dict[str, Array]:
     """A weight in 8 bits and its scales, one each along `axis`; the graph gets their product."""
     others = [i for i in range(weight.ndim) if i != axis]
     scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=1e-12) / 127
@@ -136,9 +149,9 @@ def _move_out_(tensor: TensorProto, file: BinaryIO) -> None:
     file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
     offset = file.tell()
     file.write(tensor.raw_data)
-    place = {"location": DATA, "offset": offset, "length": len(tensor.raw_data)}
+    where = {"location": DATA, "offset": offset, "length": len(tensor.raw_data)}
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in place.items():
+    for key, value in where.items():
         entry = tensor.external_data.add()
         entry.key, entry.value = key, str(value)

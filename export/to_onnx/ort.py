@@ -47,7 +47,7 @@ def export(job: Job) -> None:
 
 
 def complete(_model: str, folder: Path) -> None:
-    """The list of operators for a reduced build."""
+    """Write the list of operators for a reduced build."""
     with contextlib.chdir(folder), warnings.catch_warnings():  # so that it names no folder
         warnings.simplefilter("ignore", ResourceWarning)  # of its open files
         files = sorted(Path().glob("*.ort"))
@@ -60,5 +60,5 @@ def load(path: Path) -> ArrayFunction:
 
 
 def checked(_precision: str) -> str | None:
-    """ONNX Runtime runs everywhere."""
+    """The state of an artifact that ran here: ONNX Runtime runs everywhere."""
     return VERIFIED

@@ -10,7 +10,6 @@ import mmap
 import shutil
 import struct
 from pathlib import Path
-from typing import Any
 
 import flatbuffers
 from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs import (
@@ -45,17 +44,17 @@ def sort_kernels_(path: Path) -> None:
     beside.replace(path)
 
 
-def _kernels(resolver: Any) -> Kernels:
+def _kernels(resolver: KernelTypeStrResolver.KernelTypeStrResolver) -> Kernels:
     """Operators with the types that choose their kernels, and the arguments that have each type."""
-    found = []
+    kernels = []
     for i in range(resolver.OpKernelTypeStrArgsLength()):
         entry, types = resolver.OpKernelTypeStrArgs(i), []
         for j in range(entry.KernelTypeStrArgsLength()):
             kind = entry.KernelTypeStrArgs(j)
             args = [kind.Args(k) for k in range(kind.ArgsLength())]
             types.append((kind.KernelTypeStr(), [(a.ArgType(), a.Index()) for a in args]))
-        found.append((entry.OpId(), sorted(types)))
-    return sorted(found)
+        kernels.append((entry.OpId(), sorted(types)))
+    return sorted(kernels)
 
 
 def _front(version: bytes, kernels: Kernels) -> bytearray:
@@ -88,14 +87,14 @@ def _front(version: bytes, kernels: Kernels) -> bytearray:
     return bytearray(builder.Output())
 
 
-def _argument(builder: Any, kind: int, index: int) -> int:
+def _argument(builder: flatbuffers.Builder, kind: int, index: int) -> int:
     ArgTypeAndIndex.Start(builder)
     ArgTypeAndIndex.AddArgType(builder, kind)
     ArgTypeAndIndex.AddIndex(builder, index)
     return int(ArgTypeAndIndex.End(builder))
 
 
-def _vector(builder: Any, tables: list[int]) -> int:
+def _vector(builder: flatbuffers.Builder, tables: list[int]) -> int:
     builder.StartVector(4, len(tables), 4)
     for table in reversed(tables):
         builder.PrependUOffsetTRelative(table)
@@ -108,6 +107,6 @@ def _point_to_model_(front: bytearray, position: int) -> None:
     struct.pack_into("<I", front, field, position - field)
 
 
-def _int(content: Any, position: int) -> int:
+def _int(content: mmap.mmap, position: int) -> int:
     value: int = struct.unpack_from("<i", content, position)[0]
     return value

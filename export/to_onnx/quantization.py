@@ -80,8 +80,8 @@ def _ranges(
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # that of the graph
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     path.unlink()
-    found = np.array([session.run(None, dict(example)) for example in examples], np.float32)
-    lowest, highest = found[:, 0::2].min(0), found[:, 1::2].max(0)
+    extremes = np.array([session.run(None, dict(example)) for example in examples], np.float32)
+    lowest, highest = extremes[:, 0::2].min(0), extremes[:, 1::2].max(0)
     return dict(zip(names, zip(lowest, highest, strict=True), strict=True))
 
 

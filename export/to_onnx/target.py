@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -46,6 +46,9 @@ from laptop.models.component_fit import TOKENIZERS
 from laptop.models.foreign_code import check_component
 from laptop.models.model_checks import check_configs, configs_in
 from laptop.models.tokenizer_trial import check_tokenizer
+
+if TYPE_CHECKING:
+    from optimum.onnxruntime import ORTDiffusionPipeline
 
 SAME_DB = 60.0  # PSNR of a graph that was cleaned up, against itself before
 NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
@@ -84,10 +87,10 @@ def make(job: Job) -> None:
 
 
 @contextmanager
-def beside(job: Job, **changed: Any) -> Iterator[Job]:
-    """The same job with a path in a folder of its own, which goes at the end."""
+def beside(job: Job, precision: str | None = None) -> Iterator[Job]:
+    """The job with a path in a folder of its own, which is removed at the end."""
     with tempfile.TemporaryDirectory(dir=job.path.parent) as folder:
-        yield replace(job, path=Path(folder) / MODEL, **changed)
+        yield replace(job, path=Path(folder) / MODEL, precision=precision or job.precision)
 
 
 def _agree(job: Job, other: Job) -> bool:
@@ -124,7 +127,7 @@ def write(
 
 
 def _slimmed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """By onnxslim, which drops inputs that nothing reads; they come back."""
+    """The graph cleaned up by onnxslim, which drops inputs that nothing reads; they come back."""
     import onnxslim  # not with TensorRT's extra, which needs the rest of this module
 
     first = [value for value in model.graph.input if value.name in names]
@@ -136,7 +139,7 @@ def _slimmed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def complete(model: str, folder: Path) -> None:
-    """What a pipeline needs beside its networks."""
+    """Copy what a pipeline needs in addition to its networks."""
     source = locating.folder(model)
     for name in ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor"):
         if (source / name).is_dir():
@@ -167,7 +170,7 @@ def wide_modules(path: Path) -> set[str]:
 
 
 def checked(_precision: str) -> str | None:
-    """ONNX Runtime runs everywhere."""
+    """The state of an artifact that ran here: ONNX Runtime runs everywhere."""
     return VERIFIED
 
 
@@ -179,7 +182,7 @@ READ = {  # keys that optimum needs, or guesses
 }
 
 
-def load_pipeline(artifacts: Path) -> Any:
+def load_pipeline(artifacts: Path) -> "ORTDiffusionPipeline":
     """An ONNX Runtime pipeline (optimum's) of an artifacts folder, or of the `onnx` folder in it.
 
     Raises `BadInput` where a network that a picture needs was not exported, and `MissingExtra`

@@ -1,7 +1,8 @@
-"""TensorRT engines by NVIDIA's Python package `tensorrt`, where it and a CUDA device are.
+"""TensorRT engines by NVIDIA's Python package `tensorrt`, on a computer with a CUDA device.
 
-For computers on which pip brought TensorRT: the package holds no `trtexec`. Engines lie in the same
-cache as those of `engine`, under keys of their own. TensorRT 10 or later; 8 has `trtexec` only.
+For computers on which pip brought TensorRT: the package holds no `trtexec`. Engines are kept in
+the same cache as those of `engine`, under keys of their own. TensorRT 10 or later; 8 has `trtexec`
+only.
 """
 
 import importlib.util
@@ -9,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from laptop.errors import BadInput, LaptopError, Unsupported
 from laptop.export.arrays import Array, ArrayFunction
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt.plan import check_graph, read_plan
-from laptop.export.to_tensorrt.trtexec import BuildPlan, Device, EngineKey, Version
+from laptop.export.to_tensorrt.trtexec import BuildPlan, EngineKey, Gpu, Version
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 OLDEST = 10  # the first generation whose strongly typed networks take our graphs as they are
 DEVICE = "cuda"
@@ -31,10 +35,10 @@ def is_here() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
 
 
-def device() -> Device:
+def device() -> Gpu:
     """The GPU that torch uses."""
     major, minor = torch.cuda.get_device_capability()
-    return Device(torch.cuda.get_device_name(), f"{major}.{minor}")
+    return Gpu(torch.cuda.get_device_name(), f"{major}.{minor}")
 
 
 def load(artifact: Path) -> ArrayFunction:
@@ -46,17 +50,17 @@ def load(artifact: Path) -> ArrayFunction:
     import tensorrt as trt
 
     plan = read_plan(artifact).plan
-    made = build(artifact, plan)
-    built = trt.Runtime(_logger()).deserialize_cuda_engine(made.read_bytes())
-    if built is None:
-        raise LaptopError(f"TensorRT cannot load {made}; remove it, and it is built anew.")
-    context = built.create_execution_context()
-    dtypes = {name: np.dtype(trt.nptype(built.get_tensor_dtype(name))) for name in plan.outputs}
+    path = build(artifact, plan)
+    loaded = trt.Runtime(_logger()).deserialize_cuda_engine(path.read_bytes())
+    if loaded is None:
+        raise LaptopError(f"TensorRT cannot load {path}; remove it, and it is built again.")
+    context = loaded.create_execution_context()
+    dtypes = {name: np.dtype(trt.nptype(loaded.get_tensor_dtype(name))) for name in plan.outputs}
     version = trtexec.read_version(trt.__version__)
 
-    def call(given: Mapping[str, Array]) -> dict[str, Array]:
+    def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
         tensors = {}
-        for name, array in engine.raw(plan, version, given).items():
+        for name, array in engine.raw(plan, version, inputs).items():
             tensors[name] = torch.from_numpy(array).to(DEVICE)
             if not context.set_input_shape(name, tuple(array.shape)):
                 raise BadInput(
@@ -92,17 +96,17 @@ def build(artifact: Path, plan: BuildPlan) -> Path:
     flags = ("package", f"level={plan.optimization_level}", f"workspace={plan.workspace_mib}")
     key = EngineKey(sha256, str(version), *device(), (*flags, *map(str, plan.profile.items())))
     folder = Path.home() / engine.CACHE
-    made = folder / "engines" / f"{key.digest}.plan"
-    if not engine.is_there(engine.HERE, str(made), key):
+    path = folder / "engines" / f"{key.digest}.plan"
+    if not engine.is_there(engine.HERE, str(path), key):
         for name in ("engines", "timing"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         timing = folder / "timing" / engine.timing_file(key.gpu, version, "package")
-        beside = made.with_suffix(".tmp")
-        beside.write_bytes(_built(artifact, plan, version, timing))
-        beside.replace(made)
-        content = {"key": key.as_json(), "sha256": files.sha256(made)}
-        made.with_suffix(".json").write_text(json.dumps(content))  # last: where it is, all is
-    return made
+        partial = path.with_suffix(".tmp")
+        partial.write_bytes(_built(artifact, plan, version, timing))
+        partial.replace(path)
+        content = {"key": key.as_json(), "sha256": files.sha256(path)}
+        path.with_suffix(".json").write_text(json.dumps(content))  # last: where it is, all is
+    return path
 
 
 def _built(artifact: Path, plan: BuildPlan, version: Version, timing: Path) -> bytes:
@@ -115,8 +119,8 @@ def _built(artifact: Path, plan: BuildPlan, version: Version, timing: Path) -> b
     network = builder.create_network(typed)
     parser = trt.OnnxParser(network, _logger())
     if not parser.parse_from_file(str(artifact)):
-        found = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise LaptopError(f"TensorRT {version} cannot read {artifact}: {found}")
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise LaptopError(f"TensorRT {version} cannot read {artifact}: {errors}")
     config = builder.create_builder_config()
     if plan.optimization_level is not None:
         config.builder_optimization_level = plan.optimization_level
@@ -129,17 +133,17 @@ def _built(artifact: Path, plan: BuildPlan, version: Version, timing: Path) -> b
         for name, shapes in plan.profile.items():
             profile.set_shape(name, *shapes)
         config.add_optimization_profile(profile)
-    known = config.create_timing_cache(timing.read_bytes() if timing.exists() else b"")
-    config.set_timing_cache(known, ignore_mismatch=False)
-    made = builder.build_serialized_network(network, config)
-    if made is None:
+    timings = config.create_timing_cache(timing.read_bytes() if timing.exists() else b"")
+    config.set_timing_cache(timings, ignore_mismatch=False)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
         raise LaptopError(f"TensorRT {version} could not build {artifact}; its messages are above.")
-    timing.write_bytes(bytes(known.serialize()))
-    return bytes(made)
+    timing.write_bytes(bytes(timings.serialize()))
+    return bytes(serialized)
 
 
 @cache
-def _logger() -> Any:
+def _logger() -> "trt.ILogger":
     import tensorrt as trt
 
     return trt.Logger(trt.Logger.WARNING)

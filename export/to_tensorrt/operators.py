@@ -1,4 +1,4 @@
-"""Does TensorRT take a graph: its list of ONNX operators and their types, and a check against it.
+"""Whether TensorRT takes a graph: the ONNX operators and types that it supports, and a check.
 
 The list is that of onnx-tensorrt, docs/operators.md, cut down to what graphs of diffusion pipelines
 use: generation 8 from the file for 8.5 with what docs/Changelog.md says that 8.6 added
@@ -62,7 +62,7 @@ _BY_OUTPUT = {"Constant", "ConstantOfShape"}
 
 
 def generation(major: int) -> int:
-    """Which list holds for TensorRT `major`."""
+    """The generation of operators that TensorRT `major` supports."""
     return 8 if major < 9 else 10
 
 
@@ -80,16 +80,16 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def unsupported(model: onnx.ModelProto, generation: int) -> list[str]:
-    """What this generation of TensorRT does not take, each with the first node that has it."""
+    """What a generation of TensorRT does not take, each with the first node that has it."""
     types = tensor_types(model)
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > OPSETS[generation]:
-            found[f"opset {opset.version}"] = f"{OPSETS[generation]} is its newest"
+            problems[f"opset {opset.version}"] = f"{OPSETS[generation]} is its newest"
     for node in model.graph.node:
         if problem := _problem(node, types, SUPPORTED[generation]):
-            found.setdefault(problem, f"node {node.name or node.output[0]}")
-    return [f"{problem} ({where})" for problem, where in found.items()]
+            problems.setdefault(problem, f"node {node.name or node.output[0]}")
+    return [f"{problem} ({where})" for problem, where in problems.items()]
 
 
 def _problem(node: onnx.NodeProto, types: dict[str, int], listed: Mapping[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""TensorRT: a strongly typed ONNX graph, and beside it how an engine is built where it runs.
+"""TensorRT: a strongly typed ONNX graph, and the plan of an engine that is built where it runs.
 
     unet/model.onnx    in fp16, opset 17, shapes fixed (or dynamic, with a profile)
     unet/engine.json   {"schema": "laptop.engine-plan/1", "plan": shapes, types, profile,
@@ -15,7 +15,6 @@ fp32: they pass 1000, and at timestep 999 the angles' fp16 neighbours lie half a
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -75,7 +74,7 @@ def wide_scores(path: Path) -> Callable[[str], bool]:
 
 
 def checked(_precision: str) -> str | None:
-    """Verified by an engine only; otherwise what was computed instead."""
+    """The state of an artifact that ran here: verified only where an engine computed it."""
     from laptop.export.to_tensorrt import engine, engine_package
 
     return VERIFIED if engine.is_here() or engine_package.is_here() else NO_ENGINE
@@ -132,7 +131,7 @@ def _plan(
     )
 
 
-def _tensor(value: Any) -> trtexec.Tensor:
+def _tensor(value: onnx.ValueInfoProto) -> trtexec.Tensor:
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return trtexec.Tensor(onnx.TensorProto.DataType.Name(tensor.elem_type), shape)

@@ -10,7 +10,7 @@ again. Who runs the command is `engine`. The facts are from NVIDIA's sources
     github.com/onnx/onnx-tensorrt, docs/Changelog.md
 
 and from published logs of 8.4 to 11.1. On the device, flags are checked against `trtexec --help`
-before any work (`unlisted`), because no page tells all of every patch release.
+before any work (`unlisted`), because no page lists all of every patch release.
 """
 
 import hashlib
@@ -69,11 +69,11 @@ class BuildPlan(Record):
     workspace_mib: Annotated[int, Range(1, 1 << 30)] | None = None
 
 
-class Device(NamedTuple):
+class Gpu(NamedTuple):
     """The GPU that an engine is for."""
 
     name: str  # as nvidia-smi, trtexec or the device tree says it
-    capability: str  # compute capability, such as "8.7"; "" where nothing tells it
+    capability: str  # compute capability, such as "8.7"; "" where it is unknown
 
 
 _VERSIONS = (
@@ -115,7 +115,7 @@ def need_supported(version: Version) -> None:
 
 
 def precision_flags(version: Version, precision: str) -> list[str]:
-    """What makes the engine compute in the types of the graph.
+    """The flags that make the engine compute in the types of the graph.
 
     8 has no strong typing: `--fp16` allows fp16 kernels. From 9 on `--stronglyTyped` takes types
     from the graph. 11 always does; it refuses `--fp16` and the like as unknown. In fp32, TF32
@@ -167,7 +167,7 @@ def run_arguments(
 ) -> list[str]:
     """The command line that runs `engine` on files of raw values (name: file).
 
-    `shapes` are those of the values; trtexec is told the dynamic ones only. `output` and `times`
+    `shapes` are those of the values; trtexec gets the dynamic ones only. `output` and `times`
     are files that it writes; `extra` such as `--warmUp=2000`.
     """
     dynamic = {name: shapes[name] for name in plan.profile}
@@ -193,7 +193,7 @@ def unlisted(arguments: Iterable[str], help_text: str) -> list[str]:
     return [flag for flag in (a.partition("=")[0] for a in arguments) if flag not in listed]
 
 
-def raw_type(dtype: str, version: Version) -> np.dtype[Any]:
+def raw_type(dtype: str, version: Version) -> np.dtype[np.generic]:
     """The type of an input's raw values; before 9 an INT64 input is an INT32 binding."""
     if dtype == "INT64":
         return np.dtype(np.int32 if version.major < 9 else np.int64)
@@ -234,25 +234,25 @@ def _dimensions(output: _Output) -> Shape:
     return tuple(int(d) for d in re.findall(r"\d+", output["dimensions"]))
 
 
-def read_device(log: str) -> Device | None:
+def read_device(log: str) -> Gpu | None:
     """The GPU that a log of trtexec names; None where it does not get that far."""
     name = re.search(r"Selected Device: (.+)", log)
     capability = re.search(r"Compute Capability: ([\d.]+)", log)
-    return Device(name[1].strip(), capability[1]) if name and capability else None
+    return Gpu(name[1].strip(), capability[1]) if name and capability else None
 
 
 def failure(log: str, code: int, what: str) -> LaptopError:
-    """An error that says what trtexec said."""
-    said = [line.strip() for line in re.findall(r"\[E\] (.+)", log)]
-    unknown = [line.split()[2] for line in said if line.startswith("Unknown option: ")]
+    """The error for a failed trtexec, with what it printed."""
+    errors = [line.strip() for line in re.findall(r"\[E\] (.+)", log)]
+    unknown = [line.split()[2] for line in errors if line.startswith("Unknown option: ")]
     if unknown:
         return refused(what, read_version(log), unknown)
-    tail = "; ".join(said[:3]) or " ".join(log.split()[-30:]) or "it printed nothing"
+    tail = "; ".join(errors[:3]) or " ".join(log.split()[-30:]) or "it printed nothing"
     return LaptopError(f"{what}: trtexec failed (exit code {code}): {tail}")
 
 
 def refused(what: str, version: Version, flags: Iterable[str]) -> Unsupported:
-    """An error for flags that this trtexec does not take."""
+    """The error for flags that this trtexec does not take."""
     return Unsupported(
         f"{what}: this trtexec (TensorRT {version}) does not know {', '.join(flags)}. Please "
         "report it with the output of `trtexec --help` there."
@@ -264,7 +264,7 @@ def refused(what: str, version: Version, flags: Iterable[str]) -> Unsupported:
 
 @dataclass(frozen=True)
 class EngineKey(Record):
-    """All that an engine depends on. Engines run on the GPU model and TensorRT that built them."""
+    """Everything that an engine depends on: it runs only on the GPU and TensorRT that built it."""
 
     onnx_sha256: str
     tensorrt: str
@@ -274,5 +274,5 @@ class EngineKey(Record):
 
     @property
     def digest(self) -> str:
-        """A name for files: equal keys only have equal ones."""
+        """The name of the files of an engine; only equal keys have equal names."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:24]

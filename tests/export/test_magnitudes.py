@@ -24,7 +24,7 @@ from laptop.export.magnitudes import (
     SCORES,
     SQUARES,
     VALUES,
-    Place,
+    Origin,
     is_upcast,
     keep_scores_wide_,
     magnitude,
@@ -56,20 +56,20 @@ def scaled(*names: str, factor: float) -> Change:
 
 high_scores = scaled(f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_k", factor=1000)
 # what exceeds 65504, and where it does first
-FAULTS: dict[str, tuple[Change, Place]] = {
-    "scores": (high_scores, Place(f"unet.{BLOCK}.attn1", SCORES)),
+FAULTS: dict[str, tuple[Change, Origin]] = {
+    "scores": (high_scores, Origin(f"unet.{BLOCK}.attn1", SCORES)),
     "feed-forward": (
         scaled(f"{BLOCK}.ff.net.0.proj", factor=1e3),
-        Place(f"unet.{BLOCK}.ff.net.0", VALUES),
+        Origin(f"unet.{BLOCK}.ff.net.0", VALUES),
     ),
-    "residual stream": (scaled("conv_in", factor=1e5), Place("unet.conv_in", VALUES)),
+    "residual stream": (scaled("conv_in", factor=1e5), Origin("unet.conv_in", VALUES)),
     "resnet": (
         scaled("down_blocks.0.resnets.0.conv2", factor=1e5),
-        Place("unet.down_blocks.0.resnets.0.conv2", VALUES),
+        Origin("unet.down_blocks.0.resnets.0.conv2", VALUES),
     ),
     "text": (
         scaled(f"{BLOCK}.attn2.to_v", factor=1e5),
-        Place(f"unet.{BLOCK}.attn2.to_v", VALUES),
+        Origin(f"unet.{BLOCK}.attn2.to_v", VALUES),
     ),
 }
 
@@ -161,7 +161,7 @@ def test_what_the_config_upcasts_stays_in_fp32_in_the_graph(
     keeps = to_onnx.wide_scores(path)
     with watched(graph.module) as peaks:
         reference = components.run(graph, inputs)["out_sample"]
-    assert peaks[Place(f"unet.{BLOCK}.attn1", SCORES)] > 65504
+    assert peaks[Origin(f"unet.{BLOCK}.attn1", SCORES)] > 65504
     assert overflow(peaks, keeps, squares=False) is None
     assert overflow(peaks, lambda _: False, squares=False) is not None, "where it is not kept"
     assert psnr(reference.numpy(), in_true_half(path, inputs)) > 40
@@ -187,7 +187,7 @@ def test_core_ml_keeps_what_the_config_upcasts(form: str, flag: str | None, tmp_
     inputs = {"sample": torch.randn(2, 6, 16, generator=torch.manual_seed(0))}
     with watched(graph.module) as peaks:
         reference = components.run(graph, inputs)["out"].numpy()
-    assert peaks[Place("attn", SCORES)] > 65504
+    assert peaks[Origin("attn", SCORES)] > 65504
     is_wide = is_upcast(graph.module.attn)
     if form == "split-einsum":
         graph.module.attn.set_processor(SplitEinsum())
@@ -221,7 +221,7 @@ def test_the_squares_of_a_norm_are_those_of_its_formula() -> None:
         norm(sample)
     groups = sample.reshape(2, 2, -1)
     formula = (groups - groups.mean(-1, keepdim=True)).square().max()
-    assert peaks[Place("", SQUARES)] == pytest.approx(float(formula))
+    assert peaks[Origin("", SQUARES)] == pytest.approx(float(formula))
     assert overflow(peaks, lambda _: False, squares=False) is None
     assert "squares in its norm" in str(overflow(peaks, lambda _: False, squares=True))
 
@@ -239,7 +239,7 @@ def test_the_scores_of_fused_attention_are_those_of_its_formula() -> None:
     with watched(nn.Identity()) as peaks:
         nn.functional.scaled_dot_product_attention(query, key, key, scale=2.0)
     formula = (2 * query @ key.transpose(-1, -2)).abs().max()
-    assert peaks[Place("", SCORES)] == pytest.approx(float(formula))
+    assert peaks[Origin("", SCORES)] == pytest.approx(float(formula))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from laptop.export.settings import TensorrtConfig, VerifyConfig
 from laptop.export.targets import PRECISIONS
 from laptop.export.to_tensorrt import engine, trtexec
 from laptop.export.to_tensorrt import target as to_tensorrt
-from laptop.export.to_tensorrt.trtexec import Device, Version
+from laptop.export.to_tensorrt.trtexec import Gpu, Version
 from laptop.hosts.host import Host, Local
 from laptop.hosts.ssh import Ssh
 from laptop.models import loading
@@ -305,23 +305,23 @@ def test_a_probe_tells_version_gpu_and_memory(board: Board, here: Host) -> None:
 @pytest.mark.parametrize(
     ("said", "device", "free"),
     [
-        ({"smi": "NVIDIA H200, 9.0, 140000"}, Device("NVIDIA H200", "9.0"), 140000 * 2**20),
+        ({"smi": "NVIDIA H200, 9.0, 140000"}, Gpu("NVIDIA H200", "9.0"), 140000 * 2**20),
         (
             {
                 "smi": "Orin (nvgpu), [N/A], [N/A]",
                 "board": "NVIDIA Jetson Orin Nano Developer Kit",
                 "available": "5000",
             },
-            Device("NVIDIA Jetson Orin Nano Developer Kit", ""),
+            Gpu("NVIDIA Jetson Orin Nano Developer Kit", ""),
             5000 * 1024,
         ),
-        ({"smi": "", "board": "Jetson AGX Orin"}, Device("Jetson AGX Orin", ""), 0),
-        ({"smi": "Orin (nvgpu), 8.7, [N/A]", "available": "7"}, Device("Orin", "8.7"), 7168),
+        ({"smi": "", "board": "Jetson AGX Orin"}, Gpu("Jetson AGX Orin", ""), 0),
+        ({"smi": "Orin (nvgpu), 8.7, [N/A]", "available": "7"}, Gpu("Orin", "8.7"), 7168),
         ({"smi": ""}, None, 0),
     ],
 )
 def test_a_gpu_is_named_by_what_knows_it(
-    said: dict[str, str], device: Device | None, free: int
+    said: dict[str, str], device: Gpu | None, free: int
 ) -> None:
     assert engine._gpu(said) == (device, free)
 

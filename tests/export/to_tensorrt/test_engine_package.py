@@ -19,7 +19,7 @@ from laptop.export.targets import VERIFIED
 from laptop.export.to_tensorrt import engine, engine_package
 from laptop.export.to_tensorrt import target as to_tensorrt
 from laptop.export.to_tensorrt.plan import read_plan
-from laptop.export.to_tensorrt.trtexec import Device
+from laptop.export.to_tensorrt.trtexec import Gpu
 from support import standin_tensorrt
 
 Install = Callable[[str], ModuleType]
@@ -32,7 +32,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def installed(version: str, gpu: str = "NVIDIA L4") -> ModuleType:
         made = standin_tensorrt.module(version)
         monkeypatch.setitem(sys.modules, "tensorrt", made)
-        monkeypatch.setattr(engine_package, "device", lambda: Device(gpu, "8.9"))
+        monkeypatch.setattr(engine_package, "device", lambda: Gpu(gpu, "8.9"))
         engine_package._logger.cache_clear()
         return made
 

@@ -78,7 +78,7 @@ class Artifacts(Record):
 
     @property
     def sampling_config(self) -> SamplingConfig:
-        """How the exported model draws, as far as the list states it."""
+        """The stated sampling of the exported model."""
         return of_values(self.sampling, LIST)
 
     @property
@@ -125,7 +125,7 @@ class VaeLevels(TypedDict):
 
 
 def pixels_per_latent(vae: Path) -> int | None:
-    """How many pixels a side become one latent, by the folder of a VAE; None without one."""
+    """The pixels on the side of one latent, from the folder of a VAE; None without one."""
     config = vae / "config.json"
     levels = read_record(config, VaeLevels).get("block_out_channels") if config.is_file() else None
     return 2 ** (len(levels) - 1) if levels else None

@@ -12,10 +12,10 @@
 
 `file` is relative to OUT; `chunks` are packages that hold the same in parts, for Core ML. Such a
 package is a folder, whose sha256 is that of its names and bytes (`files.sha256`); so is that of an
-ONNX graph with weights beside it. `shapes` are those of the inputs that were recorded. A target
+ONNX graph with its weights in a second file. `shapes` are those of the recorded inputs. A target
 that fails leaves no file and does not stop the others; the same call tries it again.
-OUT/manifest.json holds, beside what every stage writes, the sha256 of each file and of the plan
-that made the model, and what `verify` found, and where.
+OUT/manifest.json also holds the sha256 of each file and of the plan that made the model, and the
+results of `verify` with its machine.
 """
 
 import shutil
@@ -99,7 +99,7 @@ def check_request(config: ExportConfig, prompts: Sequence[str]) -> list[Request]
 
 
 def failures(out: Path) -> tuple[FailedExport, ...]:
-    """What could not be exported when the artifacts in `out` were made; empty without artifacts."""
+    """The components that could not be exported into `out`; empty where it holds no list."""
     return Artifacts.read(out / LIST).failed if (out / LIST).is_file() else ()
 
 

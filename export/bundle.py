@@ -15,16 +15,16 @@ MOMENT = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold, for all file
 
 
 def bundle(artifacts: Path) -> Path:
-    """Write ARTIFACTS.zip beside the folder; returns its path. Weights do not shrink, so stored.
+    """Write ARTIFACTS.zip next to the folder; returns its path. Files are stored, not compressed.
 
     `SHA256SUMS` in it is checked by `sha256sum -c` where the zip was unpacked.
     """
-    out = place(artifacts)
+    out = zip_path(artifacts)
     paths = files.files_in(artifacts)
     machine.need_space(out.parent, sum(p.stat().st_size for p in paths))
-    beside = out.with_name(f".{out.name}.partial")
-    beside.unlink(missing_ok=True)  # it may be a link
-    with zipfile.ZipFile(beside, "x") as archive:
+    partial = out.with_name(f".{out.name}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link
+    with zipfile.ZipFile(partial, "x") as archive:
         sums = ""
         for path in paths:
             name = path.relative_to(artifacts).as_posix()
@@ -33,12 +33,12 @@ def bundle(artifacts: Path) -> Path:
                 while block := source.read(1 << 20):
                     to.write(block)
         archive.writestr(_entry(SUMS), sums)
-    beside.replace(out)
+    partial.replace(out)
     return out
 
 
-def place(artifacts: Path) -> Path:
-    """Where the zip goes; `OutputExists` where something else is, which is left alone."""
+def zip_path(artifacts: Path) -> Path:
+    """The path of the zip; `OutputExists` where another file is, which is left alone."""
     out = artifacts.with_name(f"{artifacts.name}.zip")
     if out.exists():
         try:

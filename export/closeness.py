@@ -1,4 +1,4 @@
-"""How near one array is to another: what a parity report says of an output."""
+"""The distance of two arrays, as a parity report states it for an output."""
 
 import math
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def psnr(reference: Array, value: Array) -> float:
     """
     if reference.shape != value.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {value.shape}")
-    exact, given = reference.astype(np.float64), value.astype(np.float64)
-    if not (np.isfinite(exact).all() and np.isfinite(given).all()):
+    exact, output = reference.astype(np.float64), value.astype(np.float64)
+    if not (np.isfinite(exact).all() and np.isfinite(output).all()):
         return math.nan
-    error = float(np.mean((exact - given) ** 2))
+    error = float(np.mean((exact - output) ** 2))
     peak = float(np.max(np.abs(exact)))
     if error == 0:
         return math.inf
@@ -49,7 +49,7 @@ def cosine(reference: Array, value: Array) -> float:
 
 
 def compare(reference: Array, value: Array) -> Comparison:
-    """All that the report says of one output; ValueError for unlike shapes."""
+    """Compare one output with its reference; ValueError for unlike shapes."""
     ratio = psnr(reference, value)
     bad = int(np.sum(~np.isfinite(reference)) + np.sum(~np.isfinite(value)))
     if bad:
@@ -72,5 +72,5 @@ def worst(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def is_blank(picture: Array) -> bool:
-    """Whether a picture in [0, 1] is of one colour, such as the black one that NaN become."""
+    """Whether a picture in [0, 1] has one colour, such as the black one that NaN becomes."""
     return bool(np.std(picture.astype(np.float64)) < BLANK)

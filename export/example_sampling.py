@@ -1,4 +1,4 @@
-"""How the model is sampled for an export, and what the artifacts' list says of how it draws."""
+"""The sampling that gives example inputs, and the one that the list of artifacts states."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ EXAMPLE_STEPS, RANGE_STEPS = 2, 8  # at most, of the inputs and of those for ran
 
 
 def settled_sampling(model: str, sampling: SamplingConfig | None) -> SamplingConfig:
-    """How the model draws, as far as it is stated; height and width are both there, or none is."""
+    """The stated sampling of a model, with both height and width or with neither."""
     settled = settle(model, sampling)
     if not (settled.height or settled.width):
         return settled
@@ -29,7 +29,7 @@ def example_sampling(
     prompts: Sequence[str],
     sampling: SamplingConfig | None,
 ) -> tuple[Sequence[str], Sampling]:
-    """Which prompts are sampled, and how: in more steps where ranges are to be seen."""
+    """The prompts to sample and their sampling, with more steps where ranges are calibrated."""
     onnx, size = config.onnx, config.resolution
     choose = partial(choose_sampling, model, sampling)
     first = choose(steps=config.steps, most=EXAMPLE_STEPS)
@@ -37,5 +37,5 @@ def example_sampling(
     if CALIBRATED not in precisions:
         return prompts[:1], first.with_resolution(size)
     second = choose(steps=onnx.calibration_steps, most=RANGE_STEPS)
-    more = max(first, second, key=lambda how: how.steps)
+    more = max(first, second, key=lambda sampling: sampling.steps)
     return prompts[: onnx.calibration_prompts], more.with_resolution(size)

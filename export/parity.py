@@ -166,7 +166,7 @@ class Verification:
         return self.references[name]
 
     def _overflow(self, artifact: Artifact) -> str | None:
-        """Which module of a half-precision artifact overflows; None for any other artifact."""
+        """A message that names a module which overflows in half precision; None without one."""
         if not PRECISIONS[artifact.precision].is_half:
             return None
         peaks = self._reference(artifact.component).peaks

@@ -1,4 +1,4 @@
-"""What `laptop verify` reports: how near each artifact is to the PyTorch model."""
+"""The report of `laptop verify`: the distance of each artifact from the PyTorch model."""
 
 import errno
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Text = Annotated[str, Plain(empty=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class ParityRow(Record):
-    """How near one artifact is, or all pictures of a target."""
+    """The distance of one artifact, or of all pictures of a target, from PyTorch."""
 
     target: Text
     component: Text

@@ -1,4 +1,4 @@
-"""What to export and how, as the table `[export]` of a recipe says it."""
+"""Settings of `export` and `verify`, as a recipe has them in `[export]` and `[verify]`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -62,17 +62,17 @@ class TensorrtConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "export.tensorrt")
-        for name, given in (("batch", self.batch), ("resolution", self.resolution)):
-            if given and (len(given) != 3 or list(given) != sorted(given)):
+        for name, sizes in (("batch", self.batch), ("resolution", self.resolution)):
+            if sizes and (len(sizes) != 3 or list(sizes) != sorted(sizes)):
                 raise BadInput(
-                    f"[export.tensorrt] {name} is {list(given)}: needed are three ascending "
+                    f"[export.tensorrt] {name} is {list(sizes)}: needed are three ascending "
                     "numbers, the smallest, the usual and the largest, or none for static shapes."
                 )
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export, and the sampling that gives the example inputs."""
+    """The formats and components to export, and the sampling that gives the example inputs."""
 
     # formats to export, as TARGET or TARGET:PRECISION, such as "onnx:fp16"
     targets: Annotated[tuple[Name, ...], Length(100)] = ("onnx",)

@@ -21,7 +21,7 @@ EXPORTED = "exported.json"  # in a target's folder, by component
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedComponent(Record):
-    """What was known of a component when it was exported, and what its process took."""
+    """Facts of a component from its export, and what its process took."""
 
     shapes: InputShapes
     params: Annotated[int, Range(0, 10**18)] | None

@@ -235,7 +235,7 @@ def export(
     from laptop.export import bundle as bundles
 
     if bundle:
-        bundles.place(out)  # a file in the way is seen before the work
+        bundles.zip_path(out)  # a file in the way is seen before the work
     prompts = settings.prompts.for_calibration(str(model))
     artifacts.export_model(
         str(model), out, settings.export, prompts, sampling=settings.sampling, overwrite=overwrite

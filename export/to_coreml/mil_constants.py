@@ -1,4 +1,4 @@
-"""How MIL's compressed constants unfold: palettes, and integers with scale and offset.
+"""MIL's compressed constants as tensors: palettes, and integers with scale and offset.
 
 The functions take an operator's inputs by their MIL names, as those of `mil_operators` do.
 """

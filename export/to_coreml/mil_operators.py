@@ -1,4 +1,4 @@
-"""What each MIL operator computes, as coremltools' documentation of the operators says it.
+"""The MIL operators as functions of tensors, by coremltools' documentation of the operators.
 
 Functions take the operator's inputs by their MIL names as tensors (floats in float32, whatever they
 are stored as), texts, or lists; the interpreter rounds what they return to the saved type. An

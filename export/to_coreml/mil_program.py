@@ -1,6 +1,6 @@
 """A saved Core ML package as a list of operations, read from the bytes on disk.
 
-`Data/com.apple.CoreML/model.mlmodel` is a protobuf (coremltools' `MIL.proto`), large values lie in
+`Data/com.apple.CoreML/model.mlmodel` is a protobuf (coremltools' `MIL.proto`), large values are in
 `weights/weight.bin`: a 64-byte header, then for each value 64 bytes of metadata (sentinel
 0xDEADBEEF, type, bytes, offset of the data, padding bits) and the data, each aligned to 64 bytes
 (`StorageFormat.hpp` of coremltools' MILBlob). Nothing of the converter takes part in this.

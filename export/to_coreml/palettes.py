@@ -89,8 +89,8 @@ def encode(weight: Half) -> tuple[Half, NDArray[np.uint8]]:
 
 
 def _cluster(values: Doubles, counts: Doubles, size: int) -> Doubles:
-    """For each of the sorted `values` the centre of its cluster, of `size` clusters."""
-    # the quantiles of density^(1/3) are where an optimal quantizer's centres lie (Panter and Dite)
+    """The centre of the cluster of each of the sorted `values`, with `size` clusters."""
+    # the quantiles of density^(1/3) are where an optimal quantizer's centres are (Panter and Dite)
     bins, edges = np.histogram(values, 4 * size, weights=counts)
     mass = np.concatenate([[0.0], np.cumsum(np.cbrt(bins))])
     centres = np.interp((np.arange(size) + 0.5) / size * mass[-1], mass, edges)
@@ -121,7 +121,7 @@ def palettize_(module: nn.Module, bits: Mapping[str, int]) -> None:
 
 
 def uniform(module: nn.Module, bits: int) -> Bits:
-    """The same bits for every layer."""
+    """Bits that are equal for every layer."""
     return dict.fromkeys(layers(module), bits)
 
 
@@ -156,7 +156,7 @@ def _allowed(floor_db: float) -> float:
 def _errors_alone(
     module: nn.Module, forward: Forward, exact: Sequence[Tensor]
 ) -> dict[str, dict[int, float]]:
-    """By layer and bits: the error of the output with that layer alone in a palette."""
+    """The error of the output with one layer alone in a palette, by layer and bits."""
     return {
         name: {bits: _error_of(module, {name: bits}, forward, exact) for bits in STEPS[:-1]}
         | {STEPS[-1]: 0.0}

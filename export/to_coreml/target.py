@@ -4,7 +4,7 @@ The shapes are those of the sampling (batch 2 with guidance, else 1), because th
 takes fixed ones only. Scalars have rank 1, a rule of Core ML. Converts everywhere. Only macOS can
 predict, so elsewhere `load` is our interpreter of the saved program, and `checked` says so.
 
-Palettized weights: `palettes`. A U-Net above 1 GB lies beside its package in two more,
+Palettized weights: `palettes`. A U-Net above 1 GB is also saved as two packages,
 `unet_chunk1.mlpackage` and `unet_chunk2.mlpackage`, because iOS kills apps that load more at once.
 """
 
@@ -228,7 +228,7 @@ def _tensor_type(name: str, value: torch.Tensor, precision: str) -> "TensorType"
 def feeds_angles(op: "Op", depth: int = 6) -> bool:
     """Whether `op` is the sine or cosine of a time embedding, or only such are made of it.
 
-    They stay fp32: at timestep 999 the angle's fp16 neighbours lie half a radian apart.
+    They stay fp32: at timestep 999 the angle's fp16 neighbours are half a radian apart.
     """
     if op.op_type in ("sin", "cos"):
         return True
@@ -256,7 +256,7 @@ def chunks_of(path: Path) -> tuple[Path, Path]:
 
 
 def chunk(path: Path) -> None:
-    """Write the package at `path` as two of about the same size beside it."""
+    """Write the package at `path` as two of about the same size into its folder."""
     with quiet():
         library().models.utils.bisect_model(
             str(path), str(path.parent), check_output_correctness=False

@@ -66,10 +66,10 @@ def load(path: Path) -> ArrayFunction:
     shapes = {name: tuple(meta.sizes()) for name, meta in zip(inputs, metas, strict=True)}
 
     def call(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        given = {name: np.shape(value) for name, value in arrays.items()}
-        if given != shapes:
+        sizes = {name: np.shape(value) for name, value in arrays.items()}
+        if sizes != shapes:
             raise BadInput(
-                f"{path} takes {shapes}, but was given {given}. Shapes are fixed when a program is "
+                f"{path} takes {shapes}, but was given {sizes}. Shapes are fixed when a program is "
                 "made; pass the model that it was exported from."
             )
         # (np.ascontiguousarray would give a scalar rank 1, which the program refuses)

@@ -88,7 +88,7 @@ def _value(
     shapes: dict[str, tuple[int, ...]],
     model: onnx.ModelProto,
 ) -> NDArray[np.generic] | None:
-    """What the node's one output always is; None where that depends on the graph's inputs."""
+    """The constant that a node always gives; None where it depends on the graph's inputs."""
     if node.op_type == "Shape" and node.input[0] in shapes and not node.attribute:
         return np.array(shapes[node.input[0]], np.int64)
     if len(node.output) != 1 or not all(name in constants for name in node.input if name):

@@ -1,4 +1,4 @@
-"""What an ONNX file of a stranger may hold: known operators, and weights in its own folder."""
+"""Checks of ONNX files from strangers: known operators, and weights in the same folder."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def check_file(path: Path) -> None:
 
 
 def read_graph(path: Path) -> "onnx.ModelProto":
-    """The `ModelProto` in `path`, checked, without the weights beside it.
+    """The `ModelProto` in `path`, checked, without weights in other files.
 
     Raises `BadInput` for what is no ONNX graph or cut off, for operators that only a custom library
     has, and for weights outside the file's folder.

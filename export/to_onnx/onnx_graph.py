@@ -3,7 +3,7 @@
 Exporters trace a network by running it, with all of its weights and at the size of its pictures.
 Only shapes matter: so each weight is passed as an input of the traced function, a zero that is
 repeated by a stride of 0, and pictures are small. SDXL's graph then takes seconds and less than a
-gigabyte; `onnx_weights` writes the weights beside it, one at a time.
+gigabyte; `onnx_weights` writes the weights, one at a time.
 
 Of torch 2.13's two exporters this uses the older one (TorchScript): the other takes tens of seconds
 for a U-Net of a few million weights, this one two, with the same outputs.

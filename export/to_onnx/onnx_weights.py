@@ -59,12 +59,12 @@ def reader(model: str, component: str, graph: Graph) -> Iterator[Reader]:
 def write(model: onnx.ModelProto, inputs: int, read: Reader, path: Path, *, int8: bool) -> None:
     """Save the graph at `path` with its weights, which are all graph inputs but the first `inputs`.
 
-    Above `INLINE_BYTES` the weights lie beside it, in `model.onnx_data`.
+    Above `INLINE_BYTES` the weights are in a second file, `model.onnx_data`.
     """
     graph = model.graph
     wanted = list(graph.input)[inputs:]
     del graph.input[inputs:]
-    is_beside = sum(_bytes(value) for value in wanted) > INLINE_BYTES
+    is_external = sum(_bytes(value) for value in wanted) > INLINE_BYTES
     untransposed = _untransposed_(graph, {value.name for value in wanted})
     data = path.with_name(DATA)
     with data.open("wb") as file:
@@ -78,10 +78,10 @@ def write(model: onnx.ModelProto, inputs: int, read: Reader, path: Path, *, int8
                 named = _quantized_(graph, value.name, weight, axis=1 if is_transposed else 0)
             for name, array in named.items():
                 tensor = numpy_helper.from_array(array, name)
-                if is_beside:
+                if is_external:
                     _move_out_(tensor, file)
                 graph.initializer.append(tensor)
-    if not is_beside:
+    if not is_external:
         data.unlink()
     onnx.save_model(model, str(path))
 

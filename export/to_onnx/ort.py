@@ -1,7 +1,7 @@
 """ONNX Runtime's own format, which its reduced builds for phones read: `<component>.ort`.
 
 The graph is optimized while it is written, for processors of phones. `required_operators.config`
-beside it lists the operators and types that all components need: `--include_ops_by_config` of ONNX
+next to it lists the operators and types that all components need: `--include_ops_by_config` of ONNX
 Runtime's build leaves the others out (onnxruntime.ai, "Reduced operator config file"). A file of
 this format ends at 2 GB. In half precision a CPU would get casts for good, so there is none.
 """
@@ -19,7 +19,7 @@ from laptop.export.job import Job
 from laptop.export.targets import VERIFIED
 from laptop.export.to_onnx import onnx_session
 from laptop.export.to_onnx.ort_kernels import sort_kernels_
-from laptop.export.to_onnx.target import beside, make
+from laptop.export.to_onnx.target import in_temporary_folder, make
 
 OPERATORS = "required_operators.config"
 LARGEST = 2 << 30  # bytes of a flatbuffer
@@ -28,7 +28,7 @@ X86 = ["NchwcTransformer"]  # optimizers whose results run on x86 only
 
 def export(job: Job) -> None:
     """Write the component of `job`; `BadInput` where it is too large for the format."""
-    with beside(job) as plain:
+    with in_temporary_folder(job) as plain:
         make(plain)
         size = sum(file.stat().st_size for file in plain.path.parent.iterdir())
         if size > LARGEST:

@@ -28,7 +28,7 @@ Kernels = list[tuple[bytes, list[tuple[bytes, list[tuple[int, int]]]]]]
 
 def sort_kernels_(path: Path) -> None:
     """Rewrite the file `path` with its list of kernels sorted."""
-    beside = path.with_name(f"{path.name}.sorted")
+    ordered = path.with_name(f"{path.name}.sorted")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         session = InferenceSession.InferenceSession.GetRootAs(content, 0)
         model = session.Model()._tab
@@ -38,10 +38,10 @@ def sort_kernels_(path: Path) -> None:
         front += bytes((begin - len(front)) % ALIGNMENT)
         _point_to_model_(front, len(front) + model.Pos - begin)
         file.seek(begin)
-        with beside.open("wb") as sorted_file:
+        with ordered.open("wb") as sorted_file:
             sorted_file.write(front)
             shutil.copyfileobj(file, sorted_file, 1 << 20)
-    beside.replace(path)
+    ordered.replace(path)
 
 
 def _kernels(resolver: KernelTypeStrResolver.KernelTypeStrResolver) -> Kernels:

@@ -32,13 +32,13 @@ ENDS = {"lowest": "ReduceMin", "highest": "ReduceMax"}
 def quantize(source: Path, path: Path, examples: Iterable[Mapping[str, Array]]) -> None:
     """Write the fp32 graph at `source` to `path` in 8 bits, with the ranges that `examples` show.
 
-    `examples` are the graph's inputs by name. Weights lie beside the graph where they do so at
-    `source`.
+    `examples` are the graph's inputs by name. Weights are in a second file where those of
+    `source` are.
     """
     model = onnx.load(str(source), load_external_data=False)
-    is_beside = any(i.data_location == onnx.TensorProto.EXTERNAL for i in model.graph.initializer)
+    is_external = any(i.data_location == onnx.TensorProto.EXTERNAL for i in model.graph.initializer)
     model = onnx.shape_inference.infer_shapes(model)  # for types, which the quantizer asks for
-    add_infer_metadata(model)  # which tells it that this was done
+    add_infer_metadata(model)  # which notes that this was done
     weights = {i.name for i in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in QUANTIZED]
     nodes = [node for node in nodes if not any(part in node.input[1] for part in SENSITIVE)]
@@ -60,7 +60,7 @@ def quantize(source: Path, path: Path, examples: Iterable[Mapping[str, Array]]) 
     )
     quantizer.quantize_model()
     onnx.save_model(
-        quantizer.model.model, str(path), save_as_external_data=is_beside, location=DATA
+        quantizer.model.model, str(path), save_as_external_data=is_external, location=DATA
     )
 
 
@@ -70,11 +70,11 @@ def _ranges(
     source: Path,
     examples: Iterable[Mapping[str, Array]],
 ) -> dict[str, tuple[Array, Array]]:
-    """Smallest and largest value of each tensor of `model`, whose weights lie at `source`."""
+    """Smallest and largest value of each tensor of `model`, whose weights are at `source`."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     _watch_(watched.graph, names)
-    path = source.with_name("watched.onnx")  # beside the weights, which it does not hold
+    path = source.with_name("watched.onnx")  # in the folder of the weights, which it does not hold
     onnx.save_model(watched, str(path))
     options = onnxruntime.SessionOptions()
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # that of the graph

@@ -55,9 +55,9 @@ NEEDED = ("unet", "text_encoder", "vae_decoder")  # to generate a picture
 
 
 def export(job: Job) -> None:
-    """Write the component of `job`, and its config beside it.
+    """Write the component of `job` and its config.
 
-    Large weights lie beside the graph, in `model.onnx_data`. In fp16 everything is of that
+    Large weights are in a second file, `model.onnx_data`. In fp16 everything is of that
     precision, inputs and outputs too, but the timestep and SDXL's sizes.
     """
     make(job)
@@ -70,14 +70,14 @@ def export(job: Job) -> None:
 def make(job: Job) -> None:
     """Write the graph of `job` as `[export.onnx]` wants it, and its weights."""
     if job.precision == CALIBRATED:
-        with beside(job, precision="fp32") as plain:
+        with in_temporary_folder(job, precision="fp32") as plain:
             make(plain)
             quantization.quantize(plain.path, job.path, job.feeds())
         return
     config = job.config.onnx
     write(job, is_static=config.shapes == "static")
     if config.clean_up:
-        with beside(job) as cleaned:
+        with in_temporary_folder(job) as cleaned:
             write(cleaned, is_static=config.shapes == "static", clean_up=True)
             if _agree(job, cleaned):
                 for file in cleaned.path.parent.iterdir():
@@ -87,7 +87,7 @@ def make(job: Job) -> None:
 
 
 @contextmanager
-def beside(job: Job, precision: str | None = None) -> Iterator[Job]:
+def in_temporary_folder(job: Job, precision: str | None = None) -> Iterator[Job]:
     """The job with a path in a folder of its own, which is removed at the end."""
     with tempfile.TemporaryDirectory(dir=job.path.parent) as folder:
         yield replace(job, path=Path(folder) / MODEL, precision=precision or job.precision)

@@ -200,7 +200,7 @@ def _need_flags(host: Host, board: Board, arguments: list[str]) -> None:
 
 
 def _need_memory(host: Host, board: Board, graph_bytes: int) -> None:
-    """TensorRT holds the weights twice while it builds, and tries kernels besides."""
+    """Raise `BadInput` unless the GPU has memory for two copies of the weights and some kernels."""
     needed = 2 * graph_bytes
     if board.free_memory_bytes < needed:
         raise BadInput(

@@ -10,7 +10,7 @@ An engine holds for one GPU model and one TensorRT version, so none is made here
 ONNX graph, and its report says that no engine was built.
 
 Types are in the graph because TensorRT 11 takes them from nowhere else. Timestep and time ids stay
-fp32: they pass 1000, and at timestep 999 the angles' fp16 neighbours lie half a radian apart.
+fp32: they pass 1000, and at timestep 999 the angles' fp16 neighbours are half a radian apart.
 """
 
 from collections.abc import Callable

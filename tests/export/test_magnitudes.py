@@ -31,7 +31,8 @@ from laptop.export.magnitudes import (
     overflow,
     watched,
 )
-from laptop.export.parity import check, verify
+from laptop.export.parity import verify
+from laptop.export.parity_report import ParityReport, check
 from laptop.export.settings import VerifyConfig
 from laptop.export.to_coreml import target as to_coreml
 from laptop.export.to_coreml.split_einsum import SplitEinsum

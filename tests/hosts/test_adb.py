@@ -202,7 +202,7 @@ def test_a_phone_that_does_not_trust_this_computer_is_an_error_at_once(phone: Ph
 @needs_adb
 def test_a_phone_whose_shell_tells_no_exit_codes_is_refused(server: None, tmp_path: Path) -> None:
     with phone_at(tmp_path / "old", features="cmd") as old:
-        with pytest.raises(LaptopError, match=r"tells no exit codes; .* since Android 7"):
+        with pytest.raises(LaptopError, match=r"reports no exit codes; .* since Android 7"):
             Adb(connect(old.port), pause_s=0.01).run("true")
         adb.call(["disconnect"], 10, "adb")
 

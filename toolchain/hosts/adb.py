@@ -1,6 +1,6 @@
 """Android devices, reached by the program `adb`: a phone on a cable, or one in the network.
 
-`adb` and its server are the user's own: started by `adb` itself where none runs, and chosen by
+`adb` and its server are the user's own: started by `adb` itself if needed, and chosen by
 the environment as always (ANDROID_ADB_SERVER_PORT, ANDROID_SERIAL). What a phone asks is answered
 on the phone.
 
@@ -64,7 +64,7 @@ class Adb(Remote):
         )
         if END in done.out:
             raise LaptopError(
-                f"{self.name} tells no exit codes; adb's shell does since Android 7. "
+                f"{self.name} reports no exit codes; adb's shell does since Android 7. "
                 "Use a newer device."
             )
         return done._replace(err=done.err.replace(f"{END}\n", ""))

@@ -19,7 +19,7 @@ BEGIN = "laptop: begin"  # what a shell prints before this, such as a greeting, 
 
 
 class Done(NamedTuple):
-    """How a script ended."""
+    """The end of a script: its exit code and what it printed."""
 
     code: int
     out: str
@@ -31,7 +31,7 @@ class Host(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
 
     def run(self, script: str, timeout_s: float = 60) -> Done:
         """Run a POSIX shell script; it may run twice. Raises `LaptopError` where it cannot start

@@ -1,4 +1,4 @@
-"""What every host behind a connection shares: calls that are made again, copies that are whole."""
+"""The base of hosts behind a connection: calls are made again, copies are whole or absent."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ class Remote(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
 
     @abstractmethod
     def run(self, script: str, timeout_s: float = 60) -> Done:
@@ -82,7 +82,7 @@ class Remote(ABC):
 
     @abstractmethod
     def _said(self, done: Done) -> str:
-        """What the program printed of the connection, and of copies."""
+        """The text that the program printed of the connection, and of copies."""
 
     @abstractmethod
     def _complaint(self, done: Done) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laptop.export.to_coreml.mil_interpreter import runner
+from laptop.export.to_coreml.mil_interpreter import load
 from laptop.export.to_coreml.mil_operators import OPERATORS
 from laptop.export.to_coreml.mil_program import read
 from laptop.export.to_coreml.target import library
@@ -107,7 +107,7 @@ def test_a_compressed_constant_unfolds_as_coremltools_unfolds_it(
         return [mb.cast(x=made, dtype="fp32"), mb.add(x=given["x"], y=1.0)]
 
     save(program, tmp_path / "constant.mlpackage", target)
-    outputs = runner(tmp_path / "constant.mlpackage")(GIVEN)
+    outputs = load(tmp_path / "constant.mlpackage")(GIVEN)
     got = outputs[read(tmp_path / "constant.mlpackage").outputs[0]]
     np.testing.assert_allclose(got, np.asarray(expected[0], np.float32), rtol=1e-3, atol=1e-6)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from laptop.errors import BadInput, Unsupported
-from laptop.export.to_coreml.mil_interpreter import runner
+from laptop.export.to_coreml.mil_interpreter import load
 from laptop.export.to_coreml.mil_operators import OPERATORS
 from laptop.export.to_coreml.mil_program import read, read_spec, spec_path
 from laptop.export.to_coreml.target import library
@@ -257,7 +257,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return [mb.cast(x=v, dtype="int32" if "bool" in str(v.dtype) else "fp32") for v in made]
 
     save(build, path, "iOS18")
-    outputs = runner(path)(GIVEN)
+    outputs = load(path)(GIVEN)
     return dict(zip(CASES, (outputs[name] for name in read(path).outputs), strict=True))
 
 
@@ -306,7 +306,7 @@ def test_an_operator_that_is_not_known_is_an_error_that_names_it(package: Path) 
     op.type = "hardmax"
     spec_path(package).write_bytes(spec.SerializeToString())
     with pytest.raises(Unsupported, match="hardmax, which the reference interpreter does not know"):
-        runner(package)
+        load(package)
 
 
 def test_a_damaged_weight_file_is_an_error_that_names_it(package: Path) -> None:
@@ -323,11 +323,11 @@ def test_a_damaged_weight_file_is_an_error_that_names_it(package: Path) -> None:
 
 def test_what_is_no_package_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read as a Core ML package"):
-        runner(tmp_path / "nothing.mlpackage")
+        load(tmp_path / "nothing.mlpackage")
 
 
 def test_arrays_of_another_model_are_refused(package: Path) -> None:
-    run = runner(package)
+    run = load(package)
     with pytest.raises(BadInput, match="given were x, y"):
         run({"x": GIVEN["x"], "y": GIVEN["y"]})
     with pytest.raises(BadInput, match=r"takes x of shape \(2, 3, 4\), given was \(1, 3, 4\)"):

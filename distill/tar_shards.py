@@ -32,7 +32,7 @@ from laptop.files import decoded, reason, shown
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp")
-CAPTIONS = ("text", "caption")  # keys of a record's JSON, beside `caption_column`
+CAPTIONS = ("text", "caption")  # keys of a record's JSON, after `caption_column`
 TEXTS = ("txt", "json")
 LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of systems; and names that begin with a dot
 META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members

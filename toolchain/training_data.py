@@ -62,7 +62,7 @@ def make(
         raise BadInput(f"--data {config.source} is a cache already.")
     folder = Path(config.source)
     if folder.is_dir() and folder.resolve() in out.resolve().parents:
-        raise BadInput(f"{out} lies in {folder}, the training data. Choose another -o.")
+        raise BadInput(f"{out} is inside {folder}, the training data. Choose another -o.")
     source = source_of(model, config, allow_commands=allow_commands)
     return make_cache(model, source, out, config, sampling=sampling, overwrite=overwrite)
 

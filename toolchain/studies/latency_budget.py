@@ -3,7 +3,7 @@
     python -m laptop.studies.latency_budget SCORES TABLE -o OUT
 
 At each pruning ratio a plan by parameters is made, and a plan whose limit is the latency that the
-table predicts for the first. Both are timed beside the whole U-Net, interleaved, in the table's
+table predicts for the first. Both are timed with the whole U-Net, interleaved, in the table's
 runtime on this machine: at the same latency, which plan loses less of the output? If the study is
 interrupted, the same command continues it.
 """

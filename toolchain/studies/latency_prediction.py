@@ -2,7 +2,7 @@
 
     python -m laptop.studies.latency_prediction MODEL TABLE -o OUT
 
-Random plans, of ratios spread evenly over what can be removed: each pruned U-Net is timed beside
+Random plans, of ratios spread evenly over what can be removed: each pruned U-Net is timed with
 the whole one, interleaved, in the table's runtime on this machine. The prediction is the table's
 latency less the removed layers'; the measurement is the table's latency times the ratio of both
 medians, so that a day on which the machine is slower does not count. If the study is interrupted,

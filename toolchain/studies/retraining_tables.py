@@ -258,7 +258,7 @@ def _by_method(
 
 
 def _comparison(bootstrap: Bootstrap) -> str:
-    """The whole method's decline beside that of the best hand-made plans."""
+    """The declines of the whole method and of the best hand-made plans."""
     header = [
         *("ratio", "seeds", f"decline of {OUTPUT_LOSS} with {NORMALIZED}"),
         *("best by hand, unnormalized", "its decline", "difference, points"),

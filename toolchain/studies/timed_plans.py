@@ -1,4 +1,4 @@
-"""Pruned U-Nets timed beside the whole one as a latency table was, row by row: for two studies."""
+"""Time pruned U-Nets and the whole one as a latency table was measured, row by row."""
 
 import hashlib
 import json
@@ -110,7 +110,7 @@ def _as_graph(whole: Workload, model: str, remove: Sequence[str], folder: Path) 
 
 
 def work_folder(out: Path) -> Path:
-    """The folder beside the result `out` in which a study works."""
+    """Make the folder next to the result `out` in which a study works."""
     work = out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     return work

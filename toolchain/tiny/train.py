@@ -77,7 +77,7 @@ def _fit(
 ) -> nn.Module:
     """Minimize `loss(step)` by AdamW: warm-up, a plateau, a linear end; returns what to ship.
 
-    The checkpoint holds weights, optimizer, average and step; torch is seeded anew by each step.
+    The checkpoint holds weights, optimizer, average and step; torch is seeded again in each step.
     """
     path, log = work / f"{phase}.pt", work / f"{phase}.jsonl"
     optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr, betas=(0.9, 0.99), fused=True)

@@ -42,7 +42,7 @@ LONGEST = (
     *("test_to_coreml", "test_palettes", "test_onnx_weights", "test_to_onnx", "test_to_executorch"),
     *("test_compress", "test_trainer", "test_session", "test_distributed", "test_magnitudes"),
     *("test_computers", "test_latency", "test_bench", "test_engine", "test_to_tensorrt"),
-    *("test_compress_killed", "test_prediction"),
+    *("test_compress_killed", "test_timed_plans"),
 )
 
 

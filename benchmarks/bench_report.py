@@ -37,7 +37,7 @@ class RowLatency(Spread):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSeconds(Record):
-    """How long a component takes to load."""
+    """The time in seconds that loading a component takes."""
 
     cold: Amount | None  # the first load of a process, its files out of the page cache
     warm: Amount | None  # the second

@@ -1,8 +1,8 @@
 """Gates between two results, or two runs: `latency_ms.p50>+10%,params>+0%,parity.psnr<40`.
 
 With a percent sign the limit is on the change from BASE to NEW, without it on the value in NEW.
-Rows of any of our JSON files are matched by the fields that name them, numbers by dotted path,
-which may begin with the kind of the file (`parity.`, `bench.`) and end without the unit.
+Rows of any of our JSON files are matched by the fields that name them, numbers by dotted path. The
+path in a gate may begin with the kind of the file (`parity.`, `bench.`) and leave out the unit.
 """
 
 import math
@@ -11,15 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from laptop.errors import BadInput
 from laptop.files import QUOTED, read_json, shown
 from laptop.models import mistakes
 
 NAMES = ("label", "name", "component", "runtime", "target", "kind", "a", "b")  # identify a row
-FILES = {"parity": "artifact", "artifacts": "file"}  # so do their paths within the folder
-MEASURED = (  # what a row that is not valid says nothing of
+FILES = {"parity": "artifact", "artifacts": "file"}  # so do paths within the folder, by kind
+MEASURED = (  # numbers that cannot be trusted in a row that is not valid
     "latency_ms", "load_s", "peak_memory_bytes", "power_w", "energy_j", "parts_ms", "sustained",
     "median", "low", "high", "unet_ms", "without_layers",
 )  # fmt: skip
@@ -34,12 +33,25 @@ RESULTS = (  # of a run folder
 )  # fmt: skip
 OPERATORS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 LISTED = 100  # numbers in a message
-Rows = dict[str, dict[str, Any]]
+Document = Mapping[str, object]  # any of our JSON files
+
+
+@dataclass(frozen=True)
+class Row:
+    """A named object of a result, or the result itself without its lists."""
+
+    numbers: Mapping[str, float]  # by dotted path
+    conditions: Mapping[str, object]  # what must be the same in two results that are compared
+    is_valid: bool = True  # whether its measured numbers can be trusted
+
+
+Rows = dict[str, Row]
+MISSING = Row({}, {})
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What must not be: `path` `op` `limit`, of the change in percent when `is_relative`."""
+    """A breach: `path` `op` `limit`, for the change in percent if `is_relative`."""
 
     text: str
     path: str
@@ -48,32 +60,32 @@ class Gate:
     is_relative: bool
 
     def is_breached(self, base: float | None, new: float | None) -> bool:
-        """Also by a value that is lost, or not a number, which no limit can vouch for."""
+        """Whether the gate is breached; a value that is missing or not finite breaches any gate."""
         if new is None or not math.isfinite(new) or (base is None and self.is_relative):
             return True
-        v = change_percent(base, new) if self.is_relative and base is not None else new
-        return math.isnan(v) or bool(OPERATORS[self.op](v, self.limit))
+        value = change_percent(base, new) if self.is_relative and base is not None else new
+        return math.isnan(value) or bool(OPERATORS[self.op](value, self.limit))
 
     def concerns(self, path: str) -> bool:
-        """`params` also means `params.after`; `psnr` and `parity.psnr` mean `parity.psnr_db`."""
+        """Whether the gate is on a number: `params` also on `params.after`, `psnr` on `psnr_db`."""
         names = r"\.".join(re.escape(name) + UNIT for name in self.path.split("."))
         return re.search(rf"(?:^|\.){names}(?:\.|$)", path) is not None
 
 
 @dataclass(frozen=True)
 class Change:
-    """One number in both files; None where one lacks it."""
+    """One number in both files; None if a file lacks it."""
 
     row: str  # "results: label=student component=unet", empty for the document itself
     path: str
     base: float | None
     new: float | None
-    breached: tuple[str, ...]  # the gates
-    gates: tuple[str, ...] = ()  # all that concern it
+    breached: tuple[str, ...]  # gates
+    gates: tuple[str, ...] = ()  # all that are on this number
 
 
 def parse_gates(text: str) -> list[Gate]:
-    """Gates from comma-separated expressions; `BadInput` names the one that is not understood."""
+    """Gates from comma-separated expressions; `BadInput` quotes an expression that is no gate."""
     gates = []
     for part in text.split(","):
         if (match := GATE.fullmatch(part)) is None:
@@ -86,34 +98,33 @@ def parse_gates(text: str) -> list[Gate]:
 
 
 def change_percent(base: float, new: float) -> float:
-    """From `base` to `new`; infinite from zero to anything else."""
+    """The change from `base` to `new`; infinite from zero to anything else."""
     if base == new:
         return 0.0
     return 100 * (new - base) / abs(base) if base else math.copysign(math.inf, new)
 
 
 def compare(base: Path, new: Path, fail_on: str = "") -> tuple[list[Change], list[Change]]:
-    """All changes of the gated numbers (of every number without gates), and the breaches.
+    """All changes of the numbers with a gate (without gates, of every number), and the breaches.
 
-    Both are files of one kind, or folders of `laptop compress`, whose results are compared file by
-    file. A number that NEW has lost is a breach, and so is one of a measurement that is not valid.
-    Raises `BadInput` for a gate that concerns nothing and for files, rows or conditions that cannot
+    Both paths are files of one kind, or folders of `laptop compress`, whose results are compared
+    file by file. A number that NEW lacks is a breach, and so is one of a measurement that is not
+    valid. Raises `BadInput` for a gate on no number and for files, rows or conditions that cannot
     be compared.
     """
     gates = parse_gates(fail_on) if fail_on else []
     changes: list[Change] = []
-    known: set[str] = set()
+    paths: set[str] = set()
     for name, before, after in _pairs(base, new):
         kind = kind_of(before or after)
         before_rows, after_rows = rows(before), rows(after)
-        found = list(_changes(kind, before_rows, after_rows, gates))
-        if found:
+        if own := list(_changes(kind, before_rows, after_rows, gates)):
             _check_conditions(before_rows, after_rows)
-        changes += [replace(c, row=": ".join(filter(None, (name, c.row)))) for c in found]
-        known |= {path for row in before_rows.values() for path, _ in leaves(row)}
+        changes += [replace(c, row=": ".join(filter(None, (name, c.row)))) for c in own]
+        paths |= {path for row in before_rows.values() for path in row.numbers}
     if unused := [g for g in gates if not any(g.text in c.gates for c in changes)]:
         raise BadInput(
-            f"gate {unused[0].text!r} concerns no number here. There are {_listed(known)}."
+            f"gate {unused[0].text!r} concerns no number here. There are {_listed(paths)}."
         )
     return changes, [change for change in changes if change.breached]
 
@@ -124,8 +135,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(short[:LISTED]) + (", …" if len(short) > LISTED else "")
 
 
-def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """What to compare with what; named in a run, where NEW may lack a file."""
+def _pairs(base: Path, new: Path) -> Iterator[tuple[str, Document, Document]]:
+    """The pairs of results to compare; in a run with their name, and empty where one lacks it."""
     for path in (base, new):
         if not path.exists():
             raise BadInput(f"{path} does not exist. Compare two files, or two runs.")
@@ -139,10 +150,10 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
                 f"{base} is {shown(kinds[0])}, {new} is {shown(kinds[1])}: compare two files of "
                 "one kind."
             )
-        found, other = map(rows, documents)
-        if not set(found) & set(other):
+        names, other = map(rows, documents)
+        if not names.keys() & other.keys():
             raise BadInput(
-                f"{base} and {new} have no row in common: {shown([*found])}; {shown([*other])}."
+                f"{base} and {new} have no row in common: {shown([*names])}; {shown([*other])}."
             )
         yield "", *documents
         return
@@ -158,38 +169,49 @@ def _pairs(base: Path, new: Path) -> Iterator[tuple[str, dict[str, Any], dict[st
 
 def _results(run: Path) -> list[str]:
     """The results in a run folder, as paths in it."""
-    found = [path for pattern in RESULTS for path in sorted(run.glob(pattern))]
-    return [str(p.relative_to(run)) for p in found if not p.name.endswith(".manifest.json")]
+    paths = [path for pattern in RESULTS for path in sorted(run.glob(pattern))]
+    return [str(p.relative_to(run)) for p in paths if not p.name.endswith(".manifest.json")]
 
 
-def kind_of(document: Mapping[str, Any]) -> str:
-    """Such as `bench`, of the schema `laptop.bench/1`."""
+def kind_of(document: Document) -> str:
+    """The kind of a result, such as `bench` for the schema `laptop.bench/1`."""
     return str(document.get("schema")).partition("/")[0].removeprefix("laptop.")
 
 
-def rows(document: Mapping[str, Any]) -> Rows:
-    """The named objects of a document's lists, and the document itself without its lists.
+def rows(document: Document) -> Rows:
+    """The named objects of a document's lists, and under "" the document itself without its lists.
 
-    What makes a document not valid makes its rows so. How a device was when it was probed is no
-    condition; each row has its name.
+    If the document is not valid, none of its rows is. The state of a device when it was probed is
+    no condition; each row has the device's name.
     """
     names = (*NAMES, FILES.get(kind_of(document)))
-    found: Rows = {}
+    itself = {
+        key: value
+        for key, value in document.items()
+        if not isinstance(value, list)
+        and key != "schema"
+        and not (key in ("device", "probe") and isinstance(value, Mapping))
+    }
+    objects = {"": itself} if itself else {}
     for key, value in document.items():
-        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            for r in value:
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for item in value:
                 if document.get("valid") is False:
-                    r = {**r, "valid": False}
-                found[f"{key}: " + " ".join(f"{k}={r[k]}" for k in names if r.get(k))] = r
-    itself = {k: v for k, v in document.items() if not isinstance(v, list) and k != "schema"}
-    for key in ("device", "probe"):
-        if isinstance(itself.get(key), Mapping):
-            del itself[key]
-    return ({"": itself} if itself else {}) | found
+                    item = {**item, "valid": False}
+                title = " ".join(f"{name}={item[name]}" for name in names if item.get(name))
+                objects[f"{key}: {title}"] = item
+    return {
+        name: Row(
+            dict(leaves(item)),
+            {key: _condition(item.get(key)) for key in CONDITIONS},
+            item.get("valid") is not False,
+        )
+        for name, item in objects.items()
+    }
 
 
-def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Dotted path and value of each number within a row's objects."""
+def leaves(value: Document, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted path and value of each number in an object and the objects inside of it."""
     for key, inner in value.items():
         if isinstance(inner, Mapping) and key not in CONDITIONS:
             yield from leaves(inner, f"{prefix}{key}.")
@@ -205,37 +227,38 @@ def _float(number: float) -> float:
 
 
 def _changes(kind: str, base: Rows, new: Rows, gates: Sequence[Gate]) -> Iterator[Change]:
-    """Of rows and numbers that only NEW has, those that a gate on the value concerns."""
+    """Compare every number of two results; if there are gates, those with a gate.
+
+    A number that only NEW has counts only if a gate on the value, not on the change, is on it.
+    """
     for name in dict.fromkeys((*base, *new)):
-        sides = [side.get(name, {}) for side in (base, new)]
-        before, after = (dict(leaves(row)) for row in sides)
-        untrusted = any(row.get("valid") is False for row in sides)
-        for path in dict.fromkeys((*before, *after)):
-            concerned = [gate for gate in gates if gate.concerns(f"{kind}.{path}")]
-            was, now = before.get(path), after.get(path)
-            if was is None:
-                concerned = [gate for gate in concerned if not gate.is_relative]
-            if not concerned and (gates or was is None):
+        before, after = base.get(name, MISSING), new.get(name, MISSING)
+        for path in dict.fromkeys((*before.numbers, *after.numbers)):
+            old, value = before.numbers.get(path), after.numbers.get(path)
+            own = [gate for gate in gates if gate.concerns(f"{kind}.{path}")]
+            if old is None:
+                own = [gate for gate in own if not gate.is_relative]
+            if not own and (gates or old is None):
                 continue
-            if untrusted and path.partition(".")[0] in MEASURED:
-                breached = tuple(f"{gate.text} (measurement not valid)" for gate in concerned)
+            is_measured = path.partition(".")[0] in MEASURED
+            if is_measured and not (before.is_valid and after.is_valid):
+                breached = tuple(f"{gate.text} (measurement not valid)" for gate in own)
             else:
-                breached = tuple(g.text for g in concerned if g.is_breached(was, now))
-            yield Change(name, path, was, now, breached, tuple(g.text for g in concerned))
+                breached = tuple(gate.text for gate in own if gate.is_breached(old, value))
+            yield Change(name, path, old, value, breached, tuple(gate.text for gate in own))
 
 
-def _condition(value: Any) -> Any:
-    """Without the resolution, which is not always known, and follows from the shapes."""
+def _condition(value: object) -> object:
+    """A condition without the resolution, which not every file has, and follows from the shapes."""
     if isinstance(value, Mapping):
         return {k: v for k, v in value.items() if k != "resolution"}
     return value
 
 
 def _check_conditions(base: Rows, new: Rows) -> None:
-    for name in set(base) & set(new):
-        for key in CONDITIONS:
-            before, after = (_condition(side[name].get(key)) for side in (base, new))
-            if before != after:
+    for name in base.keys() & new.keys():
+        for key, before in base[name].conditions.items():
+            if before != (after := new[name].conditions[key]):
                 raise BadInput(
                     f"row {shown(name)} was made under other conditions: {key} is {shown(before)} "
                     f"in BASE, {shown(after)} in NEW. Measure both in the same way."

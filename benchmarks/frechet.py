@@ -1,7 +1,7 @@
 """The Fréchet distance between two sets of pictures (Heusel et al. 2017, arXiv 1706.08500).
 
-The usual feature space is Inception's; for small synthetic pictures, and without a download, ours
-is the teacher's own VAE: fixed, and the same for every model that is compared with the teacher.
+The usual feature space is Inception's. Here it is that of the teacher's own VAE, which suits small
+synthetic pictures, needs no download, and is the same for every model that is compared.
 """
 
 from collections.abc import Sequence

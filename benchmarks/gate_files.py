@@ -1,4 +1,4 @@
-"""What a comparison found, as files that CI systems read."""
+"""The result of a comparison as files that CI systems read."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from laptop.benchmarks.report.text import code, table, words
 from laptop.errors import BadInput, OutputExists
 from laptop.files import read_text, write_text
 
-UNITS = {  # of numbers that should be small, by their path
+UNITS = {  # units by path of numbers that should be small
     **{f"latency_ms.{name}": "ms" for name in ("p50", "p90", "p95", "p99", "mean", "first")},
     **dict.fromkeys(("load_s.cold", "load_s.warm", "seconds"), "s"),
     **dict.fromkeys(("size_bytes", "peak_memory_bytes", "bytes"), "bytes"),
@@ -24,14 +24,14 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(changes: Sequence[Change]) -> str:
-    """One test case a number; those that breach a gate fail with its text."""
+    """JUnit XML: a test case for each number; it fails if a gate is breached."""
     breaches = sum(bool(change.breached) for change in changes)
     counts = {"tests": str(len(changes)), "failures": str(breaches)}
     suite = ET.Element("testsuite", {"name": "laptop compare", **counts})
     for change in changes:
         row = NOT_XML.sub("\N{REPLACEMENT CHARACTER}", change.row or "document")
-        where = {"classname": row, "name": NOT_XML.sub("\N{REPLACEMENT CHARACTER}", change.path)}
-        case = ET.SubElement(suite, "testcase", where)
+        names = {"classname": row, "name": NOT_XML.sub("\N{REPLACEMENT CHARACTER}", change.path)}
+        case = ET.SubElement(suite, "testcase", names)
         if change.breached:
             message = f"{_shown(change.base)} -> {_shown(change.new)} ({_percent(change)})"
             failure = ET.SubElement(case, "failure", {"message": message})
@@ -63,7 +63,7 @@ def markdown(changes: Sequence[Change]) -> str:
 
 def benchmark(changes: Sequence[Change]) -> str:
     """The new numbers for github-action-benchmark's tool `customSmallerIsBetter`."""
-    found = [
+    numbers = [
         {
             "name": f"{change.row} {change.path}".strip(),
             "unit": UNITS[change.path],
@@ -72,11 +72,11 @@ def benchmark(changes: Sequence[Change]) -> str:
         for change in changes
         if change.path in UNITS and change.new is not None and math.isfinite(change.new)
     ]
-    return json.dumps(found, indent=1) + "\n"
+    return json.dumps(numbers, indent=1) + "\n"
 
 
 def check_outputs(files: Mapping[str, Path], *inputs: Path) -> None:
-    """Raise before anything is written over what is compared, or over a file that is not ours."""
+    """Raise if an output would overwrite what is compared, or a file that is not ours."""
     if len({path.resolve() for path in files.values()}) < len(files):
         raise BadInput(f"--{' and --'.join(files)} name one file twice. Give each its own.")
     for form, path in files.items():
@@ -97,7 +97,7 @@ def check_outputs(files: Mapping[str, Path], *inputs: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path names no file: "-" for stdout, or one of the system's, such as /dev/stdout."""
+    """Whether a path is a stream: "-" for stdout, or one of the system's, such as /dev/stdout."""
     return str(path) == "-" or path.is_relative_to("/dev") or path.is_relative_to("/proc")
 
 
@@ -124,7 +124,7 @@ OWN = {  # how a file of each form begins
 
 
 def write(form: str, path: Path, changes: Sequence[Change]) -> None:
-    """Write a form in `FORMS`; "-" is stdout. A link to a file is replaced, not followed."""
+    """Write one of `FORMS`; "-" is stdout. A link to a file is replaced, not followed."""
     text = FORMS[form](changes)
     if str(path) == "-":
         sys.stdout.write(text)

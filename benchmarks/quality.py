@@ -1,4 +1,4 @@
-"""Image quality of models that are to draw the same pictures: the same prompts, the same noise.
+"""Image quality of models that draw the same prompts from the same noise.
 
 The first model is the teacher. Every picture is made by the pipeline's own call from noise that
 depends on the seed and the prompt's number only, so that pictures of different models, batches and
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,13 @@ from laptop.pruning.sampling_config import Sampling, SamplingConfig
 from laptop.run import Overwrite, run_stage
 from laptop.unfinished import resume_folder
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 PSNR_CAP_DB = 100.0  # of identical pictures, whose PSNR is infinite
 BLACK_LEVEL = 5  # of 255: a picture with no brighter value is black
 Images = NDArray[np.uint8]  # (N, H, W, 3)
+Pixels = NDArray[np.float32] | NDArray[np.float64]
 Judge = Callable[[Images, Sequence[str]], Mapping[str, float]]
 
 
@@ -50,10 +54,11 @@ def evaluate(
 ) -> Path:
     """Draw `prompts` with each of `models` (label to name or folder) and write `out/eval.json`.
 
-    `judge` gives shares by attribute, "prompt_accuracy" first of all; `reference` are the pictures
-    that the Fréchet distance is taken to, the teacher's where None. A killed call goes on where it
-    stopped. All models draw alike, as `sampling`, their folders and the first one's configs say.
-    Raises `BadInput` when there is no prompt, a label is no file name, or the folders disagree.
+    `judge` gives accuracies by attribute, among them "prompt_accuracy"; the Fréchet distance is
+    taken to the pictures `reference`, or to the teacher's. If a call is killed, the next one keeps
+    the pictures that were drawn. All models draw alike, as `sampling`, their folders and the first
+    one's configs say. Raises `BadInput` when there is no prompt, a label is no file name, or the
+    folders disagree.
     """
     chosen = _check(models, config, prompts)
     for model in models.values():
@@ -61,9 +66,9 @@ def evaluate(
     sources = {label: locating.locate(str(model)) for label, model in models.items()}
     first, *others = (str(model) for model in models.values())
     wanted = SamplingConfig(guidance=config.guidance).over(sampling or SamplingConfig())
-    how = choose_sampling(first, wanted, *others, steps=config.steps)
+    chosen_sampling = choose_sampling(first, wanted, *others, steps=config.steps)
     settings = asdict(config) | {
-        "sampling": asdict(how),
+        "sampling": asdict(chosen_sampling),
         "models": [f"{label}: {source}" for label, source in sources.items()],
         "prompts_sha256": hashlib.sha256("\n".join(chosen).encode()).hexdigest(),
         "judge": f"{judge.__module__}.{judge.__name__}" if judge else None,
@@ -72,12 +77,12 @@ def evaluate(
     inputs = {label: Path(s) for label, s in sources.items() if Path(s).is_dir()}
 
     def work(folder: Path) -> None:
-        pictures = draw_all(sources, folder, config, how, chosen)
+        pictures = draw_all(sources, folder, config, chosen_sampling, chosen)
         report = EvalReport(
             prompts=len(chosen),
-            steps=how.steps,
-            guidance=how.guidance,
-            sampling=asdict(how),
+            steps=chosen_sampling.steps,
+            guidance=chosen_sampling.guidance,
+            sampling=asdict(chosen_sampling),
             seed=config.seed,
             feature_space=FEATURE_SPACE,
             reference="the teacher's pictures"
@@ -110,7 +115,7 @@ def _digest(images: Images) -> str:
 
 
 def noise(seed: int, index: int, shape: Sequence[int]) -> NDArray[np.float32]:
-    """The initial noise of prompt `index`, whatever the batch it is drawn in; shape (C, h, w)."""
+    """The initial noise (C, h, w) of prompt `index`, which does not depend on the batch."""
     return np.random.default_rng([seed, index]).standard_normal(tuple(shape), np.float32)
 
 
@@ -121,7 +126,7 @@ def draw_all(
     sampling: Sampling,
     prompts: Sequence[str],
 ) -> dict[str, tuple[Images, NDArray[np.bool_]]]:
-    """Each model's pictures, and which of them were black or not a number."""
+    """The pictures of each model, and which of them are black or hold a NaN."""
     starts = range(0, len(prompts), config.batch)
     numbers = [range(i, min(i + config.batch, len(prompts))) for i in starts]
     total = len(numbers) * len(sources)
@@ -137,10 +142,10 @@ def draw_all(
 def _kept(
     path: Path, count: int, size: tuple[int | None, int | None]
 ) -> tuple[Images, NDArray[np.bool_]] | None:
-    """The pictures of a batch and which of them are bad, drawn by an earlier call.
+    """The pictures of a batch that an earlier call drew, and which of them are bad.
 
-    Returns None unless the file is there and whole: `count` pictures of `size`, height and width,
-    of which None is any.
+    Returns None unless the file exists and is whole: `count` pictures of `size`, which is height
+    and width; None stands for any.
     """
     if not path.exists():
         return None
@@ -169,7 +174,7 @@ def _batches(
     prompts: Sequence[str],
     numbers: Sequence[Sequence[int]],
 ) -> Iterator[tuple[str, Images, NDArray[np.bool_]]]:
-    """Label, pictures and which are bad of each batch; those not in `folder` yet are drawn."""
+    """Label, pictures and bad pictures of each batch; batches that `folder` lacks are drawn."""
     for label, source in sources.items():
         pipe = None  # loaded only when a picture is missing, and one model at a time
         (folder / label).mkdir(parents=True, exist_ok=True)
@@ -179,27 +184,31 @@ def _batches(
             if batch is None:
                 pipe = pipe or _load(source, sampling)
                 batch = images, bad = draw(pipe, prompts, chunk, sampling, seed)
-                beside = path.with_suffix(".tmp.npz")
-                np.savez(beside, images=images, bad=bad)
-                beside.replace(path)
+                partial = path.with_suffix(".tmp.npz")
+                np.savez(partial, images=images, bad=bad)
+                partial.replace(path)
             yield label, *batch
 
 
-def _load(source: str, sampling: Sampling) -> Any:
+def _load(source: str, sampling: Sampling) -> "DiffusionPipeline":
     pipe = loading.load_pipeline(source)
     set_scheduler_(pipe, sampling)
     return pipe
 
 
 def draw(
-    pipe: Any, prompts: Sequence[str], numbers: Sequence[int], sampling: Sampling, seed: int
+    pipe: "DiffusionPipeline",
+    prompts: Sequence[str],
+    numbers: Sequence[int],
+    sampling: Sampling,
+    seed: int,
 ) -> tuple[Images, NDArray[np.bool_]]:
-    """Pictures of the prompts of these numbers, and which are black or hold a NaN."""
+    """Pictures of the prompts with these numbers, and which are black or hold a NaN."""
     import torch
 
-    described = of_pipeline(pipe)
-    size = picture_size(described, sampling.height, sampling.width)
-    shape = (pipe.unet.config.in_channels, *(side // described.latents.pixels for side in size))
+    description = of_pipeline(pipe)
+    size = picture_size(description, sampling.height, sampling.width)
+    shape = (pipe.unet.config.in_channels, *(side // description.latents.pixels for side in size))
     latents = np.stack([noise(seed, i, shape) for i in numbers])
     pixels = pipe(
         [prompts[i] for i in numbers],
@@ -212,7 +221,7 @@ def draw(
     return to_uint8(pixels)
 
 
-def to_uint8(pixels: NDArray[np.floating[Any]]) -> tuple[Images, NDArray[np.bool_]]:
+def to_uint8(pixels: Pixels) -> tuple[Images, NDArray[np.bool_]]:
     """Pictures (N, H, W, 3) from values in 0..1, and which of them are black or hold a NaN."""
     images = np.rint(255 * np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1))
     finite = np.isfinite(pixels).all(axis=(1, 2, 3))
@@ -244,13 +253,13 @@ def _measure(
     rows = []
     for label, source in sources.items():
         images, bad = pictures[label]
-        shares = dict(judge(images, prompts)) if judge else {}
+        accuracy = dict(judge(images, prompts)) if judge else {}
         rows.append(
             EvaluatedModel(
                 label=label,
                 path=source,
-                prompt_accuracy=shares.pop("prompt_accuracy", None),
-                accuracy=shares,
+                prompt_accuracy=accuracy.pop("prompt_accuracy", None),
+                accuracy=accuracy,
                 frechet=frechet_distance(latent_features(vae, images), aim),
                 psnr_to_teacher_db=None if label == teacher else psnr_db(images, teacher_images),
                 black_or_nan=int(bad.sum()),

@@ -19,14 +19,14 @@ from laptop.fields import (
 
 MOST_THREADS = 1024
 RUNTIMES = ("pytorch", "onnxruntime", "executorch", "tensorrt", "coreml")
-NEEDED_SAMPLES = 20  # fewer, or a shorter time, and a row is not valid, whatever the config asked
+NEEDED_SAMPLES = 20  # with fewer, or in less time, no row is valid; the config cannot change it
 NEEDED_S = 10.0
 IMAGE = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")  # what an image needs
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is drawn to judge image quality."""
+    """Settings of the pictures that are drawn to judge image quality."""
 
     prompts: Samples = 500  # prompts, at most; the first of the list
     steps: Steps | None = None  # denoising steps of a picture; None: as [sampling] says, or 25
@@ -43,19 +43,19 @@ class EvalConfig:
 
 
 class Runtime:
-    """A runtime, or one with a place where it runs, such as "onnxruntime:cuda"."""
+    """A runtime, alone or with a processor, such as "onnxruntime:cuda"."""
 
     def refusal(self, value: str) -> str | None:
-        """How the text must be instead; None where it is right."""
-        name, colon, place = value.partition(":")
-        if name in RUNTIMES and (place.isidentifier() or not colon):
+        """The form that the text must have; None if it has it."""
+        name, colon, processor = value.partition(":")
+        if name in RUNTIMES and (processor.isidentifier() or not colon):
             return None
-        return f"known are {', '.join(RUNTIMES)}, alone or with a place as in onnxruntime:cuda"
+        return f"known are {', '.join(RUNTIMES)}, alone or with a processor: onnxruntime:cuda"
 
 
 @dataclass(frozen=True)
 class DevicesConfig:
-    """Where latency is measured, and how a device is reached."""
+    """The devices on which latency is measured, and how they are reached."""
 
     # where `laptop compress` measures: local, ssh://[user@]host[:port], adb://SERIAL, ios://UDID
     addresses: Annotated[tuple[Name, ...], Length(100)] = ("local",)
@@ -69,7 +69,7 @@ class DevicesConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """How latency is measured."""
+    """The protocol by which latency is measured."""
 
     # networks to time
     components: Annotated[tuple[Annotated[str, OneOf(*COMPONENTS)], ...], Length(100)] = IMAGE

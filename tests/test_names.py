@@ -27,7 +27,7 @@ CHECKED = {  # where such a value becomes a path, and what has checked it before
     "Path(self.path)": "a path of this program",
     "Path(self.source)": "the source of a workload, which `timed_components` found",
     "Path(workload.source)": "the source of a workload, which `timed_components` found",
-    "Path(one.source)": "the source of a component, which `timed_components` found",
+    "Path(part.source)": "the source of a component, which `timed_components` found",
     "Path(config.source)": "a setting: a user's own data",
     "Path(recipe.data.source)": "a setting: a user's own data",
     "Path(model.source)": "a model by its known name",

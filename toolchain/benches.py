@@ -83,7 +83,7 @@ def estimate(
     devices: DevicesConfig,
     sampling: SamplingConfig,
 ) -> dict[str, object]:
-    """What would be timed, of models or, with a granularity, of one's layers; how long at least."""
+    """The models or, with a granularity, the layers that would be timed, and the least time."""
     if granularity:
         return layers.estimate(subjects["model"], config, _computer(address, devices), granularity)
     return latency.estimate(subjects, config, device(address, devices), sampling)
@@ -108,7 +108,7 @@ def of_layers(
     sampling: SamplingConfig,
     overwrite: bool,
 ) -> tuple[LatencyTable, str]:
-    """What each removable layer takes of a forward, for `laptop plan --latency-table`."""
+    """The latency of each removable layer in a forward, for `laptop plan --latency-table`."""
     where = _computer(address, devices)
     path = bench_layers(
         model, out, config, where, granularity, resolution, sampling=sampling, overwrite=overwrite

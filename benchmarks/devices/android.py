@@ -1,8 +1,8 @@
 """Latency on an Android device that adb reaches: `adb://SERIAL`.
 
 `docs/guides/android.md` says what the device and this machine need, and what is measured.
-Heat is what Android's thermal service says, whose status 0 is cool; before Android 10 there is
-none, and the battery alone tells a temperature.
+Heat is what Android's thermal service reports, whose status 0 is cool. Before Android 10 there is
+no such service, and only the battery has a temperature.
 """
 
 import re
@@ -27,7 +27,7 @@ from laptop.hosts.host import Host
 ADDRESS = re.compile(r"adb://([\w.:() -]*)")
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 HOT = (0, 1, 3, 9)  # of android.os.Temperature's types: processor, GPU, skin, NPU
-SANE_C = (0.0, 150.0)  # sensors that are not there say 0, NaN or worse
+SANE_C = (0.0, 150.0)  # missing sensors report 0, NaN or worse
 LOW_BATTERY = 20  # percent; about where phones begin to save power
 SENSOR = re.compile(r"Temperature\{mValue=([^,]+), mType=(-?\d+), mName=([^,]*), mStatus=\d+\}")
 HAL = "Current temperatures from HAL:"
@@ -36,7 +36,7 @@ PROPERTY = re.compile(r"^\[(.+?)\]: \[(.*)\]$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Thermal:
-    """What the thermal service says; None: nothing."""
+    """A report of the thermal service; None: it says nothing."""
 
     status: int | None = None  # 0 (none) to 6 (shutdown)
     temperature_c: float | None = None  # the hottest of processor, GPU, NPU and skin
@@ -45,8 +45,8 @@ class Thermal:
     def throttled(self) -> str | None:
         if not self.status:
             return None
-        known = self.status < len(STATUSES)
-        return f"thermal status {self.status}" + (f" ({STATUSES[self.status]})" if known else "")
+        name = f" ({STATUSES[self.status]})" if self.status < len(STATUSES) else ""
+        return f"thermal status {self.status}{name}"
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class Battery:
 
 @dataclass(frozen=True)
 class Android(Device):
-    """A `Device`: a phone, and the folder of this machine with the programs built for it."""
+    """A phone, and the folder on this machine with the programs built for it."""
 
-    # of ONNX Runtime's own format its runner takes each free dimension for 1
+    # in ONNX Runtime's own format, its runner takes each free dimension for 1
     refused: ClassVar[tuple[str, ...]] = ("coreml", "ort")
-    place: Host
+    host: Host
     runners: Path | None = None  # None: ~/.cache/laptop/android/ABI
 
     @property
     def address(self) -> str:
-        return self.place.name
+        return self.host.name
 
     def probe(self) -> Facts:
         properties = self._properties()
@@ -84,10 +84,10 @@ class Android(Device):
             f"(API {properties.get('ro.build.version.sdk', '?')})",
             runtimes=self._runtimes(self._folder(properties)),
             power_mode="battery saver" if saves else "normal",
-            free_memory_bytes=read_memory(checked(self.place, "cat /proc/meminfo")),
-            free_disk_bytes=free_bytes(self.place.run(f"df -k {TMP}").out),
+            free_memory_bytes=read_memory(checked(self.host, "cat /proc/meminfo")),
+            free_disk_bytes=free_bytes(self.host.run(f"df -k {TMP}").out),
             state=f"{battery}{'' if has_service else '; no thermal service'}",
-            cores=int(cores) if (cores := self.place.run("nproc").out.strip()).isdigit() else None,
+            cores=int(cores) if (cores := self.host.run("nproc").out.strip()).isdigit() else None,
             how_to=f"{PAGE} says how to build it",
         )
 
@@ -98,7 +98,7 @@ class Android(Device):
         return Heat(not_ready(thermal, battery, saves), battery.temperature_c)
 
     def has(self, workload: Workload) -> bool:
-        return has_files(self.place, runner_of(workload).files(workload), FILES)
+        return has_files(self.host, runner_of(workload).files(workload), FILES)
 
     def meter(
         self, workload: Workload, warmup_iterations: int, warmup_s: float
@@ -106,29 +106,26 @@ class Android(Device):
         runner = runner_of(workload)
         program = self._program(runner.program)
         warmup = (warmup_iterations, warmup_s)
-        return measured(self.place, workload, runner, program, warmup, self._warmth)
+        return measured(self.host, workload, runner, program, warmup, self._warmth)
 
     def _program(self, name: str) -> list[Path]:
-        """A runner on this machine, and the libraries beside it."""
+        """A runner on this machine, and the libraries in its folder."""
         folder = self._folder(self._properties())
         if not (folder / name).is_file():
             raise LaptopError(
-                f"{self.address} needs {name}, built for it, in {folder}, where none is. "
+                f"{self.address} needs {name}, built for it, which is not in {folder}. "
                 f"{PAGE} says how to build it."
             )
         return [folder / name, *sorted(folder.glob("*.so"))]
 
     def _properties(self) -> dict[str, str]:
-        return read_properties(checked(self.place, "getprop"))
+        return read_properties(checked(self.host, "getprop"))
 
     def _folder(self, properties: Mapping[str, str]) -> Path:
         return self.runners or folder_of(properties.get("ro.product.cpu.abi", ""))
 
     def _runtimes(self, folder: Path) -> dict[str, str]:
-        """The runners for this device, by the runtimes that they may have been built with.
-
-        They tell no versions, so each is known by its hash.
-        """
+        """The runners for this device by runtime, each with its hash: they report no version."""
         return {
             name: f"{path.name} sha256:{sha256(path)[:12]}"
             for runtime, runner in RUNNERS.items()
@@ -137,12 +134,12 @@ class Android(Device):
         }
 
     def _thermal(self) -> Thermal:
-        return read_thermal(self.place.run("dumpsys thermalservice").out)
+        return read_thermal(self.host.run("dumpsys thermalservice").out)
 
     def _battery(self) -> tuple[Battery, bool]:
-        """And whether the device saves power."""
-        battery = read_battery(self.place.run("dumpsys battery").out)
-        return battery, self.place.run("settings get global low_power").out.strip() == "1"
+        """The battery, and whether the device saves power."""
+        battery = read_battery(self.host.run("dumpsys battery").out)
+        return battery, self.host.run("settings get global low_power").out.strip() == "1"
 
     def _warmth(self) -> tuple[float | None, str | None]:
         thermal = self._thermal()
@@ -157,19 +154,19 @@ def device(address: str, access: DevicesConfig, tries: int) -> Android:
 
 
 def addresses() -> list[str]:
-    """The devices that adb knows, whatever their state; none without adb."""
+    """The devices that adb knows, in any state; none without adb."""
     if shutil.which("adb") is None:
         return []
     return [f"adb://{serial}" for serial, _ in adb.devices()]
 
 
 def folder_of(abi: str) -> Path:
-    """Where runners lie that were built for an ABI, such as arm64-v8a."""
+    """The folder of the runners that were built for an ABI, such as arm64-v8a."""
     return Path.home() / ".cache/laptop/android" / abi
 
 
 def runners_here(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """The ABIs for which each runner lies on this machine, by program; none: ()."""
+    """The ABIs for which this machine has each runner, by program."""
     root = folder or folder_of("")
     return {
         runner.program: tuple(sorted(p.parent.name for p in root.glob(f"*/{runner.program}")))
@@ -178,7 +175,7 @@ def runners_here(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def not_ready(thermal: Thermal, battery: Battery, saves_power: bool) -> str | None:
-    """Why a device should not be measured now; None when nothing speaks against it."""
+    """Why a device should not be measured now; None if it can be."""
     reasons = [thermal.throttled] if thermal.throttled else []
     if saves_power:
         reasons.append("battery saver is on")
@@ -190,25 +187,25 @@ def not_ready(thermal: Thermal, battery: Battery, saves_power: bool) -> str | No
 
 
 def read_properties(text: str) -> dict[str, str]:
-    """What `getprop` prints."""
+    """Parse the output of `getprop`."""
     return dict(PROPERTY.findall(text))
 
 
 def phone_name(properties: Mapping[str, str]) -> str:
-    """Such as `Google Pixel 8 (Tensor G3)`."""
-    known = [properties.get(f"ro.product.{key}", "") for key in ("manufacturer", "model")]
+    """The name of a phone, such as `Google Pixel 8 (Tensor G3)`."""
+    names = [properties.get(f"ro.product.{key}", "") for key in ("manufacturer", "model")]
     chip = properties.get("ro.soc.model", "")  # since Android 12
-    return " ".join([*filter(None, known), *([f"({chip})"] if chip else [])]) or "unknown device"
+    return " ".join([*filter(None, names), *([f"({chip})"] if chip else [])]) or "unknown device"
 
 
 def read_memory(meminfo: str) -> int | None:
     """The available bytes in `/proc/meminfo`."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    return 1024 * int(found[1]) if found else None
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
+    return 1024 * int(match[1]) if match else None
 
 
 def read_thermal(text: str) -> Thermal:
-    """What `dumpsys thermalservice` prints; cached temperatures only where the HAL gives none."""
+    """Parse `dumpsys thermalservice`; cached temperatures count only if the HAL gives none."""
     status = re.search(r"^\s*Thermal Status: (\d+)", text, re.MULTILINE)
     before, _, current = text.partition(HAL)
     temperature_c = _hottest(current)
@@ -219,21 +216,21 @@ def read_thermal(text: str) -> Thermal:
 
 
 def _hottest(text: str) -> float | None:
-    found = (float(value) for value, kind, _ in SENSOR.findall(text) if int(kind) in HOT)
-    return max((value for value in found if SANE_C[0] < value < SANE_C[1]), default=None)
+    celsius = (float(value) for value, kind, _ in SENSOR.findall(text) if int(kind) in HOT)
+    return max((value for value in celsius if SANE_C[0] < value < SANE_C[1]), default=None)
 
 
 def read_battery(text: str) -> Battery:
-    """What `dumpsys battery` prints; makers append lines of their own, so the first ones count."""
-    found: dict[str, str] = {}
+    """Parse `dumpsys battery`; makers append lines of their own, so the first of a key counts."""
+    values: dict[str, str] = {}
     for line in lines(text):
         key, _, value = line.strip().partition(": ")
-        found.setdefault(key, value)
-    level, scale = (_number(found.get(key)) for key in ("level", "scale"))
-    tenths = _number(found.get("temperature"))
+        values.setdefault(key, value)
+    level, scale = (_number(values.get(key)) for key in ("level", "scale"))
+    tenths = _number(values.get("temperature"))
     return Battery(
         None if level is None else 100 * level / (scale or 100),
-        any(value == "true" for key, value in found.items() if key.endswith(" powered")),
+        any(value == "true" for key, value in values.items() if key.endswith(" powered")),
         None if tenths is None else tenths / 10,
     )
 

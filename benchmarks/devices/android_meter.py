@@ -2,8 +2,7 @@
 
     /data/local/tmp/laptop/files/SHA256/     a model with its weights, a runner with its libraries
 
-A folder's name is the hash of what lies in it, and what lies in it is checked there before it is
-used.
+A folder's name is the hash of its content, which is checked on the device before it is used.
 """
 
 import math
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from laptop.benchmarks.devices.android_runners import Call, Runner, complaint
+from laptop.benchmarks.devices.android_runners import Call, PhoneRunner, complaint
 from laptop.benchmarks.devices.device import Ready, Round, Workload
 from laptop.errors import LaptopError
 from laptop.hosts.adb import TMP
@@ -29,7 +28,7 @@ Warmth = Callable[[], tuple[float | None, str | None]]  # °C; how the system sa
 
 
 class PhoneMeter:
-    """A `Meter` whose every turn is a process on the device."""
+    """A `Meter` that runs a process on the device for every turn."""
 
     ready: Ready
 
@@ -39,16 +38,16 @@ class PhoneMeter:
         self.mean_ms, self.load_s = 0.0, 0.0
 
     def warm_up(self, iterations: int, seconds: float) -> None:
-        """Load twice, and run as often and as long as asked."""
+        """Load twice, run at least `iterations` times and `seconds` long."""
         cold = self._call(0)
         warm = self._calls(iterations, seconds)[0]
         first_ms = cold.first_ms if warm.first_ms is None else warm.first_ms
         self.ready = Ready(cold.load_s, warm.load_s, first_ms)
 
     def run_round(self, iterations: int, seconds: float) -> Round:
-        """Call the runner until there are as many samples, and they take as long.
+        """Call the runner until there are enough samples, which take long enough together.
 
-        A runner that tells means only is called once, and gives one sample.
+        A runner that reports means only is called once, and gives one sample.
         """
         calls = self._calls(iterations, seconds)
         temperature_c, throttled = self.warmth()
@@ -65,12 +64,12 @@ class PhoneMeter:
         while not calls or (calls[-1].is_raw and (count < iterations or total_ms < 1000 * seconds)):
             left_ms = 1000 * seconds - total_ms
             by_time = math.ceil(left_ms / self.mean_ms) if self.mean_ms else 1
-            asked = max(1, iterations - count, by_time)
-            calls.append(self._call(asked))
+            times = max(1, iterations - count, by_time)
+            calls.append(self._call(times))
             if calls[-1].is_raw and not calls[-1].samples_ms:
                 raise LaptopError(
-                    f"the runner was told to run {asked} times after the first and told of none: "
-                    "it is of another version. docs/guides/android.md says which are known."
+                    f"the runner was to run {times} times after the first and reported no time: "
+                    "it is of another version. docs/guides/android.md lists those that work."
                 )
             count += len(calls[-1].samples_ms)
             total_ms += sum(calls[-1].samples_ms)
@@ -80,17 +79,17 @@ class PhoneMeter:
         call = self.turn(times, self.load_s + (times + 1) * self.mean_ms / 1000)
         self.peak_bytes = max(self.peak_bytes, call.peak_bytes or 0)
         self.load_s = call.load_s or 0.0
-        if known := call.samples_ms or ((call.first_ms,) if call.first_ms else ()):
-            self.mean_ms = sum(known) / len(known)
+        if samples := call.samples_ms or ((call.first_ms,) if call.first_ms else ()):
+            self.mean_ms = sum(samples) / len(samples)
         return call
 
 
 @dataclass
 class Turns:
-    """Calls of a runner on files that lie on the device; results go to a temporary folder."""
+    """Calls of a runner on files of the device; results go to a temporary folder there."""
 
-    place: Host
-    runner: Runner
+    host: Host
+    runner: PhoneRunner
     options: Sequence[str]
     program: str
     model: str
@@ -104,43 +103,43 @@ class Turns:
         libraries = f"LD_LIBRARY_PATH={self.program.rpartition('/')[0]}"
         timeout_s = LOAD_S + PATIENCE * expected_s
         command = ["env", libraries, "ORT_DISABLE_TELEMETRY=1", *call]
-        done = run_long(self.place, at, command, timeout_s, first_s=max(0.1, expected_s))
+        done = run_long(self.host, at, command, timeout_s, first_s=max(0.1, expected_s))
         if done.code:
             raise LaptopError(
-                f"{self.place.name}: {self.runner.program} ended with exit code {done.code}: "
+                f"{self.host.name}: {self.runner.program} ended with exit code {done.code}: "
                 f"{complaint(done.out)}"
             )
-        rows = self.place.run(f"cat {shlex.quote(at)}.csv 2>/dev/null").out
+        rows = self.host.run(f"cat {shlex.quote(at)}.csv 2>/dev/null").out
         return self.runner.read(done.out, rows)
 
 
 @contextmanager
 def measured(
-    place: Host,
+    host: Host,
     workload: Workload,
-    runner: Runner,
+    runner: PhoneRunner,
     program: Sequence[Path],
     warmup: tuple[int, float],
     warmth: Warmth,
 ) -> Iterator[PhoneMeter]:
     """A warmed-up meter; `program` is the runner on this machine, then its libraries."""
     options, files = runner.options(workload), runner.files(workload)
-    path = f"{send(place, program)}/{program[0].name}"
-    model = f"{send(place, files)}/{files[0].name}"
-    with scratch(place) as folder:
-        meter = PhoneMeter(Turns(place, runner, options, path, model, folder), warmth)
+    path = f"{send(host, program)}/{program[0].name}"
+    model = f"{send(host, files)}/{files[0].name}"
+    with scratch(host) as folder:
+        meter = PhoneMeter(Turns(host, runner, options, path, model, folder), warmth)
         meter.warm_up(*warmup)
         yield meter
 
 
-def send(place: Host, files: Sequence[Path]) -> str:
-    """The device's folder with these files; those that lie there and are whole are not sent."""
-    folder = send_files(place, files, FILES)
-    checked(place, f"chmod 755 {shlex.quote(folder)}/*")  # adb gives files the mode they have here
+def send(host: Host, files: Sequence[Path]) -> str:
+    """Send files unless the device has them, whole; returns their folder on the device."""
+    folder = send_files(host, files, FILES)
+    checked(host, f"chmod 755 {shlex.quote(folder)}/*")  # adb gives files the mode they have here
     return folder
 
 
 def free_bytes(df: str) -> int | None:
     """The free space that `df -k FOLDER` prints."""
-    found = DF.findall(df)
-    return 1024 * int(found[-1]) if found else None
+    blocks = DF.findall(df)
+    return 1024 * int(blocks[-1]) if blocks else None

@@ -2,10 +2,10 @@
 
 ONNX Runtime's `onnxruntime_perf_test` and ExecuTorch's `executor_runner` load a model, run it some
 times and end. So every turn of a meter is a process of its own, and the first inference of each
-is not among the samples: it pays for caches that the others had meanwhile.
+is not among the samples: it fills caches that other processes used meanwhile.
 
 `docs/guides/android.md` says which versions these are, and where to get them. What they print was
-taken from their documentation and sources; no phone was at hand.
+taken from their documentation and sources, not from a phone.
 """
 
 import math
@@ -23,7 +23,7 @@ from laptop.files import lines
 
 PAGE = "docs/guides/android.md"
 PROVIDERS = ("cpu", "xnnpack", "nnapi", "qnn")
-WEIGHTS = (".onnx_data", ".data")  # beside model.onnx
+WEIGHTS = (".onnx_data", ".data")  # files of weights in the folder of model.onnx
 NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 SESSION = re.compile(rf"Session creation time cost: {NUMBER} s")
 FIRST = re.compile(rf"First inference time cost: {NUMBER} ms")
@@ -35,7 +35,7 @@ EXECUTED = re.compile(rf"Model executed successfully (\d+) time\(s\) in {NUMBER}
 
 @dataclass(frozen=True)
 class Call:
-    """What one process of a runner told."""
+    """The report of one process of a runner."""
 
     samples_ms: tuple[float, ...]  # without the first inference
     load_s: float | None = None
@@ -44,30 +44,30 @@ class Call:
     is_raw: bool = True  # a sample an inference; else their mean
 
 
-class Runner(Protocol):
-    """A program for one kind of artifact."""
+class PhoneRunner(Protocol):
+    """A program on the phone for one kind of artifact."""
 
     program: str
 
     def files(self, workload: Workload) -> list[Path]:
-        """The artifact's; the first one is what the program opens."""
+        """The files of the artifact; the program opens the first one."""
 
     def options(self, workload: Workload) -> list[str]:
-        """What the workload asks for, as the program takes it; `BadInput` where it cannot be."""
+        """The program's options for a workload; `BadInput` if it cannot run it."""
 
     def command(
         self, program: str, options: Sequence[str], model: str, times: int, result: str
     ) -> list[str]:
-        """Run `model` once, untimed, and then `times` times; `result` is a new file's path."""
+        """The command that runs `model` once, untimed, then `times` times; may write `result`."""
 
     def read(self, log: str, result: str) -> Call:
-        """What it printed and what the file holds; `LaptopError` where there is no time."""
+        """The report in what was printed and in the result; `LaptopError` if it holds no time."""
 
 
 class PerfTest:
-    """ONNX Runtime's: raw times in a CSV file, the first inference in whole milliseconds.
+    """The runner of ONNX Runtime: raw times in a CSV file, the first one in whole milliseconds.
 
-    Its inputs are made up: seeded for float32, zeros for other types, as it makes them.
+    It makes its inputs itself: seeded noise for float32, zeros for other types.
     """
 
     program = "onnxruntime_perf_test"
@@ -97,10 +97,10 @@ class PerfTest:
 
 
 class ExecutorRunner:
-    """ExecuTorch's: a line for each inference, or, as in 2025, only their sum.
+    """The runner of ExecuTorch: a line for each inference or, as in 2025, only their sum.
 
-    Of a sum each call gives one sample, the mean of all its inferences, the first one too. Inputs
-    are ones, of the shapes that the program was exported with.
+    From a sum, each call gives one sample: the mean of all its inferences, the first one included.
+    Inputs are ones, of the shapes that the program was exported with.
     """
 
     program = "executor_runner"
@@ -117,18 +117,18 @@ class ExecutorRunner:
     def command(
         self, program: str, options: Sequence[str], model: str, times: int, result: str
     ) -> list[str]:
-        times += 1  # it times the first one, too
+        times += 1  # it also times the first one
         return with_peak([program, *options, f"--model_path={model}", f"--num_executions={times}"])
 
     def read(self, log: str, result: str) -> Call:
         return read_executor_runner(log)
 
 
-RUNNERS: Mapping[str, Runner] = {"onnxruntime": PerfTest(), "executorch": ExecutorRunner()}
+RUNNERS: Mapping[str, PhoneRunner] = {"onnxruntime": PerfTest(), "executorch": ExecutorRunner()}
 
 
-def runner_of(workload: Workload) -> Runner:
-    """The program for a workload; `BadInput` where there is none."""
+def runner_of(workload: Workload) -> PhoneRunner:
+    """The program for a workload; `BadInput` if its runtime has none."""
     kind = workload.runtime.partition(":")[0]
     if kind not in RUNNERS:
         raise BadInput(
@@ -154,18 +154,18 @@ def provider(runtime: str) -> str:
 
 
 def free_dimensions(model: Path, shapes: Shapes) -> dict[str, int]:
-    """Sizes of a graph's named dimensions; unnamed and unknown ones are 1, as the runner has it.
+    """Sizes of a graph's named dimensions; the runner takes unnamed and unknown ones for 1.
 
-    Raises `BadInput` where the graph cannot take these shapes.
+    Raises `BadInput` if the graph cannot take these shapes.
     """
     graph = read_graph(model).graph
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for value in graph.input:
         if value.name not in shapes:
             continue
         wanted, dims = shapes[value.name], value.type.tensor_type.shape.dim
         has = [
-            found.setdefault(dim.dim_param, size) if dim.dim_param else dim.dim_value or 1
+            sizes.setdefault(dim.dim_param, size) if dim.dim_param else dim.dim_value or 1
             for dim, size in zip(dims, wanted, strict=False)
         ]
         if len(dims) != len(wanted) or has != list(wanted):
@@ -173,11 +173,11 @@ def free_dimensions(model: Path, shapes: Shapes) -> dict[str, int]:
                 f"{model}: input {value.name} is of shape {has}; asked for is {list(wanted)}. "
                 "Bench it with the shapes that it was exported with."
             )
-    return found
+    return sizes
 
 
 def read_perf_test(log: str, result: str) -> Call:
-    """A log of `onnxruntime_perf_test`, and its rows `model,seconds,peak bytes,CPU %,run`."""
+    """Parse a log of `onnxruntime_perf_test`, and its rows `model,seconds,peak bytes,CPU %,run`."""
     rows = [line.rsplit(",", 4) for line in lines(result) if line.count(",") >= 4]
     try:
         samples = tuple(1000 * float(row[1]) for row in rows)
@@ -190,7 +190,7 @@ def read_perf_test(log: str, result: str) -> Call:
 
 
 def read_executor_runner(log: str) -> Call:
-    """A log of `executor_runner`, as its posix platform layer prints it."""
+    """Parse a log of `executor_runner`, as its posix platform layer prints it."""
     peak = read_peak(log)
     load_ms = _number(LOADED, log)
     load_s = None if load_ms is None else load_ms / 1000
@@ -210,21 +210,21 @@ def read_executor_runner(log: str) -> Call:
 
 
 def _number(pattern: re.Pattern[str], text: str) -> float | None:
-    found = pattern.search(text)
-    return float(found[1]) if found else None
+    match = pattern.search(text)
+    return float(match[1]) if match else None
 
 
 def complaint(log: str) -> str:
     """The line that says what is wrong: the last error, or the last line."""
-    said = [line.strip() for line in lines(log) if line.strip()]
-    errors = [x for x in said if re.search(r"error|fail|cannot|not found|^[EF] ", x, re.I)]
-    return ([*said[-1:], *errors[-1:]] or ["It printed nothing."])[-1][:300]
+    printed = [line.strip() for line in lines(log) if line.strip()]
+    errors = [x for x in printed if re.search(r"error|fail|cannot|not found|^[EF] ", x, re.I)]
+    return ([*printed[-1:], *errors[-1:]] or ["It printed nothing."])[-1][:300]
 
 
 def with_peak(command: Sequence[str]) -> list[str]:
-    """A command that also prints its peak memory, for the runner that does not: `VmHWM: … kB`.
+    """A command that runs another and also prints its peak memory: `VmHWM: … kB`.
 
-    Looked at once a second, lest looking slows what is timed.
+    It looks once a second only, so that looking does not slow what is timed.
     """
     return [
         *("sh", "-c"),
@@ -235,6 +235,6 @@ def with_peak(command: Sequence[str]) -> list[str]:
 
 
 def read_peak(log: str) -> int | None:
-    """What `with_peak` printed, in bytes."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", log, re.MULTILINE)
-    return 1024 * int(found[1]) if found else None
+    """The peak memory in bytes that a command of `with_peak` printed."""
+    match = re.search(r"^VmHWM:\s+(\d+) kB", log, re.MULTILINE)
+    return 1024 * int(match[1]) if match else None

@@ -1,9 +1,9 @@
 """Computers as devices: this one, and Linux boards and Macs that ssh reaches.
 
-`worker.py` and `sensors.py` run there: here as modules, on a board as files that are sent, as
-artifacts are, into its `~/.cache/laptop/files` under their sha256, and stay for the next time. A
-worker talks through its stdin and stdout, so it ends when this process or the connection does.
-After a connection was lost, a new one goes on with the round that was lost.
+`worker.py` and `sensors.py` run on them: here as modules, on a board as files, which are sent like
+artifacts into its `~/.cache/laptop/files` under their sha256 and stay for the next time. A worker
+talks through its stdin and stdout, so it ends when this process or the connection does. After a
+lost connection, a new one repeats the round that was lost.
 """
 
 import json
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from laptop.benchmarks.devices import sensors
 from laptop.benchmarks.devices.device import AtLeast0, Device, Facts, Heat, Ready, Round, Workload
@@ -33,6 +33,7 @@ from laptop.hosts.ssh import SSH_FAILED, Ssh
 from laptop.records import built
 
 T = TypeVar("T")
+Answer = Mapping[str, object]  # JSON, before it is checked
 LOADERS = {"pytorch": "laptop.benchmarks.devices.eager:load"}  # others are the worker's own
 IMPORTS = {  # modules of each runtime, imported before the clock of the first load starts
     "pytorch": ("torch", "diffusers.models.unets.unet_2d_condition"),
@@ -48,16 +49,14 @@ is_ours && kill {pid}
 for i in 1 2 3 4 5 6 7 8 9 10; do is_ours || exit 0; sleep 0.5; done
 kill -9 {pid}"""  # the number may be another process's by now, after a new start of the board
 ANSWER_BYTES = 64 << 20  # of one line; a longer one is no answer
-NO_ANSWER = "That is no answer of a worker."
-ENDS_S = 5  # that a worker may take to end, each time that it is told to
+NO_ANSWER = "It is no answer of a worker."
+ENDS_S = 5  # that a worker may take to end before it is ended more forcefully
 
 
 def device(address: str, access: DevicesConfig, tries: int) -> "Computer":
     """The device with the address `local` or `ssh://[user@]host[:port]`, not yet reached."""
-    place = ssh.host_at(address)
-    return Computer(
-        replace(place, tries=tries) if isinstance(place, Ssh) else Local(), access.python
-    )
+    host = ssh.host_at(address)
+    return Computer(replace(host, tries=tries) if isinstance(host, Ssh) else Local(), access.python)
 
 
 def addresses() -> list[str]:
@@ -70,29 +69,29 @@ class Computer(Device):
     """A device on which a worker's process runs."""
 
     refused: ClassVar[tuple[str, ...]] = ("coreml",)
-    place: Local | Ssh
+    host: Local | Ssh
     python: str = "python3"  # on a board: one that can import the runtime
 
     @property
     def address(self) -> str:
-        return "local" if isinstance(self.place, Local) else self.place.name
+        return "local" if isinstance(self.host, Local) else self.host.name
 
     def probe(self) -> Facts:
-        if isinstance(self.place, Local):
+        if isinstance(self.host, Local):
             return facts_here()
         how_to = f"pip install it there, for {self.python}"
         return replace(_facts(self._ask("facts")), how_to=how_to)
 
     def heat(self) -> Heat:
-        heat = sensors.heat() if isinstance(self.place, Local) else self._ask("heat")
+        heat = sensors.heat() if isinstance(self.host, Local) else self._ask("heat")
         return _as(Heat, heat, self.address)
 
     def has(self, workload: Workload) -> bool:
-        if isinstance(self.place, Local):
+        if isinstance(self.host, Local):
             return True
         if workload.runtime == "tensorrt":
-            return engine.has_graph(self.place, self._home(), Path(workload.source))
-        return commands.has_files(self.place, files_of(workload), self._cache())
+            return engine.has_graph(self.host, self._home(), Path(workload.source))
+        return commands.has_files(self.host, files_of(workload), self._cache())
 
     def meter(self, workload: Workload, warmup_iterations: int, warmup_s: float) -> "Process":
         kind = workload.runtime.partition(":")[0]
@@ -109,7 +108,7 @@ class Computer(Device):
         }
         if workload.runtime == "tensorrt":
             return Process(self, workload, order | self._engine(workload))
-        if isinstance(self.place, Local):
+        if isinstance(self.host, Local):
             files = [str(path) for path in files_of(workload)]
             here = {"source": workload.source, "files": files, "path": sys.path}
             return Process(self, workload, order | here)
@@ -119,15 +118,15 @@ class Computer(Device):
         return Process(self, workload, order | {"source": source, "files": files})
 
     def command(self) -> list[str]:
-        """What starts a worker there, from here."""
-        if isinstance(self.place, Local):
+        """The command line on this machine that starts a worker on the computer."""
+        if isinstance(self.host, Local):
             return [sys.executable, "-m", "laptop.benchmarks.devices.worker"]
         begin = f"echo; echo {shlex.quote(BEGIN)}"
-        return self.place.command(f"{begin}; exec {self._python} -B {shlex.quote(self._worker())}")
+        return self.host.command(f"{begin}; exec {self._python} -B {shlex.quote(self._worker())}")
 
     @property
     def _python(self) -> str:
-        """Python for a shell there, as one word; "~/" is the home folder there."""
+        """Python as one word for the computer's shell; "~/" is the home folder there."""
         if self.python.startswith("~/"):
             return f'"$HOME"/{shlex.quote(self.python[2:])}'
         return shlex.quote(self.python)
@@ -135,12 +134,12 @@ class Computer(Device):
     def _worker(self) -> str:
         return f"{self._send(SOURCES)}/worker.py"
 
-    def _ask(self, what: str) -> dict[str, Any]:
-        """The JSON that `sensors.py facts` or `heat` prints there; nothing is written."""
+    def _ask(self, what: str) -> Answer:
+        """The JSON that `sensors.py facts` or `heat` prints there; writes no file."""
         source = Path(sensors.__file__).read_text(encoding="utf-8")
         run = "import sys; del sys.path[0]; exec(sys.stdin.read())"  # no module of its home folder
         script = f"{self._python} -B -c {shlex.quote(run)} {what}"
-        done = self.place.run(script, 120, stdin=source)
+        done = self.host.run(script, 120, stdin=source)
         if done.code:
             raise LaptopError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
@@ -151,27 +150,26 @@ class Computer(Device):
 
     def _send(self, files: Sequence[Path]) -> str:
         """The folder there that holds these files; they are sent once."""
-        return commands.send_files(self.place, files, self._cache())
+        return commands.send_files(self.host, files, self._cache())
 
     def _cache(self) -> str:
         return f"{self._home()}/{CACHE}"
 
     def _home(self) -> str:
-        return commands.checked(self.place, 'echo "$HOME"').strip()
+        return commands.checked(self.host, 'echo "$HOME"').strip()
 
-    def _engine(self, workload: Workload) -> dict[str, Any]:
-        """The workload as an engine, built there."""
-        artifact = Path(workload.source)
-        board = engine.probe(self.place)
-        made = engine.build(self.place, artifact, board)
-        dynamic = {name: workload.shapes[name] for name in made.plan.profile}
-        arguments = trtexec.run_arguments(made.plan, made.path, {}, dynamic)
+    def _engine(self, workload: Workload) -> dict[str, object]:
+        """The part of a worker's order for an engine, which is built on the computer."""
+        board = engine.probe(self.host)
+        ready = engine.build(self.host, Path(workload.source), board)
+        dynamic = {name: workload.shapes[name] for name in ready.plan.profile}
+        arguments = trtexec.run_arguments(ready.plan, ready.path, {}, dynamic)
         settings = {"trtexec": board.trtexec, "arguments": arguments[1:]}
-        return {"source": made.path, "files": [made.path], "settings": settings}
+        return {"source": ready.path, "files": [ready.path], "settings": settings}
 
 
-def _last_json(text: str) -> dict[str, Any]:
-    """The object on the last line; `LaptopError` for an answer that is none."""
+def _last_json(text: str) -> Answer:
+    """The JSON object on the last line; `LaptopError` if it holds none."""
     line = (lines(text) or [""])[-1]
     try:
         answer = json.loads(line)
@@ -182,28 +180,26 @@ def _last_json(text: str) -> dict[str, Any]:
     return answer
 
 
-def _as(kind: type[T], answer: Mapping[str, Any], where: str) -> T:
-    """An answer as a record; `BadInput` where it does not hold what the record has."""
+def _as(kind: type[T], answer: Answer, where: str) -> T:
+    """An answer as a record; `BadInput` if it does not hold the record's fields."""
     return built(answer, kind, f"the answer of {where}", NO_ANSWER)
 
 
 def facts_here() -> Facts:
-    """This computer, with PyTorch as one more runtime."""
-    found = _facts(sensors.facts())
-    return Facts(**{**vars(found), "runtimes": {**_torch(), **found.runtimes}})
+    """The facts of this computer, with PyTorch as one more runtime."""
+    facts = _facts(sensors.facts())
+    return replace(facts, runtimes={**_torch(), **facts.runtimes})
 
 
 def _torch() -> dict[str, str]:
     import torch
 
     version = str(torch.__version__)
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return {"pytorch": version} | {
-        f"pytorch:{k}": version for k, is_there in there.items() if is_there
-    }
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return {"pytorch": version} | {f"pytorch:{gpu}": version for gpu in gpus if gpus[gpu]}
 
 
-def _facts(answer: Mapping[str, Any]) -> Facts:
+def _facts(answer: Answer) -> Facts:
     facts = _as(Facts, answer, "the device")
     if "tensorrt" not in facts.runtimes:
         return facts
@@ -212,7 +208,7 @@ def _facts(answer: Mapping[str, Any]) -> Facts:
 
 
 def files_of(workload: Workload) -> list[Path]:
-    """What must lie together for the workload's source to be opened."""
+    """The files that must be in one folder for the workload's source to be opened."""
     source = Path(workload.source)
     artifact = workload.artifact
     if artifact is None:
@@ -224,29 +220,29 @@ def files_of(workload: Workload) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Started:
-    """What a worker says when it has loaded: the number of its process."""
+    """The part of a worker's first answer that names its process."""
 
     pid: Annotated[int, Range(1, 2**31)]
 
 
 @dataclass(frozen=True)
 class _Peak:
-    """What a worker says of its memory: the largest resident size so far, in bytes."""
+    """The part of a worker's answer about memory: the largest resident size so far, in bytes."""
 
     peak_memory_bytes: Annotated[int, Range(0)] | None = None
 
 
 @dataclass(frozen=True)
 class _Profile:
-    """What a worker says of operators: names and median ms, where the runtime tells them."""
+    """A worker's profile: names of operators and median ms; None if the runtime has no profile."""
 
     operators: list[tuple[str, AtLeast0]] | None
 
 
 class Process:
-    """A worker's process and what it answers: a `Meter`."""
+    """A `Meter`: a worker's process and its answers."""
 
-    def __init__(self, computer: Computer, workload: Workload, order: Mapping[str, Any]):
+    def __init__(self, computer: Computer, workload: Workload, order: Mapping[str, object]):
         self.computer, self.workload, self.order = computer, workload, order
         self.peak_memory_bytes: int | None = None
         self._begin()
@@ -269,7 +265,7 @@ class Process:
         answer = self._insist({"profile": iterations}, "profiling")
         operators = _as(_Profile, answer, self.computer.address).operators
         if operators is None:
-            raise BadInput(f"{self.workload.runtime} does not tell the time of its operators.")
+            raise BadInput(f"{self.workload.runtime} does not report the time of its operators.")
         return [(name, ms) for name, ms in operators]
 
     def stop(self) -> int | None:
@@ -277,7 +273,7 @@ class Process:
         return self.peak_memory_bytes
 
     def _begin(self) -> None:
-        self._greets = isinstance(self.computer.place, Ssh)  # what comes before it is a shell's
+        self._greets = isinstance(self.computer.host, Ssh)  # what comes before it is a shell's
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, _end closes it
         self._process = subprocess.Popen(
             self.computer.command(),
@@ -288,31 +284,32 @@ class Process:
             errors="replace",
         )
 
-    def _insist(self, order: Mapping[str, Any], doing: str) -> dict[str, Any]:
-        """The answer, from a new process when the connection to this one was lost."""
-        where = self.computer.place
-        tries, pause_s = (where.tries, where.pause_s) if isinstance(where, Ssh) else (1, 0.0)
+    def _insist(self, order: Mapping[str, object], doing: str) -> Answer:
+        """The answer to an order, from a new process if the connection to this one is lost."""
+        host = self.computer.host
+        tries, pause_s = (host.tries, host.pause_s) if isinstance(host, Ssh) else (1, 0.0)
         for i in range(tries):
             if i:
-                say(f"bench: the connection to {where.name} was lost; once more")
+                say(f"bench: the connection to {host.name} was lost; trying again")
                 time.sleep(pause_s * 2 ** (i - 1))
                 self._again(is_loading=order is self.order)
             if (answer := self._answer(order)) is not None:
                 return answer
-            if self._process.wait() != SSH_FAILED or not isinstance(where, Ssh):
+            if self._process.wait() != SSH_FAILED or not isinstance(host, Ssh):
                 break
         raise self._died(doing)
 
     def _again(self, *, is_loading: bool) -> None:
-        """A new process in place of the lost one, loaded as that was."""
+        """Start a new process in place of the lost one, with the same workload loaded."""
         if not is_loading:
-            self.computer.place.run(ENDED.format(pid=self._pid))
+            self.computer.host.run(ENDED.format(pid=self._pid))
         self._end()
         self._begin()
         if not is_loading and (ready := self._answer(self.order)):
             self._pid = _as(_Started, ready, self.computer.address).pid
 
-    def _answer(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _answer(self, order: Mapping[str, object]) -> Answer | None:
+        """The answer to an order; None if the process has ended."""
         assert self._process.stdin
         assert self._process.stdout
         try:
@@ -328,10 +325,10 @@ class Process:
     def _died(self, doing: str) -> LaptopError:
         code = self._process.wait()
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip()
+        errors = self._errors.read().decode(errors="replace").strip()
         was_killed = code < 0 or code in (137, 139)
         cause = (
-            "it was killed, most often because memory ran out" if was_killed else last_line(said)
+            "it was killed, most often because memory ran out" if was_killed else last_line(errors)
         )
         w = self.workload
         return LaptopError(
@@ -341,7 +338,7 @@ class Process:
         )
 
     def _end(self) -> None:
-        """Let it end by itself, and see to it."""
+        """Close the pipes, so that the process ends; terminate and kill it if it does not."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe
             try:

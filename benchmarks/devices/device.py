@@ -61,7 +61,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Record):
-    """How much of a program runs on one kind of processor."""
+    """The part of a program that runs on one kind of processor."""
 
     operations: Portion
     cost: Portion  # of the estimated cost of all operations
@@ -69,7 +69,7 @@ class Placed(Record):
 
 @dataclass(frozen=True)
 class Ready(Record):
-    """How long a workload took to load and to run first; None: the runtime does not say."""
+    """The times of loading a workload and of its first run; None: the runtime does not say."""
 
     cold_s: AtLeast0 | None  # the first load, if possible without the files in the page cache
     warm_s: AtLeast0 | None  # the second one
@@ -110,7 +110,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Heat(Record):
-    """How hot a device is: `why` it is too hot to begin, None when it is cool."""
+    """The temperature of a device, and `why` it is too hot to begin; None if it is cool."""
 
     why: str | None = None
     temperature_c: Celsius | None = None
@@ -118,7 +118,7 @@ class Heat(Record):
 
 @dataclass(frozen=True)
 class Facts(Record):
-    """What a device is and can run; None: it does not say."""
+    """Facts about a device: its name, its system, what it can run; None: it does not say."""
 
     name: str  # the board's or processor's
     os: str
@@ -146,10 +146,10 @@ class Device(Protocol):
         return
 
     def probe(self) -> Facts:
-        """What the device is and can run; `LaptopError` if it cannot be reached."""
+        """The facts about the device; `LaptopError` if it cannot be reached."""
 
     def heat(self) -> Heat:
-        """How hot it is now; a device that does not say counts as cool."""
+        """The heat now; a device that does not say counts as cool."""
         return Heat()
 
     def has(self, workload: Workload) -> bool:

@@ -1,11 +1,11 @@
 """Latency on an iPhone or iPad, from the Mac that it is connected to: `ios://UDID`.
 
 coremltools builds an app of Apple's, signs it with the user's team, starts it on the device, and
-asks it to load packages and to predict (`ios_app.py`); the app tells how long each took. See
+asks it to load packages and to predict (`ios_app.py`); the app reports how long each took. See
 https://apple.github.io/coremltools/docs-guides/source/mlmodel-benchmarking.html (experimental).
 
-No Mac was at hand: tests run coremltools' own classes against a stand-in of `devicectl` and of
-the app.
+It has never run on a Mac: tests run coremltools' own classes against a stand-in of `devicectl` and
+of the app.
 """
 
 import re
@@ -14,10 +14,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from laptop.benchmarks.devices.device import Device, Facts, Workload
-from laptop.benchmarks.devices.ios_app import App, PackageMeter, failures, inputs_of, remote_device
+from laptop.benchmarks.devices.ios_app import (
+    App,
+    PackageMeter,
+    RemotePhone,
+    failures,
+    inputs_of,
+    remote_device,
+)
 from laptop.benchmarks.settings import DevicesConfig
 from laptop.errors import BadInput, LaptopError, MissingExtra, Unsupported
 from laptop.export.to_coreml.target import library
@@ -41,7 +47,7 @@ def device(address: str, access: DevicesConfig, tries: int) -> "Apple":
 
 
 def addresses() -> list[str]:
-    """The iPhones and iPads that this Mac knows; none where they cannot be asked for."""
+    """The iPhones and iPads that this Mac knows; none on another computer."""
     with suppress(LaptopError):
         return [f"ios://{known.udid}" for known in listed()]
     return []
@@ -59,13 +65,13 @@ class Apple(Device):
         return f"ios://{self.udid}"
 
     def probe(self) -> Facts:
-        found = self._found()
-        version = f"Core ML of iOS {found.os_version}"
+        phone = self._phone()
+        version = f"Core ML of iOS {phone.os_version}"
         return Facts(
-            found.name,
-            f"iOS {found.os_version} ({found.os_build_number})",
+            phone.name,
+            f"iOS {phone.os_version} ({phone.os_build_number})",
             {f"coreml:{unit}".rstrip(":"): version for unit in UNITS},
-            state=f"{found.state.value}; developer mode {found.developer_mode_state or 'unknown'}",
+            state=f"{phone.state.value}; developer mode {phone.developer_mode_state or 'unknown'}",
             how_to="--to coreml exports what runs there",
         )
 
@@ -85,7 +91,7 @@ class Apple(Device):
         units = ct.ComputeUnit[UNITS[workload.runtime.partition(":")[2]]]
         model = ct.models.MLModel(workload.source, compute_units=units, skip_model_load=True)
         inputs = inputs_of(model.get_spec().description, workload)
-        with APP.running(self.address, self._found(), self.team):
+        with APP.running(self.address, self._phone(), self.team):
             meter = PackageMeter(APP, model, inputs, workload)
             try:
                 meter.warm_up(warmup_iterations, warmup_s)
@@ -93,26 +99,30 @@ class Apple(Device):
             finally:
                 meter.stop()
 
-    def _found(self) -> Any:
-        """The device as devicectl knows it, connected; `LaptopError` where it is not."""
-        found = {device.udid: device for device in listed()}
-        if (device := found.get(self.udid)) and not is_connected(device):
+    def _phone(self) -> RemotePhone:
+        """The device as devicectl knows it, connected; `LaptopError` if it is not."""
+        phones = {phone.udid: phone for phone in listed()}
+        if (phone := phones.get(self.udid)) and not is_connected(phone):
             remote = remote_device()
             with suppress(*failures()):  # devicectl may open its tunnel when it is asked something
-                command = f"xcrun devicectl device info details --device {device.identifier}"
+                command = f"xcrun devicectl device info details --device {phone.identifier}"
                 remote._DeviceCtl._run_command(command)
-            found = {device.udid: device for device in listed()}
-        if self.udid not in found or not is_connected(found[self.udid]):
-            there = ", ".join(f"ios://{d.udid} ({d.name}, {d.state.value})" for d in found.values())
+            phones = {phone.udid: phone for phone in listed()}
+        if self.udid not in phones or not is_connected(phones[self.udid]):
+            others = [f"ios://{p.udid} ({p.name}, {p.state.value})" for p in phones.values()]
             raise LaptopError(
-                f"{self.address} is not connected; there is {there or 'no device'}. Connect it by "
-                "cable, unlock it, trust this Mac, and turn on developer mode in its settings."
+                f"{self.address} is not connected; there is {', '.join(others) or 'no device'}. "
+                "Connect it by cable, unlock it, trust this Mac, and turn on developer mode in its "
+                "settings."
             )
-        return found[self.udid]
+        return phones[self.udid]
 
 
-def listed() -> list[Any]:
-    """iPhones and iPads that devicectl knows; `Unsupported` or `MissingExtra` without what asks."""
+def listed() -> list[RemotePhone]:
+    """iPhones and iPads that devicectl knows.
+
+    Raises `Unsupported` without Xcode on a Mac, `MissingExtra` without coremltools.
+    """
     if missing := missing_programs():
         raise Unsupported(
             "an iPhone is measured from a Mac with Xcode, to which it is connected, by "
@@ -125,18 +135,18 @@ def listed() -> list[Any]:
             "an iPhone is measured by coremltools: pip install 'laptop-diff[coreml]'"
         ) from e
     try:
-        found = remote.Device.get_devices()
+        devices = remote.Device.get_devices()
     except failures() as e:
         raise LaptopError(f"`xcrun devicectl list devices` failed: {e}") from e
-    return [d for d in found if d.type in (remote.DeviceType.IPHONE, remote.DeviceType.IPAD)]
+    return [d for d in devices if d.type in (remote.DeviceType.IPHONE, remote.DeviceType.IPAD)]
 
 
-def is_connected(device: Any) -> bool:
-    """Whether devicectl has a way to it."""
-    return bool(device.state == remote_device().DeviceState.CONNECTED)
+def is_connected(phone: RemotePhone) -> bool:
+    """Whether devicectl reaches a device."""
+    return bool(phone.state == remote_device().DeviceState.CONNECTED)
 
 
 def missing_programs() -> list[str]:
-    """What measuring on an iPhone needs of this computer, and is not here."""
+    """What this computer lacks to measure on an iPhone."""
     missing = [what for program, what in PROGRAMS.items() if shutil.which(program) is None]
     return [*([] if sys.platform == "darwin" else ["a Mac (this is not one)"]), *missing]

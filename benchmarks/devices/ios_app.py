@@ -1,8 +1,8 @@
 """Core ML packages timed on an iPhone, by the app and the benchmarker of coremltools.
 
-Its module `remote_device` is experimental. What is called of it that is not public, and why: a
-model cannot be unloaded otherwise, an app that has ended is asked on and on, and a load that takes
-longer than about 20 s, as the first one for a neural engine does, is given up.
+Its module `remote_device` is experimental. Private parts of it are called, because otherwise a
+model cannot be unloaded, an app that has ended is polled forever, and a load that takes longer than
+about 20 s, as the first one for a neural engine does, is given up.
 """
 
 import asyncio
@@ -16,9 +16,11 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from laptop.benchmarks.devices.device import Placed, Ready, Round, Workload
 from laptop.benchmarks.devices.worker import value
@@ -38,14 +40,17 @@ LOOKS = 10 * CALL_S  # for an answer, which CALL_S ends long before
 ROUND_S = 60
 ENDS_S = 5  # that a launched app may take to end
 T = TypeVar("T")
+Work = Coroutine[Any, Any, T]
+RemotePhone = Any  # coremltools' record of a device, with the app's session
+Inputs = Mapping[str, NDArray[np.generic]]  # of a package, by name
 Placement = Mapping[str, Placed]
 
 
 class App:
-    """coremltools' app on one device: launched for its first user, ended after the last one."""
+    """The app of coremltools on one device: launched for its first user, ended after the last."""
 
     address: str
-    device: Any  # coremltools' record, with the app's session
+    device: RemotePhone
     _runner: asyncio.Runner  # one loop for all calls: coremltools keeps the one it finds
 
     def __init__(self) -> None:
@@ -53,10 +58,10 @@ class App:
         self._stack = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def running(self, address: str, found: Any, team: str) -> Iterator["App"]:
-        """The launched app. `found`, the device's record, is needed by the first user only."""
+    def running(self, address: str, phone: RemotePhone, team: str) -> Iterator["App"]:
+        """The launched app on `phone`, a device of coremltools."""
         if not self._users:
-            self._launch(address, found, team)
+            self._launch(address, phone, team)
         self._users += 1
         try:
             yield self
@@ -65,8 +70,8 @@ class App:
             if not self._users:
                 self._stack.close()
 
-    def call(self, work: Coroutine[Any, Any, T], doing: str) -> T:
-        """The result of one of coremltools' coroutines; `LaptopError` where it fails."""
+    def call(self, work: Work[T], doing: str) -> T:
+        """The result of a coroutine of coremltools; `LaptopError` if it fails."""
         try:
             with quiet():
                 return self._runner.run(self._watched(work))
@@ -83,8 +88,8 @@ class App:
             )
             raise LaptopError(f"{self.address}, {doing}: {why}. Nothing was written.") from None
 
-    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """`work`, given up when the app ends, or after CALL_S."""
+    async def _watched(self, work: Work[T]) -> T:
+        """The result of `work`, which is cancelled when the app ends, or after CALL_S."""
         task = asyncio.ensure_future(work)
         end = time.monotonic() + CALL_S
         while self.device.session.is_alive() and time.monotonic() < end:
@@ -94,7 +99,7 @@ class App:
         await asyncio.wait({task})
         raise TimeoutError(f"no answer in {CALL_S} s")
 
-    def _launch(self, address: str, found: Any, team: str) -> None:
+    def _launch(self, address: str, phone: RemotePhone, team: str) -> None:
         """Build the app, unless an earlier run has, install and launch it."""
         self.address = address
         remote, folder = remote_device(), app_folder(team)
@@ -109,45 +114,48 @@ class App:
             self._runner = stack.enter_context(asyncio.Runner())
             try:
                 with quiet():
-                    prepared = found.prepare_for_model_debugging(signing, folder)
+                    prepared = phone.prepare_for_model_debugging(signing, folder)
                     self.device = self._runner.run(prepared)
             except failures() as e:
-                shutil.rmtree(folder / found.udid, ignore_errors=True)  # half of an app, perhaps
+                shutil.rmtree(folder / phone.udid, ignore_errors=True)  # the app may be half built
                 raise LaptopError(
                     f"{address}: the app that runs models there could not be built, installed or "
                     f"launched: {e}. Open {workspace()} in Xcode and run it on the device once, "
-                    f"signed by {team}: Xcode says what is wrong."
+                    f"signed by {team}: Xcode shows what is wrong."
                 ) from None
             stack.callback(_end, self.device.session)
             self._stack = stack.pop_all()
 
 
 class PackageMeter:
-    """A `Meter` of one package in the app; each inference is a call with files to and fro."""
+    """A `Meter` of one package in the app; each inference sends and fetches files."""
 
     ready: Ready
 
-    def __init__(self, app: App, model: Any, inputs: Mapping[str, Any], workload: Workload):
+    def __init__(self, app: App, model: object, inputs: Inputs, workload: Workload):
         self._app, self._workload, self.inputs = app, workload, inputs
         tools = importlib.import_module(f"{EXPERIMENTAL}.perf_utils")
         self._bench = tools.MLModelBenchmarker(model, app.device)
 
     def warm_up(self, iterations: int, seconds: float) -> None:
-        """Load twice, never two at once; place; run as often and as long as asked."""
+        """Load twice, one after the other, run at least `iterations` times and `seconds` long.
+
+        Also asks on which processors the operations run.
+        """
         cold_ms = self._load()
         self._call(self._unload(), "unloading")
         warm_ms = self._load()
-        begun = time.monotonic()
+        start = time.monotonic()
         first_ms = self._predict()
-        took_s = time.monotonic() - begun
+        took_s = time.monotonic() - start
         say(f"bench: {first_ms:.1f} ms of inference take {took_s:.1f} s with their transfers")
         self.run_round(iterations, seconds)
         self.ready = Ready(cold_ms / 1000, warm_ms / 1000, first_ms, placement=self._placement())
 
     def run_round(self, iterations: int, seconds: float) -> Round:
-        """At least so many inferences, which take at least so long without their transfers.
+        """Run at least `iterations` inferences that take `seconds` without their transfers.
 
-        Those of a small model may take hours to come and go: after ROUND_S there are no more.
+        The transfers of a small model could take hours: after ROUND_S the round ends.
         """
         samples: list[float] = []
         end = time.monotonic() + ROUND_S
@@ -158,7 +166,7 @@ class PackageMeter:
         return Round(tuple(samples))
 
     def stop(self) -> None:
-        """Unload it; the app's memory is not told."""
+        """Unload the package; the app does not report its memory."""
         self.close()
 
     def close(self) -> None:
@@ -194,16 +202,16 @@ class PackageMeter:
             say(f"bench: {e} Where operations run is left out.")
             return None
 
-    def _call(self, work: Coroutine[Any, Any, T], doing: str) -> T:
+    def _call(self, work: Work[T], doing: str) -> T:
         w = self._workload
         return self._app.call(work, f"{doing} {w.label!r} ({w.component}, {w.source})")
 
 
-def inputs_of(description: Any, workload: Workload) -> dict[str, np.ndarray[Any, Any]]:
-    """Seeded inputs as a package describes them; `BadInput` for shapes that are not wanted."""
+def inputs_of(description: Any, workload: Workload) -> Inputs:
+    """Seeded inputs as a package describes them; `BadInput` if the workload has other shapes."""
     types = library().proto.FeatureTypes_pb2.ArrayFeatureType
     dtypes = {getattr(types, name.upper()): name for name in ("float16", "float32", "int32")}
-    made = {}
+    inputs = {}
     for feature in description.input:
         array = feature.type.multiArrayType
         shape, name = list(array.shape), feature.name
@@ -216,14 +224,14 @@ def inputs_of(description: Any, workload: Workload) -> dict[str, np.ndarray[Any,
             raise BadInput(
                 f"{workload.source}: input {name} is no array of {', '.join(dtypes.values())}."
             )
-        made[name] = value(name, shape, dtypes[array.dataType], workload.seed)
-    return made
+        inputs[name] = value(name, shape, dtypes[array.dataType], workload.seed)
+    return inputs
 
 
 def placement(infos: list[Any]) -> Placement | None:
-    """Shares of operations, and of their estimated cost, by what the compute plan runs them on.
+    """How much of a program runs on each processor, by coremltools' `OperationExecutionInfo`.
 
-    Takes coremltools' `OperationExecutionInfo`; constants, which nothing runs, do not count.
+    Constants, which nothing runs, do not count.
     """
     count: Counter[str] = Counter()
     cost: Counter[str] = Counter()
@@ -240,31 +248,31 @@ def placement(infos: list[Any]) -> Placement | None:
     } or None
 
 
-def remote_device() -> Any:
-    """coremltools' module of that name."""
+def remote_device() -> ModuleType:
+    """The module `remote_device` of coremltools."""
     library()
     return importlib.import_module(f"{EXPERIMENTAL}.remote_device")
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What coremltools raises where Xcode, the device or the app do not do what they should."""
+    """The exceptions of coremltools when Xcode, the device or the app fails."""
     remote = remote_device()
     own = (remote._DeviceCtlError, remote._AppBuilder.Error)
     return (*own, OSError, RuntimeError, ValueError, TypeError, subprocess.SubprocessError)
 
 
 def app_folder(team: str) -> Path:
-    """Where the built app is kept: by team and version of coremltools."""
+    """The folder that keeps the built app, by team and version of coremltools."""
     return Path.home() / ".cache/laptop/ios" / f"{team}-{library().__version__}"
 
 
 def workspace() -> Path:
-    """The app's sources, as coremltools for macOS brings them."""
+    """The sources of the app, which are part of coremltools for macOS."""
     return Path(str(library().__file__)).parent / "modelrunner" / "ModelRunner.xcworkspace"
 
 
 def _end(session: Any) -> None:
-    """End the app and drop the copies of all that went to and fro."""
+    """End the app and remove the copies of all files that were sent and fetched."""
     process = session._process
     session.stop()
     try:
@@ -277,7 +285,7 @@ def _end(session: Any) -> None:
 
 @contextlib.contextmanager
 def _own_temporary_files() -> Iterator[None]:
-    """coremltools leaves a file for each inference, and a model for each load, where these go."""
+    """Let coremltools write to a folder that is removed: it leaves a file for each inference."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
@@ -289,7 +297,7 @@ def _own_temporary_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patience(remote: Any) -> Iterator[None]:
-    """coremltools looks 20 times for an answer, which is too short for a load."""
+    """Let coremltools wait long enough for a load; by itself it looks 20 times for an answer."""
     service = remote._DeviceCtlRemoteService
     remote._DeviceCtlRemoteService = functools.partial(
         service, poll_time=POLL_S, max_attempts=LOOKS

@@ -1,7 +1,7 @@
-"""How a computer is: what it is, how hot, how busy, what it draws. Linux and macOS.
+"""The state of a computer: name, runtimes, heat, load, power. Linux and macOS.
 
-This file also runs on boards, where it is sent beside `worker.py`: Python 3.9 and its standard
-library are enough. What a system does not tell is None.
+This file also runs on boards, where it is sent together with `worker.py`: Python 3.9 and its
+standard library are enough. What a system does not report is None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 SYS = Path("/sys")
 NO_LIMIT = 1 << 20
@@ -36,7 +36,23 @@ RAIL = re.compile(r"(\w+) (\d+)(?:mW)?/\d+(?:mW)?(?!\w)")  # of tegrastats: now/
 WHOLE = ("VDD_IN", "POM_5V_IN", "VIN")  # rails that hold the whole board
 
 
-def facts() -> dict[str, Any]:
+class HeatReading(TypedDict):
+    """The values of `device.Heat`."""
+
+    why: str | None
+    temperature_c: float | None
+
+
+class StateReading(TypedDict):
+    """The values of `device.DeviceState`."""
+
+    temperature_c: float | None
+    throttled: str | None
+    others: float | None
+    power_w: float | None
+
+
+def facts() -> dict[str, object]:
     """The values of `device.Facts` for this computer."""
     return {
         "name": name(),
@@ -56,18 +72,20 @@ def name() -> str:
     board = Path("/proc/device-tree/model")
     if board.is_file():
         return board.read_text().strip("\0 \n")
-    found = _said("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else None
+    processor = None
+    if sys.platform == "darwin":
+        processor = _output("sysctl", "-n", "machdep.cpu.brand_string")
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = (line.partition(":") for line in cpuinfo.read_text().split("\n"))
-        found = next((value.strip() for key, _, value in lines if "model name" in key), None)
-    return f"{found or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        processor = next((value.strip() for key, _, value in lines if "model name" in key), None)
+    return f"{processor or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def accelerator() -> str | None:
     """The names of NVIDIA's GPUs."""
-    said = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return ", ".join(said.split("\n")) if said else None
+    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return ", ".join(names.split("\n")) if names else None
 
 
 def cores(limit: Path = SYS / "fs/cgroup/cpu.max") -> int:
@@ -83,7 +101,7 @@ def all_cores() -> int:
 
 
 def usable() -> set[int]:
-    """Their numbers; empty where the system does not tell."""
+    """The numbers of those cores; empty if the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
@@ -91,17 +109,17 @@ def runtimes() -> dict[str, str]:
     """Versions of what can run artifacts here, by the runtime's name."""
     from importlib import metadata
 
-    found = onnxruntimes()
+    versions = onnxruntimes()
     with contextlib.suppress(metadata.PackageNotFoundError):
-        found["executorch"] = metadata.version("executorch")
+        versions["executorch"] = metadata.version("executorch")
     if path := trtexec():
-        banner = re.search(r"TensorRT v\d[\d.]*", _said(path, "--help") or "")
-        found["tensorrt"] = banner[0] if banner else "unknown"
-    return found
+        banner = re.search(r"TensorRT v\d[\d.]*", _output(path, "--help") or "")
+        versions["tensorrt"] = banner[0] if banner else "unknown"
+    return versions
 
 
 def onnxruntimes() -> dict[str, str]:
-    """ONNX Runtime with its providers; asked itself, for its packages have many names."""
+    """Versions of ONNX Runtime by provider; it is imported, as its packages have many names."""
     no_telemetry()
     try:
         import onnxruntime
@@ -111,26 +129,29 @@ def onnxruntimes() -> dict[str, str]:
         return {}
     if not hasattr(onnxruntime, "get_available_providers"):  # a folder that is called so
         return {}
-    there = onnxruntime.get_available_providers()
-    names = ["onnxruntime", *(f"onnxruntime:{k}" for k, v in PROVIDERS.items() if v in there)]
+    available = onnxruntime.get_available_providers()
+    names = ["onnxruntime", *(f"onnxruntime:{k}" for k, v in PROVIDERS.items() if v in available)]
     return dict.fromkeys(names, onnxruntime.__version__)
 
 
 def no_telemetry() -> None:
-    """Before ONNX Runtime is imported: it sends what it does to Microsoft otherwise."""
+    """Switch off the telemetry of ONNX Runtime, which sends what it does to Microsoft.
+
+    Must be called before it is imported.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def trtexec() -> str | None:
-    """TensorRT's program, on the PATH or where NVIDIA puts it."""
+    """The path of TensorRT's program: on the PATH, or where NVIDIA installs it."""
     return shutil.which("trtexec", path=os.pathsep.join([os.environ.get("PATH", ""), *TRTEXEC]))
 
 
 def power_mode() -> str | None:
-    """Of a Jetson (`nvpmodel -q`), else how Linux chooses the processor's frequency."""
+    """The power mode of a Jetson (`nvpmodel -q`), else how Linux chooses the frequency."""
     scaling = SYS / "devices/system/cpu/cpu0/cpufreq"
-    said = _said("nvpmodel", "-q")
-    mode = nvpmodel(said) if said else _text(scaling / "scaling_governor")
+    output = _output("nvpmodel", "-q")
+    mode = nvpmodel(output) if output else _text(scaling / "scaling_governor")
     return f"{mode}, fixed clocks" if mode and has_fixed_clocks(scaling) else mode
 
 
@@ -141,42 +162,42 @@ def has_fixed_clocks(scaling: Path) -> bool:
 
 
 def nvpmodel(text: str) -> str | None:
-    """`MAXN` of `NV Power Mode: MAXN` and its number in the next line."""
-    found = re.search(r"Power Mode: *(\S+)", text)
-    return found[1] if found else None
+    """Parse `MAXN` from `NV Power Mode: MAXN` and its number in the next line."""
+    match = re.search(r"Power Mode: *(\S+)", text)
+    return match[1] if match else None
 
 
 def jetpack() -> str | None:
-    """JetPack's and its Linux's version, of a Jetson."""
+    """The versions of JetPack and its Linux on a Jetson."""
     release = Path("/etc/nv_tegra_release")
     if not release.is_file():
         return None
-    version = _said("dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack")
+    version = _output("dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack")
     return f"JetPack {version or 'unknown'}, {l4t(release.read_text())}"
 
 
 def l4t(text: str) -> str:
-    """`L4T 36.3.0` of `# R36 (release), REVISION: 3.0, GCID: …`."""
-    found = re.search(r"R(\d+) .*REVISION: *([\d.]+)", text)
-    return f"L4T {found[1]}.{found[2]}" if found else "L4T unknown"
+    """Parse `L4T 36.3.0` from `# R36 (release), REVISION: 3.0, GCID: …`."""
+    match = re.search(r"R(\d+) .*REVISION: *([\d.]+)", text)
+    return f"L4T {match[1]}.{match[2]}" if match else "L4T unknown"
 
 
 def free_memory_bytes() -> int | None:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
-        return int(found[1]) * 1024 if found else None
-    said = _said("vm_stat")  # macOS
-    pages = re.findall(r"Pages (?:free|inactive|speculative): +(\d+)", said or "")
-    size = re.search(r"page size of (\d+)", said or "")
+        match = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
+        return int(match[1]) * 1024 if match else None
+    output = _output("vm_stat") or ""  # macOS
+    pages = re.findall(r"Pages (?:free|inactive|speculative): +(\d+)", output)
+    size = re.search(r"page size of (\d+)", output)
     return sum(map(int, pages)) * int(size[1]) if size else None
 
 
-def heat(root: Path = SYS) -> dict[str, Any]:
-    """`{"why": what says that it is hot or has slowed down, "temperature_c"}`."""
+def heat(root: Path = SYS) -> HeatReading:
+    """The hottest sensor, and why the computer is not ready: it is hot or has slowed down."""
     zones = [_number(path) for path in root.glob("class/thermal/thermal_zone*/temp")]
-    known = [value / 1000 for value in zones if value is not None]
-    return {"why": _slowed(root), "temperature_c": max(known, default=None)}
+    celsius = [value / 1000 for value in zones if value is not None]
+    return {"why": _slowed(root), "temperature_c": max(celsius, default=None)}
 
 
 def _slowed(root: Path) -> str | None:
@@ -185,15 +206,15 @@ def _slowed(root: Path) -> str | None:
         if kind and SLOWED.search(kind) and "fan" not in kind.lower() and (state or 0) > 0:
             return f"{kind} is slowed down, by {state:g} steps"
     if sys.platform == "darwin":
-        return pmset(_said("pmset", "-g", "therm") or "")
+        return pmset(_output("pmset", "-g", "therm") or "")
     return None
 
 
 def pmset(text: str) -> str | None:
     """Whether macOS says that it has limited the processor's speed."""
-    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
-    limited = found and int(found[1]) < 100
-    return f"the processor is limited to {found[1]} %" if found and limited else None
+    match = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
+    percent = int(match[1]) if match else 100
+    return f"the processor is limited to {percent} %" if percent < 100 else None
 
 
 def throttles(root: Path = SYS) -> int:
@@ -202,15 +223,16 @@ def throttles(root: Path = SYS) -> int:
     return int(sum(_number(path) or 0 for path in root.glob(pattern)))
 
 
-class Watch:
-    """What happens on the computer while something is timed; `read` gives it as `Round` has it."""
+class Monitor:
+    """Observes the computer from its creation until `read`, while something is timed."""
 
     def __init__(self) -> None:
         self.throttles = throttles()
         self.power = _Power()
         self.busy, self.own, self.start = busy_s(), own_s(), time.perf_counter()
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> StateReading:
+        """The heat at the end; load by others and power in between."""
         elapsed = time.perf_counter() - self.start
         own, busy = own_s() - self.own, busy_s()
         others = None
@@ -227,7 +249,7 @@ class Watch:
 
 
 def busy_s(stat: Path = Path("/proc/stat")) -> float | None:
-    """Seconds in which usable cores were not idle, those taken by other machines included."""
+    """Seconds in which usable cores were not idle or were taken by other virtual machines."""
     if not stat.is_file():
         return None
     rows = (line.split() for line in stat.read_text().split("\n") if re.match(r"cpu\d", line))
@@ -245,7 +267,7 @@ def own_s() -> float:
 
 
 class _Power:
-    """Jetson's `tegrastats`, running meanwhile; silent where there is none."""
+    """Runs Jetson's `tegrastats` meanwhile; does nothing where it is not installed."""
 
     def __init__(self) -> None:
         self.process = None
@@ -255,7 +277,7 @@ class _Power:
             self.process = subprocess.Popen(command, stdout=self.file, stderr=subprocess.DEVNULL)
 
     def stop(self) -> float | None:
-        """The mean in watts."""
+        """End it; returns the mean power in watts."""
         if self.process is None:
             return None
         self.process.terminate()
@@ -266,7 +288,7 @@ class _Power:
 
 
 def power_w(text: str) -> float | None:
-    """The mean power in what tegrastats printed: of the board's rail, else of all rails."""
+    """The mean power that tegrastats printed: the rail of the whole board, else the sum of all."""
     sums = []
     for line in text.split("\n"):
         rails = {rail: int(mw) for rail, mw in RAIL.findall(line)}
@@ -276,8 +298,8 @@ def power_w(text: str) -> float | None:
     return sum(sums) / len(sums) if sums else None
 
 
-def _said(*command: str) -> str | None:
-    """What a program prints; None where it is missing or fails."""
+def _output(*command: str) -> str | None:
+    """The output of a program; None if it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -301,4 +323,4 @@ def _number(path: Path) -> float | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"facts": facts, "heat": heat}[sys.argv[1]]()))
+    print(json.dumps(facts() if sys.argv[1] == "facts" else heat()))

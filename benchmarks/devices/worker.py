@@ -1,15 +1,15 @@
-"""The process that loads one component and times it, as it is told on stdin.
+"""The process that loads one component and times it, by orders on stdin.
 
     {"loader": "onnxruntime", "source": "model.onnx", "shapes": {…}, …}   loads, warms up
     {"iterations": 2, "seconds": 1.0}                                     times one round
     {"profile": 2}                                                        times its operators
-    (end of input)                                                        ends, also in a round
+    (end of input)                                                        ends, even in a round
 
 Each order is one line of JSON and so is each answer on stdout. Between orders it waits without
-using the processor, so that several of them can take turns (`latency.py`).
+using the processor, so that several processes can take turns (`latency/bench.py`).
 
-This file also runs on boards, where it is sent beside `sensors.py`: Python 3.9, numpy and the
-runtime are enough there. Other loaders are named as `module:function` and run here only.
+This file also runs on boards, where it is sent together with `sensors.py`: Python 3.9, numpy and
+the runtime are enough there. Other loaders are named as `module:function` and run here only.
 """
 
 from __future__ import annotations
@@ -31,17 +31,53 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnxruntime import InferenceSession
 if TYPE_CHECKING or __package__:
     from laptop.benchmarks.devices import sensors
 else:  # on a board
     import sensors
 
-Order = dict[str, Any]
-GRACE_S = 1  # after the end of the input, to end by itself
-LAST_GRACE_S = 3  # after it was told to, so that temporary files go
+GRACE_S = 1  # after the end of the input, for the process to end by itself
+LAST_GRACE_S = 3  # after the signal, for temporary files to be removed
 EXECUTORCH_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32"}  # of its ScalarType
+
+
+class Order(TypedDict):
+    """The first order: what to load, and how."""
+
+    loader: str
+    source: str
+    runtime: str
+    component: str
+    shapes: dict[str, list[int]]
+    threads: int
+    seed: int
+    imports: list[str]  # modules, imported before the clock of the first load starts
+    files: list[str]  # that the load reads
+    path: list[str]  # of modules; only on this machine
+    settings: TrtexecSettings  # only for TensorRT
+    warmup_iterations: int
+    warmup_s: float
+
+
+class TrtexecSettings(TypedDict):
+    """A call of trtexec without the engine and without what says how long it runs."""
+
+    trtexec: str
+    arguments: list[str]
+
+
+class Event(TypedDict):
+    """An event in ONNX Runtime's profile."""
+
+    cat: str
+    name: str
+    dur: float  # microseconds
 
 
 @dataclass(frozen=True)
@@ -49,23 +85,23 @@ class Loaded:
     """A component that is ready to run."""
 
     run: Callable[[], object]  # one inference, finished when it returns
-    params: int | None = None  # None where the runtime does not tell
+    params: int | None = None  # None: the runtime does not say
     precision: str | None = None  # None: as the artifact's list says
-    round: Callable[[int, float], list[float]] | None = None  # of a runtime that times itself: ms
-    first: Callable[[], float] | None = None  # of such a one: the first inference, ms
+    round: Callable[[int, float], list[float]] | None = None  # ms, of a runtime that times itself
+    first: Callable[[], float] | None = None  # ms of the first inference, likewise
     profile: Callable[[int], list[tuple[str, float]]] | None = None  # operators: name, median ms
 
 
 def load_onnxruntime(order: Order) -> Loaded:
     """An ONNX or ORT file in a session of one execution provider."""
     session = _session(order)
-    given = {wanted.name: wanted for wanted in session.get_inputs()}
-    dtypes = {name: _numpy_type(wanted.type) for name, wanted in given.items()}
+    inputs = {node.name: node for node in session.get_inputs()}
+    dtypes = {name: _numpy_type(node.type) for name, node in inputs.items()}
     shapes = dict(order["shapes"])
-    if "timestep" in given and len(given["timestep"].shape) == 1:  # one for all, or one each
-        is_each = "batch" in str(given["timestep"].shape[0])
+    if "timestep" in inputs and len(inputs["timestep"].shape) == 1:  # one for all, or one each
+        is_each = "batch" in str(inputs["timestep"].shape[0])
         shapes["timestep"] = [shapes["sample"][0] if is_each else 1]
-    feed = {name: value(name, shapes[name], dtypes[name], order["seed"]) for name in given}
+    feed = {name: value(name, shapes[name], dtypes[name], order["seed"]) for name in inputs}
 
     def profile(iterations: int) -> list[tuple[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
@@ -78,8 +114,8 @@ def load_onnxruntime(order: Order) -> Loaded:
     return Loaded(lambda: session.run(None, feed), profile=profile)
 
 
-def _session(order: Order, profile: str | None = None) -> Any:
-    """An inference session; the name of the profile that it writes begins with `profile`."""
+def _session(order: Order, profile: str | None = None) -> InferenceSession:
+    """An inference session; with `profile`, it writes a profile whose name begins so."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -87,18 +123,18 @@ def _session(order: Order, profile: str | None = None) -> Any:
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    _, _, place = order["runtime"].partition(":")
-    provider = sensors.PROVIDERS.get(place, "CPUExecutionProvider")
+    _, _, processor = order["runtime"].partition(":")
+    provider = sensors.PROVIDERS.get(processor, "CPUExecutionProvider")
     session = ort.InferenceSession(order["source"], options, providers=[provider])
-    if session.get_providers()[0] != provider:  # it goes to the processor without an error
+    if session.get_providers()[0] != provider:  # it falls back to the processor silently
         raise RuntimeError(f"{provider} could not be started, see above; it is {ort.__version__}")
     return session
 
 
-def operators(events: list[dict[str, Any]]) -> list[tuple[str, float]]:
+def operators(events: list[Event]) -> list[tuple[str, float]]:
     """Names and median ms of operators in the order in which they run, from ONNX Runtime's profile.
 
-    Of each, the first call is left out.
+    The first call of each is left out.
     """
     from statistics import median
 
@@ -116,7 +152,7 @@ def _numpy_type(onnx_type: str) -> str:
 
 
 def load_executorch(order: Order) -> Loaded:
-    """An ExecuTorch program on the processor; its inputs are as it declares them."""
+    """An ExecuTorch program on the processor, with inputs as the program declares them."""
     import torch
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
@@ -144,9 +180,9 @@ def load_trtexec(order: Order) -> Loaded:
 
     def turn(iterations: int, seconds: float, *more: str) -> list[float]:
         with tempfile.NamedTemporaryFile("r", suffix=".json") as times:
-            asked = [f"--iterations={iterations}", f"--duration={math.ceil(seconds)}"]
+            length = [f"--iterations={iterations}", f"--duration={math.ceil(seconds)}"]
             done = subprocess.run(
-                [*command, *asked, *more, f"--exportTimes={times.name}"],
+                [*command, *length, *more, f"--exportTimes={times.name}"],
                 capture_output=True,
                 text=True,
             )
@@ -165,16 +201,16 @@ LOADERS = {
 
 
 def loader(name: str) -> Callable[[Order], Loaded]:
-    """By its name in `LOADERS`, or as `module:function`."""
+    """The loader of a name in `LOADERS`, or of the form `module:function`."""
     if name in LOADERS:
         return LOADERS[name]
     module, _, function = name.partition(":")
-    found: Callable[[Order], Loaded] = getattr(importlib.import_module(module), function)
-    return found
+    load: Callable[[Order], Loaded] = getattr(importlib.import_module(module), function)
+    return load
 
 
-def value(name: str, shape: list[int], dtype: str, seed: int) -> Any:
-    """An input: latency does not depend on values, so it is seeded noise, or ones for integers."""
+def value(name: str, shape: list[int], dtype: str, seed: int) -> NDArray[np.generic]:
+    """An input: seeded noise, or ones for integers; latency does not depend on values."""
     import numpy as np
 
     if name == "timestep":
@@ -188,8 +224,8 @@ def serve() -> None:
     """Answer orders until the input ends."""
     sensors.no_telemetry()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    for told in (signal.SIGHUP, signal.SIGTERM):  # so that temporary files go
-        signal.signal(told, lambda *_: sys.exit(1))
+    for number in (signal.SIGHUP, signal.SIGTERM):  # so that temporary files are removed
+        signal.signal(number, lambda *_: sys.exit(1))
     threading.Thread(target=end_with_input, daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -207,9 +243,9 @@ def serve() -> None:
 
 
 def end_with_input() -> None:
-    """End this process when the input has ended: the one who asked for a round may be gone."""
+    """End this process when the input has ended: whoever asked for a round may be gone."""
     poll = select.poll()
-    poll.register(0, 0)  # a hang-up is told in any case
+    poll.register(0, 0)  # a hang-up is reported in any case
     poll.poll()
     time.sleep(GRACE_S)
     os.kill(os.getpid(), signal.SIGHUP)
@@ -217,7 +253,7 @@ def end_with_input() -> None:
     os._exit(1)  # it is in a call that Python cannot interrupt, such as a long load
 
 
-def start(order: Order) -> tuple[dict[str, Any], Loaded]:
+def start(order: Order) -> tuple[dict[str, object], Loaded]:
     """Load twice, run once, warm up."""
     sys.path += [path for path in order.get("path", []) if path not in sys.path]
     load = loader(order["loader"])
@@ -230,11 +266,15 @@ def start(order: Order) -> tuple[dict[str, Any], Loaded]:
     warm_s, loaded = _load(load, order)
     first_ms = loaded.first() if loaded.first else run_round(loaded, 1, 0)[0]
     run_round(loaded, order["warmup_iterations"], order["warmup_s"])
-    tells = loaded.round is None  # else it loads in each round
-    loads = {"cold_s": cold_s if tells else None, "warm_s": warm_s if tells else None}
-    ready = {**loads, "first_ms": first_ms}
-    kept = {"params": loaded.params, "precision": loaded.precision, "pid": os.getpid()}
-    return {**ready, **kept}, loaded
+    loads_once = loaded.round is None  # else it loads in each round
+    return {
+        "cold_s": cold_s if loads_once else None,
+        "warm_s": warm_s if loads_once else None,
+        "first_ms": first_ms,
+        "params": loaded.params,
+        "precision": loaded.precision,
+        "pid": os.getpid(),
+    }, loaded
 
 
 def _load(load: Callable[[Order], Loaded], order: Order) -> tuple[float, Loaded]:
@@ -243,13 +283,13 @@ def _load(load: Callable[[Order], Loaded], order: Order) -> tuple[float, Loaded]
     return time.perf_counter() - begin, loaded
 
 
-def turn(loaded: Loaded, iterations: int, seconds: float) -> dict[str, Any]:
-    """A round, after an untimed run: the others had the caches meanwhile."""
+def turn(loaded: Loaded, iterations: int, seconds: float) -> dict[str, object]:
+    """A round, after an untimed run: other workloads had the caches meanwhile."""
     loaded.run()
-    watch = sensors.Watch()
+    monitor = sensors.Monitor()
     samples = run_round(loaded, iterations, seconds)
     peak = children_peak_bytes() if loaded.round else peak_memory_bytes()
-    return {"samples_ms": samples, **watch.read(), "peak_memory_bytes": peak}
+    return {"samples_ms": samples, **monitor.read(), "peak_memory_bytes": peak}
 
 
 def run_round(loaded: Loaded, iterations: int, seconds: float) -> list[float]:
@@ -260,7 +300,7 @@ def run_round(loaded: Loaded, iterations: int, seconds: float) -> list[float]:
 
 
 def repeat(run: Callable[[], object], iterations: int, seconds: float) -> list[float]:
-    """Times of calls of a function in ms: at least so many, and at least so long together."""
+    """Times in ms of at least `iterations` calls that take at least `seconds` together."""
     samples: list[float] = []
     total_ms = 0.0
     while len(samples) < iterations or total_ms < 1000 * seconds:
@@ -290,7 +330,7 @@ def peak_memory_bytes() -> int:
 
 
 def children_peak_bytes() -> int:
-    """Largest resident size of a program that this process has called."""
+    """Largest resident size of a program that this process has run."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
@@ -298,5 +338,5 @@ def children_peak_bytes() -> int:
 if __name__ == "__main__":
     try:
         serve()
-    except BrokenPipeError:  # the one who asked is gone
+    except BrokenPipeError:  # whoever asked is gone
         sys.exit(1)

@@ -1,7 +1,7 @@
 """Latency that can be trusted: own processes, interleaved rounds, raw samples, stated conditions.
 
-Models are timed in turn (A B A B ...), so that heat and other load meet all of them alike. What
-makes a row valid stands in `validity.py`.
+Models are timed in turn (A B A B ...), so that heat and other load affect all of them alike.
+`validity.py` says when a row is valid.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from laptop.benchmarks.devices.device import (
 from laptop.benchmarks.latency import sustained, whole_image
 from laptop.benchmarks.latency.image_sampling import STEPS, with_sampling
 from laptop.benchmarks.latency.validity import invalid_reasons, ratio, summary
-from laptop.benchmarks.latency.workloads import Places, workloads
+from laptop.benchmarks.latency.workloads import Sources, workloads
 from laptop.benchmarks.settings import IMAGE, BenchConfig
 from laptop.console import say, track
 from laptop.errors import BadInput, LaptopError
@@ -52,7 +52,7 @@ from laptop.unfinished import resume_folder
 
 @dataclass(frozen=True)
 class Timed:
-    """A workload and what its meter found."""
+    """A workload and its measurement."""
 
     workload: Workload
     ready: Ready
@@ -65,7 +65,7 @@ class Timed:
 
 
 def bench(
-    subjects: Mapping[str, Places],
+    subjects: Mapping[str, Sources],
     out: Path,
     config: BenchConfig,
     device: Device,
@@ -78,39 +78,39 @@ def bench(
 
     `subjects` maps a label to a PyTorch model (name or folder), to an artifacts folder, or to
     several of these that are the same model. Subjects are compared within a component, runtime and
-    target; of labels in `unet_only` only the U-Net is timed. A killed call goes on with the first
-    of these groups that it has not finished. Raises `BadInput` when subjects cannot be compared,
+    target; only the U-Net of labels in `unet_only` is timed. If a call is killed, the next one
+    keeps the groups that were finished. Raises `BadInput` when subjects cannot be compared,
     `LaptopError` when the process of one dies or the device is gone.
     """
     config, size = with_sampling(subjects, config, sampling)
-    find = partial(timed_things, subjects, config, device, size=size, unet_only=unet_only)
+    find = partial(find_workloads, subjects, config, device, size=size, unet_only=unet_only)
     earlier = None if overwrite else known_facts(out, device, lambda p: BenchReport.read(p).device)
     facts = earlier or device.probe()
-    found = find(facts)
-    need_fitting(found, facts, device)
-    say_uncompared(found)
+    timed = find(facts)
+    need_fitting(timed, facts, device)
+    say_uncompared(timed)
     identity = asdict(config) | {
-        "subjects": [f"{w.label}: {w.component}: {w.source}" for w in found],
+        "subjects": [f"{w.label}: {w.component}: {w.source}" for w in timed],
         **device_identity(device, facts),
-        "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in found},
-        "threads": sorted({w.threads for w in found}),
+        "versions": {w.runtime: facts.runtimes.get(w.runtime) for w in timed},
+        "threads": sorted({w.threads for w in timed}),
         "size": size,
     }
     inputs = {
-        f"{w.label}.{w.target}.{w.runtime}.{w.component}": w.artifact for w in found if w.artifact
+        f"{w.label}.{w.target}.{w.runtime}.{w.component}": w.artifact for w in timed if w.artifact
     }
 
     def work(folder: Path) -> None:
         facts = device.probe()
-        why = wait_until_cool(device, config.cool_down_s)
-        report = measure(find(facts), config, device, facts, why, resume_folder(folder))
+        not_ready = wait_until_cool(device, config.cool_down_s)
+        report = measure(find(facts), config, device, facts, not_ready, resume_folder(folder))
         report.write(folder / out.name)
 
     return run_stage("bench", out, identity, inputs, work, overwrite=overwrite)
 
 
-def timed_things(
-    subjects: Mapping[str, Places],
+def find_workloads(
+    subjects: Mapping[str, Sources],
     config: BenchConfig,
     device: Device,
     facts: Facts,
@@ -118,7 +118,7 @@ def timed_things(
     size: Size | None = None,
     unet_only: Collection[str] = (),
 ) -> list[Workload]:
-    """What `bench` times, checked; raises as it does."""
+    """The workloads that `bench` times; raises the same errors."""
     return workloads(
         subjects,
         config.components,
@@ -134,27 +134,27 @@ def timed_things(
 
 
 def estimate(
-    subjects: Mapping[str, Places],
+    subjects: Mapping[str, Sources],
     config: BenchConfig,
     device: Device,
     sampling: SamplingConfig | None = None,
 ) -> dict[str, object]:
-    """What `bench` would time, and how long at least; nothing is loaded or sent."""
+    """The workloads that `bench` would time, and the least time; loads and sends nothing."""
     config, size = with_sampling(subjects, config, sampling)
-    found = timed_things(subjects, config, device, device.probe(), size=size)
+    timed = find_workloads(subjects, config, device, device.probe(), size=size)
     each_s = config.warmup_s + (config.sustained_s or config.seconds)
     return {
         "device": device.address,
-        "timed": [f"{w.label}: {w.component}, {w.target} in {w.runtime}" for w in found],
-        "artifact_bytes": _bytes(found),
-        "least_seconds": round(len(found) * each_s, 1),
+        "timed": [f"{w.label}: {w.component}, {w.target} in {w.runtime}" for w in timed],
+        "artifact_bytes": _bytes(timed),
+        "least_seconds": round(len(timed) * each_s, 1),
     }
 
 
 def device_identity(device: Device, facts: Facts) -> dict[str, str]:
-    """What must be the same for a finished measurement to be kept."""
-    how = (facts.name, facts.os, facts.power_mode, facts.accelerator)
-    return {"device": f"{device.address}: {', '.join(map(str, how))}"}
+    """The part of a measurement's identity about the device: if it changes, measure again."""
+    state = (facts.name, facts.os, facts.power_mode, facts.accelerator)
+    return {"device": f"{device.address}: {', '.join(map(str, state))}"}
 
 
 def known_facts(
@@ -170,27 +170,27 @@ def known_facts(
     return probed if probed and probed.address == device.address else None
 
 
-def need_fitting(found: Sequence[Workload], facts: Facts, device: Device) -> None:
-    """Raise `LaptopError` for a device on whose disk the artifacts have no place."""
+def need_fitting(timed: Sequence[Workload], facts: Facts, device: Device) -> None:
+    """Raise `LaptopError` if the device's disk has no space for the artifacts."""
     free = facts.free_disk_bytes
-    if device.address == "local" or free is None or _bytes(found) <= free:
+    if device.address == "local" or free is None or _bytes(timed) <= free:
         return
-    if (missing := _bytes([w for w in found if not device.has(w)])) > free:
+    if (missing := _bytes([w for w in timed if not device.has(w)])) > free:
         raise LaptopError(
             f"{device.address} has {free / 1e9:.2f} GB free; the artifacts that it lacks take "
             f"{missing / 1e9:.2f} GB. Free some space there, or bench fewer components."
         )
 
 
-def _bytes(found: Sequence[Workload]) -> int:
-    return sum(size_bytes(artifact) for artifact in {w.artifact for w in found} if artifact)
+def _bytes(timed: Sequence[Workload]) -> int:
+    return sum(size_bytes(artifact) for artifact in {w.artifact for w in timed} if artifact)
 
 
-def say_uncompared(found: Sequence[Workload]) -> None:
-    """Say of which subjects there will be no ratio, for want of a second one like them."""
-    labels = {w.label for w in found}
-    kinds = Counter((w.component, w.runtime, w.target) for w in found)
-    paired = {w.label for w in found if kinds[w.component, w.runtime, w.target] > 1}
+def say_uncompared(timed: Sequence[Workload]) -> None:
+    """Print which subjects get no ratio, because no other one has the same kind of component."""
+    labels = {w.label for w in timed}
+    kinds = Counter((w.component, w.runtime, w.target) for w in timed)
+    paired = {w.label for w in timed if kinds[w.component, w.runtime, w.target] > 1}
     if len(labels) > 1 and (alone := sorted(labels - paired)):
         say(
             f"bench: no ratio for {', '.join(alone)}: no other subject has a component in the same "
@@ -199,7 +199,7 @@ def say_uncompared(found: Sequence[Workload]) -> None:
 
 
 def measure(
-    found: Sequence[Workload],
+    timed: Sequence[Workload],
     config: BenchConfig,
     device: Device,
     facts: Facts,
@@ -208,11 +208,11 @@ def measure(
 ) -> BenchReport:
     """Time all workloads; those that are compared take turns.
 
-    `not_ready` says why no row can be valid. The folder `kept` holds the groups that an earlier
-    call has measured, and gets those of this one; a group that is not valid is measured again.
+    `not_ready` says why no row can be valid. The folder `kept` has the groups that an interrupted
+    call measured, and gets those of this one; a group that is not valid is measured again.
     """
     done: list[BenchGroup] = []
-    for number, group in enumerate(_groups(found, apart=config.sustained_s > 0)):
+    for number, group in enumerate(_groups(timed, apart=config.sustained_s > 0)):
         path = kept / f"group-{number}.json" if kept else None
         before = BenchGroup.read(path) if path and path.exists() else None
         if before and all(row.valid for row in before.results):
@@ -232,12 +232,12 @@ def measure(
     )
 
 
-def _groups(found: Sequence[Workload], *, apart: bool) -> list[list[Workload]]:
-    """Those that are compared, or each alone."""
+def _groups(timed: Sequence[Workload], *, apart: bool) -> list[list[Workload]]:
+    """The workloads that are compared in a list each; with `apart`, each workload alone."""
     if apart:
-        return [[workload] for workload in found]
+        return [[workload] for workload in timed]
     groups: dict[tuple[str, str, str], list[Workload]] = {}
-    for workload in found:
+    for workload in timed:
         key = (workload.component, workload.runtime, workload.target)
         groups.setdefault(key, []).append(workload)
     return list(groups.values())
@@ -274,16 +274,16 @@ def _ratio(timed_a: Timed, a: BenchRow, timed_b: Timed, b: BenchRow, seed: int) 
 
 
 def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) -> list[Timed]:
-    """Each workload after its rounds; one runs at a time."""
+    """Run rounds of the workloads in turn, one at a time."""
     meters: list[Meter] = []
     with contextlib.ExitStack() as stack:
         for workload in group:
             meters.append(stack.enter_context(_loaded(workload, config, device)))
         rounds: list[list[Round]] = [[] for _ in group]
         turns = [i for _ in range(config.rounds) for i in range(len(group))]
-        what = f"{group[0].component} {group[0].target} {group[0].runtime.partition(':')[2]}"
-        for i in track(turns, f"bench {what}", len(turns)):
-            least = share(config.iterations, config.rounds)
+        title = f"{group[0].component} {group[0].target} {group[0].runtime.partition(':')[2]}"
+        for i in track(turns, f"bench {title}", len(turns)):
+            least = iterations_per_round(config)
             rounds[i].append(meters[i].run_round(least, config.seconds / config.rounds))
         return [
             Timed(workload, meter.ready, of, meter.stop())
@@ -294,13 +294,13 @@ def _interleave(group: Sequence[Workload], config: BenchConfig, device: Device) 
 def _loaded(
     workload: Workload, config: BenchConfig, device: Device
 ) -> contextlib.AbstractContextManager[Meter]:
-    what = f"{workload.component}, {workload.target} in {workload.runtime}"
-    say(f"bench: loading {workload.label} ({what})")
+    kind = f"{workload.component}, {workload.target} in {workload.runtime}"
+    say(f"bench: loading {workload.label} ({kind})")
     return device.meter(workload, config.warmup_iterations, config.warmup_s)
 
 
 def _sustained(workload: Workload, config: BenchConfig, device: Device, facts: Facts) -> BenchRow:
-    """A row of one workload that runs for long, with its medians by the minute."""
+    """The row of one workload that runs for long, with its medians by the minute."""
     not_ready = wait_until_cool(device, config.cool_down_s)
     with _loaded(workload, config, device) as meter:
         rounds = sustained.run(meter, config.sustained_s, workload.label)
@@ -368,6 +368,6 @@ def conditions(workload: Workload, config: BenchConfig, facts: Facts) -> BenchCo
     )
 
 
-def share(total: float, rounds: int) -> int:
-    """How many of `total` iterations one of `rounds` must do."""
-    return max(1, math.ceil(total / rounds))
+def iterations_per_round(config: BenchConfig) -> int:
+    """How many inferences a round must run, at least."""
+    return max(1, math.ceil(config.iterations / config.rounds))

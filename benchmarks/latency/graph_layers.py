@@ -1,9 +1,9 @@
 """Latency of each removable layer in ONNX Runtime, on any computer that can be reached.
 
-The U-Net is exported, whole and without any removable layer; inferences of both take turns, and
-profiled ones of the whole, which give the time of every operator. Operators have the names of the
-modules that they were traced from, so each layer's share is that of its operators; one that ONNX
-Runtime has made itself, such as a change of layout, goes with the operator before it.
+The U-Net is exported, whole and without any removable layer. Inferences of both take turns with
+profiled inferences of the whole, which give the time of every operator. Operators have the names of
+the modules that they were traced from, so a layer's share is that of its operators. An operator
+that ONNX Runtime adds itself, such as a change of layout, counts to the one before it.
 """
 
 import re
@@ -14,7 +14,7 @@ from statistics import median
 
 from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import Round, Workload
-from laptop.benchmarks.latency.bench import share
+from laptop.benchmarks.latency.bench import iterations_per_round
 from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.unet_graph import make_graph
 from laptop.benchmarks.settings import BenchConfig
@@ -38,7 +38,7 @@ def measure(
         make_graph(workload.source, workload.shapes, path, remove)
     unet = loading.empty_unet(workload.source)
     signs = {unit.name: timed_modules(unet, unit.name, unit.needs) for unit in units}
-    least = share(config.iterations, config.rounds)
+    least = iterations_per_round(config)
     seconds = config.seconds / config.rounds
     plain: list[Round] = []
     without: list[Round] = []
@@ -60,7 +60,7 @@ def measure(
 
 
 def timed_graph(workload: Workload, graph: Path) -> Workload:
-    """The same U-Net as a graph in ONNX Runtime."""
+    """The workload of a U-Net, as a graph in ONNX Runtime."""
     return replace(workload, target="onnx", source=str(graph))
 
 
@@ -69,11 +69,11 @@ def shares_of(
 ) -> dict[str, float]:
     """Each layer's share of the time of all operators (name, ms), never below zero."""
     modules: dict[str, float] = {}
-    place, total = "", 0.0
+    module, total = "", 0.0
     for name, ms in operators:
-        if found := MODULE.search(name):
-            place = found[1].rpartition("/")[0].replace("/", ".")
-        modules[place] = modules.get(place, 0.0) + ms
+        if match := MODULE.search(name):
+            module = match[1].rpartition("/")[0].replace("/", ".")
+        modules[module] = modules.get(module, 0.0) + ms
         total += ms
     return {
         unit: max(0.0, sum(sign * _within(modules, name) for name, sign in of_unit.items())) / total

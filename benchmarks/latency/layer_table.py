@@ -1,8 +1,8 @@
-"""A table of layers' latencies: what a layer's is, and how it is made from what was measured.
+"""A table of layers' latencies, made from rounds of the U-Net with and without them.
 
 What all removable layers take together is the difference between the U-Net with and without them.
-Each one's part of that goes by its share of a forward in which every layer was timed in its place.
-Shares alone would miss what a clock or a profile does not see, such as the time between operators.
+It is divided by the layers' shares of a forward in which every layer was timed in its place. Shares
+alone would miss what a clock or a profile does not see, such as the time between operators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def layer_table(
     if left >= 1:
         raise LaptopError(
             f"the U-Net without its layers took {left:.2f} × the time of the whole one: other work "
-            "ran beside it. Measure again on a quiet machine."
+            "ran at the same time. Measure again on a quiet machine."
         )
     layers_ms = spread.p50 * (1 - left) / sum(shares.values())
     return LatencyTable(
@@ -53,10 +53,10 @@ def layer_table(
 
 
 def timed_modules(unet: nn.Module, name: str, needs: Sequence[str] = ()) -> dict[str, int]:
-    """Modules whose time goes (1) with a layer, and those inside of it whose time does not (-1).
+    """Modules whose time goes with a layer (1), and modules inside of it whose time stays (-1).
 
-    A resnet's shortcut stays, the norm before a sublayer goes with it, and what `needs` names has
-    a time of its own.
+    A resnet's shortcut stays, the norm before a sublayer goes with it, and the layers in `needs`
+    have a time of their own.
     """
     signs = {name: 1}
     if getattr(unet.get_submodule(name), "conv_shortcut", None) is not None:

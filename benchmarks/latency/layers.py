@@ -1,8 +1,8 @@
-"""Latency of each removable layer inside the U-Net's forward: what a latency budget counts with.
+"""Latency of each removable layer inside the U-Net's forward, as latency budgets need it.
 
 Three kinds of forwards take turns: plain ones, ones without any removable layer, and ones with a
 clock at every layer, which gives the layers' shares of the difference (`layer_table.py`). A layer
-timed alone would find other caches than it does between its neighbours. In PyTorch here;
+timed alone would have other caches than between its neighbours. In PyTorch here;
 `graph_layers.py` does the same in ONNX Runtime, on any computer.
 """
 
@@ -22,7 +22,12 @@ from laptop.benchmarks.devices.computer import Computer, facts_here
 from laptop.benchmarks.devices.device import Facts, Round, Workload, wait_until_cool
 from laptop.benchmarks.devices.worker import repeat
 from laptop.benchmarks.latency import graph_layers
-from laptop.benchmarks.latency.bench import conditions, device_identity, known_facts, share
+from laptop.benchmarks.latency.bench import (
+    conditions,
+    device_identity,
+    iterations_per_round,
+    known_facts,
+)
 from laptop.benchmarks.latency.image_sampling import with_sampling
 from laptop.benchmarks.latency.layer_table import layer_table, timed_modules
 from laptop.benchmarks.latency.workloads import workloads
@@ -56,8 +61,8 @@ def bench_layers(
 ) -> Path:
     """Time the layers of `model` on a device; write the table to `out` (.json).
 
-    In PyTorch on this machine unless the config names ONNX Runtime; on others in that. `resolution`
-    in pixels; None for the model's own.
+    The runtime is PyTorch on this machine unless the config names ONNX Runtime, which is the one
+    on others. `resolution` is in pixels; None for the model's own.
     """
     config, size = with_sampling({"model": model}, config, sampling)
     earlier = None if overwrite else known_facts(out, device, _probed)
@@ -105,7 +110,7 @@ def _probed(table: Path) -> ProbedDevice:
 def estimate(
     model: str, config: BenchConfig, device: Computer, granularity: str = "fine"
 ) -> dict[str, object]:
-    """What `bench_layers` would time, and how long at least."""
+    """The layers that `bench_layers` would time, and the least time that takes."""
     runtime = _checked_runtime(config, device, device.probe())
     # rounds with all layers, and a third as long without; in PyTorch also with clocks
     rounds_s = config.seconds * (1 + 1 / 3 + (runtime == "pytorch"))
@@ -119,7 +124,7 @@ def estimate(
 
 
 def _checked_runtime(config: BenchConfig, device: Computer, facts: Facts) -> str:
-    """The runtime in which layers are timed; `BadInput` for one in which they are not."""
+    """The runtime in which layers are timed; `BadInput` if the config names another."""
     if len(config.runtimes) > 1:
         raise BadInput(f"a table of layers is of one runtime, not of {config.runtimes}.")
     runtime = (config.runtimes or ("pytorch" if device.address == "local" else "onnxruntime",))[0]
@@ -158,8 +163,9 @@ def _workload(model: str, config: BenchConfig, size: Size | None, facts: Facts) 
         )
     if size is None:
         return workload
-    described = describe(model)
-    height, width = (side // described.latents.pixels for side in picture_size(described, *size))
+    description = describe(model)
+    scale = description.latents.pixels
+    height, width = (side // scale for side in picture_size(description, *size))
     batch, channels, _, _ = workload.shapes["sample"]
     return replace(workload, shapes={**workload.shapes, "sample": (batch, channels, height, width)})
 
@@ -171,7 +177,7 @@ def measure(workload: Workload, units: Sequence[Unit], config: BenchConfig) -> L
         torch.set_num_threads(workload.threads)
         unet, run = eager.unet(workload.source, workload.shapes, workload.seed)
         signs = {u.name: timed_modules(unet, u.name, u.needs) for u in units}
-        clocks: Clocks = {module: [] for of_unit in signs.values() for module in of_unit}
+        clocks: Clocks = {module: [] for modules in signs.values() for module in modules}
         names = [u.name for u in units]
         plain, bare, clocked = _rounds(unet, run, names, clocks, config)
     finally:
@@ -190,11 +196,11 @@ def _rounds(
     plain: list[Round] = []
     bare: list[Round] = []
     clocked: list[float] = []
-    least, seconds = share(config.iterations, config.rounds), config.seconds / config.rounds
+    least, seconds = iterations_per_round(config), config.seconds / config.rounds
     repeat(run, config.warmup_iterations, config.warmup_s)
     for _ in track(range(config.rounds), "bench layers", config.rounds):
-        watch = sensors.Watch()
-        plain.append(Round(tuple(repeat(run, least, seconds)), **watch.read()))
+        monitor = sensors.Monitor()
+        plain.append(Round(tuple(repeat(run, least, seconds)), **monitor.read()))
         with removed(unet, names):
             run()
             bare.append(Round(tuple(repeat(run, 1, seconds / 3))))
@@ -205,7 +211,7 @@ def _rounds(
 
 @contextlib.contextmanager
 def running(unet: nn.Module, clocks: Clocks) -> Iterator[None]:
-    """Append to `clocks` how long each call of the modules that it names takes."""
+    """Append to `clocks` the time in ms of each call of the modules that it names."""
     started: dict[str, int] = {}
     hooks = []
 

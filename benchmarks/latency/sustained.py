@@ -1,7 +1,7 @@
 """Sustained load: phones halve their speed in half an hour, and rankings swap.
 
-One component runs without a pause for some minutes; the median of each minute is kept with the
-heat at its end. The last over the first is what heat costs.
+One component runs without a pause for some minutes. The median of each minute is kept with the
+temperature at its end; the last median over the first is what heat costs.
 """
 
 import time
@@ -16,11 +16,11 @@ from laptop.benchmarks.devices.device import Meter, Round
 from laptop.benchmarks.report.figures import THEMES, new_figure, save_figure
 from laptop.console import track
 
-PARTS = 10  # at least; a minute each where there is time for that
+PARTS = 10  # at least; more if each would be longer than a minute
 
 
 def run(meter: Meter, seconds: float, label: str) -> list[Round]:
-    """Rounds of a minute each, or of a tenth of a shorter time; no pause between them."""
+    """Rounds of a minute each, or of a tenth of a shorter time, without a pause between them."""
     parts = max(PARTS, round(seconds / 60))
     start = time.monotonic()
     rounds = []
@@ -31,7 +31,7 @@ def run(meter: Meter, seconds: float, label: str) -> list[Round]:
 
 
 def summary(rounds: Sequence[Round]) -> Sustained:
-    """Medians by part, and the last over the first."""
+    """The median of each part, and the last over the first."""
     medians = tuple(float(np.median(turn.samples_ms)) for turn in rounds)
     return Sustained(
         p50_ms=medians,
@@ -43,7 +43,7 @@ def summary(rounds: Sequence[Round]) -> Sustained:
 
 
 def plot(results: Sequence[BenchRow], stem: Path) -> None:
-    """Latency by time, one line a row, and dotted its temperature; as `stem`.svg."""
+    """Plot latency by time, a line for each row, and dotted the temperature; writes `stem`.svg."""
     figure, (axes,) = new_figure(THEMES[0], 3.2, 1)
     hot = axes.twinx()
     for row, color in zip(results, cycle(THEMES[0].curves)):

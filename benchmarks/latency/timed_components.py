@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict, cast
 
 from laptop.benchmarks.bench_report import Text
 from laptop.benchmarks.devices.device import Shapes
@@ -25,6 +25,7 @@ QUANTIZED = {  # operators of graphs with whole numbers for weights
     "MatMulNBits": "int4",
 }
 FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+# runtimes by the targets that can be timed
 RUNS = {name: target.runtime for name, target in TARGETS.items() if target.runtime}
 Pixels = Annotated[int, Range(1, 1 << 20)]  # or channels
 Channels = Annotated[list[Pixels], Length(10)]
@@ -68,66 +69,75 @@ class TokenizerConfig(TypedDict):
 
 @dataclass(frozen=True)
 class TimedComponent:
-    """A component of a subject."""
+    """A component of a subject, to be timed in one runtime."""
 
     component: str
     runtime: str
     target: str
     source: str
     precision: str = "fp32"
-    shapes: Shapes | None = None  # recorded ones
-    picture: Size | None = None  # pixels, where they were asked for; None: the model's own
+    shapes: Shapes | None = None  # of the inputs, as recorded when it was exported
+    picture: Size | None = None  # pixels, if they were asked for; None: the model's own
     pixels_per_latent: int | None = None  # None: not known
-    params: int | None = None  # likewise
+    params: int | None = None  # None: not known
 
 
 def is_timed(folder: Path, refused: Collection[str]) -> bool:
-    """Whether a folder of artifacts holds some that a device can time, which refuses these."""
+    """Whether a folder holds artifacts that a device can time, which refuses some targets."""
     return (folder / LIST).is_file() and any(
         artifact.target in RUNS and artifact.target not in refused
         for artifact in read_list(folder).artifacts
     )
 
 
-def timed_components(place: str | Path, wanted: Sequence[str]) -> Iterator[TimedComponent]:
-    """Components in an artifacts folder, ours or another ONNX export, or of a PyTorch model."""
-    folder = Path(place)
+def timed_components(source: str | Path, wanted: Sequence[str]) -> list[TimedComponent]:
+    """The wanted components of artifacts, of another tool's ONNX export, or of a PyTorch model."""
+    folder = Path(source)
     if (folder / LIST).is_file():
-        listed = read_list(folder)
-        for artifact in listed.artifacts:
-            if artifact.target in RUNS and artifact.component in wanted:
-                check_file(folder / artifact.file)
+        return list(_of_artifacts(folder, wanted))
+    return list(_of_graphs(folder, wanted)) or list(_of_model(str(source), wanted))
+
+
+def _of_artifacts(folder: Path, wanted: Sequence[str]) -> Iterator[TimedComponent]:
+    """Components in a folder of our artifacts."""
+    listed = read_list(folder)
+    for artifact in listed.artifacts:
+        if artifact.target in RUNS and artifact.component in wanted:
+            check_file(folder / artifact.file)
+            yield TimedComponent(
+                component=artifact.component,
+                runtime=RUNS[artifact.target],
+                target=artifact.folder,
+                source=str(folder / artifact.file),
+                precision=artifact.precision,
+                shapes=dict(artifact.shapes) if artifact.shapes else None,
+                picture=listed.picture_size,
+                pixels_per_latent=listed.pixels_per_latent,
+                params=artifact.params,
+            )
+
+
+def _of_graphs(folder: Path, wanted: Sequence[str]) -> Iterator[TimedComponent]:
+    """Components in the folder of another tool's ONNX export."""
+    for name in wanted:
+        for part in (folder / "onnx" / name, folder / name):
+            if (part / GRAPH).is_file():
                 yield TimedComponent(
-                    artifact.component,
-                    RUNS[artifact.target],
-                    artifact.folder,
-                    str(folder / artifact.file),
-                    artifact.precision,
-                    dict(artifact.shapes) if artifact.shapes else None,
-                    listed.picture_size,
-                    listed.pixels_per_latent,
-                    artifact.params,
+                    component=name,
+                    runtime="onnxruntime",
+                    target="onnx",
+                    source=str(part / GRAPH),
+                    precision=graph_precision(part / GRAPH),
+                    pixels_per_latent=pixels_per_latent(part.with_name("vae_decoder")),
                 )
-        return
-    graphs = {
-        name: next(
-            (p for p in (folder / "onnx" / name, folder / name) if (p / GRAPH).is_file()),
-            None,
-        )
-        for name in wanted
-    }
-    if any(graphs.values()):
-        for name, graph in graphs.items():
-            if graph:
-                scale = pixels_per_latent(graph.with_name("vae_decoder"))
-                path, precision = str(graph / GRAPH), graph_precision(graph / GRAPH)
-                yield TimedComponent(
-                    name, "onnxruntime", "onnx", path, precision, pixels_per_latent=scale
-                )
-        return
-    source = locating.locate(str(place))
-    index = read_json(locating.folder(str(place)) / "model_index.json") if len(wanted) > 1 else {}
-    root = locating.folder(str(place)) if len(wanted) > 1 else Path(source)
+                break
+
+
+def _of_model(model: str, wanted: Sequence[str]) -> Iterator[TimedComponent]:
+    """Components of a PyTorch model."""
+    source = locating.locate(model)
+    index = read_json(locating.folder(model) / "model_index.json") if len(wanted) > 1 else {}
+    root = locating.folder(model) if len(wanted) > 1 else Path(source)
     scale = pixels_per_latent(root / "vae")
     for name in wanted:
         part = "vae" if name.startswith("vae_") else name
@@ -139,13 +149,14 @@ def timed_components(place: str | Path, wanted: Sequence[str]) -> Iterator[Timed
 def graph_precision(path: Path) -> str:
     """The precision of most weights of an ONNX graph that no list describes, such as `fp16`.
 
-    Raises `BadInput` for what is no ONNX graph, or a hostile one.
+    Raises `BadInput` for a file that is no ONNX graph, or a hostile one.
     """
     import onnx
 
     graph = read_graph(path).graph
-    if found := [QUANTIZED[node.op_type] for node in graph.node if node.op_type in QUANTIZED]:
-        return found[0]
+    for node in graph.node:
+        if node.op_type in QUANTIZED:
+            return QUANTIZED[node.op_type]
     sizes: Counter[str] = Counter()
     for weights in graph.initializer:
         if kind := FLOATS.get(onnx.TensorProto.DataType.Name(weights.data_type)):
@@ -154,45 +165,46 @@ def graph_precision(path: Path) -> str:
 
 
 def shapes_of(
-    one: TimedComponent, guidance: bool, tokens: int, pixels: Size | None = None
+    part: TimedComponent, guidance: bool, tokens: int, pixels: Size | None = None
 ) -> Shapes:
-    """Shapes of a component's inputs, from its config and that of the U-Net beside it."""
-    if one.component.startswith("text_"):
-        return {"input_ids": (1, read_tokens(one) or tokens)}
-    config = config_of(one, "unet")
-    height, width = native_size(config)
-    if pixels or one.component != "unet":
-        vae = config_of(one, "vae_decoder" if one.component == "unet" else one.component)
+    """Shapes of a component's inputs, from its config and that of the same model's U-Net."""
+    if part.component.startswith("text_"):
+        return {"input_ids": (1, read_tokens(part) or tokens)}
+    unet = unet_config(part)
+    height, width = native_size(unet)
+    if part.component != "unet":
+        vae = vae_config(part, part.component)
         scale = latent_pixels(vae)
         height, width = (side // scale for side in pixels) if pixels else (height, width)
-    match one.component:
-        case "vae_decoder":
+        if part.component == "vae_decoder":
             return {"latent_sample": (1, vae["latent_channels"], height, width)}
-        case "vae_encoder":
-            return {"sample": (1, vae["in_channels"], scale * height, scale * width)}
-    is_guided = guidance and "cross_attention_dim" in config  # by text only
-    halves = 2 if is_guided and not config.get("time_cond_proj_dim") else 1
-    return input_shapes({**config, "sample_size": (height, width)}, tokens, halves)
+        return {"sample": (1, vae["in_channels"], scale * height, scale * width)}
+    if pixels:
+        scale = latent_pixels(vae_config(part, "vae_decoder"))
+        height, width = (side // scale for side in pixels)
+    is_guided = guidance and "cross_attention_dim" in unet  # by text only
+    halves = 2 if is_guided and not unet.get("time_cond_proj_dim") else 1
+    return input_shapes({**unet, "sample_size": (height, width)}, tokens, halves)
 
 
-def config_of(one: TimedComponent, component: str) -> dict[str, Any]:
-    """The config.json of a component of the same model."""
-    if one.target == "pytorch":
-        if component == "unet":
-            return locating.unet_config(one.source)
-        part = "vae" if component.startswith("vae_") else component
-        path = locating.folder(one.source) / part / "config.json"
-    else:
-        path = Path(one.source).parent.with_name(component) / "config.json"
-    kind: Any = UnetConfig if component == "unet" else VaeConfig
-    config: dict[str, Any] = read_record(path, kind)
-    return config
+def unet_config(part: TimedComponent) -> UnetConfig:
+    """The config.json of the U-Net of a component's model."""
+    if part.target == "pytorch":
+        return cast(UnetConfig, locating.unet_config(part.source))
+    return read_record(Path(part.source).parent.with_name("unet") / "config.json", UnetConfig)
 
 
-def read_tokens(one: TimedComponent) -> int | None:
-    """How many tokens the model of the component reads of a prompt; None when it is not told."""
-    root = Path(one.source)
-    if one.target != "pytorch":
+def vae_config(part: TimedComponent, component: str) -> VaeConfig:
+    """The config.json of the VAE of a component's model, or of the half that was exported."""
+    if part.target == "pytorch":
+        return read_record(locating.folder(part.source) / "vae" / "config.json", VaeConfig)
+    return read_record(Path(part.source).parent.with_name(component) / "config.json", VaeConfig)
+
+
+def read_tokens(part: TimedComponent) -> int | None:
+    """How many tokens of a prompt the component's model reads; None if its files do not say."""
+    root = Path(part.source)
+    if part.target != "pytorch":
         root = root.parent.parent
     for name in ("tokenizer", "tokenizer_2"):  # SDXL's refiner has the second one only
         config = root / name / "tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""A U-Net alone as an ONNX graph to be timed: without the sampling that gives real inputs."""
+"""A U-Net alone as an ONNX graph to be timed, without the sampling that gives real inputs."""
 
 import shutil
 import tempfile
@@ -18,37 +18,40 @@ from laptop.pruning.surgery import prune_unet, write_model
 
 
 def examples(model: str, path: Path) -> None:
-    """Inputs of the model's own size, for the tracer: their values do not matter."""
+    """Save inputs of the model's own size for the tracer; their values do not matter."""
     shapes = input_shapes(locating.unet_config(model), context_length(model), 2)
     save_zeros(shapes, path)
 
 
 def save_zeros(shapes: Shapes, path: Path) -> None:
-    """Inputs of these shapes as the exporter reads them."""
+    """Save inputs of these shapes in the format that the exporter reads."""
     inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
     job.save_examples([inputs | {"timestep": torch.tensor(500.0)}], path)
 
 
-def export_unet(model: str, given: Path, path: Path, precision: str = "fp32") -> None:
+def export_unet(model: str, inputs: Path, path: Path, precision: str = "fp32") -> None:
     """Write `path` (an .onnx file) by our exporter, from inputs that `examples` saved."""
-    job.export(job.Job("onnx", "unet", precision, model, given, path, ExportConfig()))
+    job.export(job.Job("onnx", "unet", precision, model, inputs, path, ExportConfig()))
 
 
 def make_graph(model: str, shapes: Shapes, path: Path, remove: Sequence[str] = ()) -> None:
-    """The U-Net without the layers `remove` as an .onnx file, unless it is there; whole or not."""
+    """Write the U-Net without the layers `remove` as an .onnx file, whole or not at all.
+
+    A file that exists is kept.
+    """
     if path.exists():
         return
-    beside = path.parent.with_name(f"{path.parent.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)  # of a killed call
-    beside.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=beside.parent) as folder:
+    partial = path.parent.with_name(f"{path.parent.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed call
+    partial.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=partial.parent) as folder:
         scratch = Path(folder)
         if remove:
             write_model(scratch, prune_unet(loading.load_unet(model), remove), model)
-        source, given = str(scratch) if remove else model, scratch / "inputs.safetensors"
-        save_zeros(shapes, given)
-        graph = beside / path.name
+        source, inputs = str(scratch) if remove else model, scratch / "inputs.safetensors"
+        save_zeros(shapes, inputs)
+        graph = partial / path.name
         run_apart(
-            "exporting the U-Net to ONNX", export_unet, source, given, graph, temporary=beside
+            "exporting the U-Net to ONNX", export_unet, source, inputs, graph, temporary=partial
         )
-    beside.replace(path.parent)
+    partial.replace(path.parent)

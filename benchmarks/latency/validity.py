@@ -1,7 +1,7 @@
 """When a measurement can be trusted: percentiles, the reasons against a row, and ratios.
 
-A row that does not meet the protocol says so in `valid`, and why in `invalid_reasons`. The ratio of
-two models is taken round by round, for what they share of a machine's drift cancels there.
+A row that does not meet the protocol has `valid: false` and the reasons in `invalid_reasons`. The
+ratio of two models is taken round by round, so that drift of the machine cancels.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from laptop.benchmarks.settings import NEEDED_S, NEEDED_SAMPLES
 from laptop.errors import CheckFailed
 from laptop.pruning.latency_table import LatencyTable
 
-NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that holds what it says
-SLOWER = 1.10  # of the last third of the rounds over the first: heat, or a clock that sank
-OTHERS = 0.10  # of the processors' time; more, and others' work is in the numbers
+NEEDED_ROUNDS = 6  # for a drift to show, and for an interval that covers 95 %
+SLOWER = 1.10  # the last third of the rounds over the first: heat, or a lower clock
+OTHERS = 0.10  # of the processors' time; with more, the numbers include others' work
 BOOTSTRAPS = 2000
 
 
@@ -31,9 +31,9 @@ def summary(samples_ms: Sequence[float]) -> Spread:
 def invalid_reasons(
     rounds: Sequence[Round], cv_bound: float, *, may_slow: bool = False
 ) -> list[str]:
-    """Why a row cannot be trusted; empty when it can.
+    """The reasons why a row cannot be trusted; none if it can.
 
-    With `may_slow`, for a sustained load, heat and what it does to the times are the finding.
+    With `may_slow`, for a sustained load, a throttled device is no reason: it is the result.
     """
     samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
     reasons = []
@@ -47,35 +47,35 @@ def invalid_reasons(
 
 
 def unsteady(rounds: Sequence[Round], cv_bound: float) -> list[str]:
-    """What says that the device, or its load, changed while it was measured."""
+    """Signs that the device, or its load, changed while it was measured."""
     samples_ms = [sample for turn in rounds for sample in turn.samples_ms]
     reasons = []
     if (cv := summary(samples_ms).cv) > cv_bound:
         reasons.append(f"cv {cv:.2f} is above {cv_bound:.2f}: the machine was busy or hot")
     if (times := slowing(rounds)) > SLOWER:
         reasons.append(f"throttled: the last rounds took {times:.2f} × the first ones' time")
-    if said := [turn.throttled for turn in rounds if turn.throttled]:
-        reasons.append(f"throttled in {len(said)} of {len(rounds)} rounds: {said[0]}")
+    if throttled := [turn.throttled for turn in rounds if turn.throttled]:
+        reasons.append(f"throttled in {len(throttled)} of {len(rounds)} rounds: {throttled[0]}")
     return reasons + busy(rounds)
 
 
 def busy(rounds: Sequence[Round]) -> list[str]:
-    """What says that other work ran beside it."""
-    taken = [turn.others for turn in rounds if turn.others is not None]
-    if taken and (others := float(np.median(taken))) > OTHERS:
+    """Signs that other work ran at the same time."""
+    loads = [turn.others for turn in rounds if turn.others is not None]
+    if loads and (others := float(np.median(loads))) > OTHERS:
         return [f"device busy: {others:.0%} of its processors' time went to other work"]
     return []
 
 
 def slowing(rounds: Sequence[Round]) -> float:
-    """The median of the last third of the rounds over that of the first; 1 for few rounds."""
+    """The median of the last third of the rounds over the first third's; 1 for few rounds."""
     medians = [float(np.median(turn.samples_ms)) for turn in rounds]
     third = len(medians) // 3
     return float(np.median(medians[-third:]) / np.median(medians[:third])) if third >= 2 else 1.0
 
 
 def check_valid(report: BenchReport | LatencyTable) -> None:
-    """Raise `CheckFailed` where a row of a report, or a table of layers, cannot be trusted."""
+    """Raise `CheckFailed` if a row of a report, or a table of layers, cannot be trusted."""
     rows: Sequence[BenchRow | LatencyTable]
     rows = report.results if isinstance(report, BenchReport) else (report,)
     if invalid := [row for row in rows if not row.valid]:
@@ -95,8 +95,8 @@ def _title(row: BenchRow | LatencyTable) -> str:
 def ratio(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int) -> Ratio:
     """Latency of b over that of a: median over rounds, and its 95 % interval by bootstrap.
 
-    A round's ratio is that of its two medians, which lie next to each other in time. Of less than
-    `NEEDED_ROUNDS` rounds the interval is too narrow, and the rows are not valid.
+    A round's ratio is that of its two medians, which were measured one after the other. With fewer
+    than `NEEDED_ROUNDS` rounds the interval is too narrow, and the rows are not valid.
     """
     by_round = np.array([np.median(y) / np.median(x) for x, y in zip(a, b, strict=True)])
     rng = np.random.default_rng(seed)

@@ -13,21 +13,21 @@ SHARED = ("text_encoder", "text_encoder_2", "vae_decoder")  # that pruning does 
 
 
 def image_rows(results: Sequence[BenchRow], steps: int) -> tuple[ImageRow, ...]:
-    """One row for each U-Net for which everything else that a picture needs was timed, too.
+    """One row for each U-Net, if everything else that a picture needs was timed, too.
 
-    That is a VAE decoder, a text encoder (the second one for SDXL), and whatever was timed in any
-    other runtime. A component that was not timed under its label is another label's, of the same
-    runtime and target: `parts` says whose.
+    A picture needs a VAE decoder, a text encoder (the second one for SDXL), and each component that
+    was timed in any other runtime. A component that was not timed under the U-Net's label is taken
+    from another label with the same runtime and target: `parts` says which.
     """
     rows = {(r.component, r.label, r.runtime, r.target): r for r in results}
     timed = {r.component for r in results} & set(SHARED) | {"vae_decoder"}
     images = []
     for unet in (r for r in results if r.component == "unet"):
-        where = (unet.runtime, unet.target)
+        setup = (unet.runtime, unet.target)
         parts = {"unet": unet} | {
             name: part
             for name in SHARED
-            if (part := rows.get((name, unet.label, *where)) or _other(results, name, where))
+            if (part := rows.get((name, unet.label, *setup)) or _other(results, name, setup))
         }
         is_sdxl = "text_embeds" in unet.conditions.shapes
         needed = timed | ({"text_encoder_2"} if is_sdxl else set())
@@ -36,9 +36,9 @@ def image_rows(results: Sequence[BenchRow], steps: int) -> tuple[ImageRow, ...]:
     return tuple(images)
 
 
-def _other(results: Sequence[BenchRow], component: str, where: tuple[str, str]) -> BenchRow | None:
-    """The first row of a component in this runtime and target, whatever its label."""
-    wanted = (component, *where)
+def _other(results: Sequence[BenchRow], component: str, setup: tuple[str, str]) -> BenchRow | None:
+    """The first row of a component in this runtime and target, under any label."""
+    wanted = (component, *setup)
     return next((r for r in results if (r.component, r.runtime, r.target) == wanted), None)
 
 

@@ -1,11 +1,11 @@
-"""What is to be timed: the components of models and of artifacts' folders, as workloads.
+"""Workloads: the components of models and of artifacts' folders that are to be timed.
 
-Inputs have the shapes that were recorded when an artifact was made, where it says so, and else
-those that the components' own `config.json` gives.
+Inputs have the shapes that an artifact's list records, else those of the components' `config.json`.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from laptop.benchmarks.devices.device import Facts, Shapes, Workload
@@ -23,14 +23,14 @@ from laptop.export.settings import COMPONENTS
 from laptop.files import shown
 from laptop.models.shapes import Size
 
-CLIP_TOKENS = 77  # what SD and SDXL take; used where no text encoder lies beside the U-Net
+CLIP_TOKENS = 77  # of SD and SDXL; used where a U-Net comes without a text encoder
 FIXED = ("executorch", "tensorrt", "coreml")  # runtimes of artifacts that may take one shape only
-EXTRAS = {"onnxruntime": "onnx", "executorch": "executorch"}  # of ours, which install a runtime
-Places = str | Path | Sequence[str | Path]
+EXTRAS = {"onnxruntime": "onnx", "executorch": "executorch"}  # our extras that install runtimes
+Sources = str | Path | Sequence[str | Path]
 
 
 def workloads(
-    subjects: Mapping[str, Places],
+    subjects: Mapping[str, Sources],
     components: Sequence[str],
     facts: Facts,
     *,
@@ -44,133 +44,135 @@ def workloads(
 ) -> list[Workload]:
     """One workload for each component of each subject and runtime, checked before anything runs.
 
-    Of the labels in `unet_only` no other component is timed, of targets in `refused` none.
-    `runtimes` are those asked for; none: all that the device has, on its processor. Raises
-    `BadInput` for subjects that cannot be compared, `MissingExtra` where no runtime is there,
-    `UnknownModel` for what is no model.
+    Labels in `unet_only` have no other component timed, targets in `refused` are left out. Without
+    `runtimes`, all that the device has are used, on its processor. Raises `BadInput` for subjects
+    that cannot be compared, `MissingExtra` if the device has no runtime for them, `UnknownModel`
+    for a source that is no model.
     """
     if not components or (unknown := set(components) - set(COMPONENTS)):
         named = ", ".join(sorted(unknown)) if components else "nothing"
         raise BadInput(f"cannot bench {shown(named)}; components are {', '.join(COMPONENTS)}.")
-    found: dict[tuple[str, str, str, str], TimedComponent] = {}
-    for label, places in subjects.items():
+    timed: dict[tuple[str, str, str, str], TimedComponent] = {}
+    for label, sources in subjects.items():
         wanted = [c for c in components if c == "unet" or label not in unet_only]
         if not wanted:
-            say(f"bench: {label} is left out: of it, only the U-Net is timed.")
+            say(f"bench: {label} is left out: only its U-Net is timed, which is not asked for.")
             continue
-        for place in [places] if isinstance(places, str | Path) else places:
-            there = [c for c in timed_components(place, wanted) if _kind(c.target) not in refused]
-            for one in _on_device(place, there, facts, runtimes):
-                key = (label, one.component, one.runtime, one.target)
-                if (other := found.setdefault(key, one)) != one:
+        for source in [sources] if isinstance(sources, str | Path) else sources:
+            parts = [p for p in timed_components(source, wanted) if _kind(p.target) not in refused]
+            for part in _on_device(source, parts, facts, runtimes):
+                key = (label, part.component, part.runtime, part.target)
+                if (other := timed.setdefault(key, part)) != part:
                     raise BadInput(
-                        f"{label!r} names two models for {one.runtime}: {other.source} and "
-                        f"{one.source}."
+                        f"{label!r} names two models for {part.runtime}: {other.source} and "
+                        f"{part.source}."
                     )
-    _check_asked(subjects, components, runtimes, list(found.values()), {k[0] for k in found})
-    tokens = next((t for one in found.values() if (t := read_tokens(one))), CLIP_TOKENS)
-    pixels = size or next((one.picture for one in found.values() if one.picture), None)
-    made = [
+    parts = list(timed.values())
+    _check_asked(subjects, components, runtimes, parts, {label for label, *_ in timed})
+    tokens = next((count for part in parts if (count := read_tokens(part))), CLIP_TOKENS)
+    pixels = size or next((part.picture for part in parts if part.picture), None)
+    all_workloads = [
         Workload(
             label=label,
-            component=one.component,
-            runtime=one.runtime,
-            target=one.target,
-            source=one.source,
-            shapes=_guided(one, one.shapes, guidance)
-            if one.shapes
-            else shapes_of(one, guidance, tokens, pixels),
-            precision=one.precision,
+            component=part.component,
+            runtime=part.runtime,
+            target=part.target,
+            source=part.source,
+            shapes=_guided(part, part.shapes, guidance)
+            if part.shapes
+            else shapes_of(part, guidance, tokens, pixels),
+            precision=part.precision,
             threads=threads or facts.cores or 1,
             seed=seed,
-            pixels_per_latent=one.pixels_per_latent,
-            params=one.params,
+            pixels_per_latent=part.pixels_per_latent,
+            params=part.params,
         )
-        for (label, *_), one in found.items()
+        for (label, *_), part in timed.items()
     ]
-    check_same_shapes(made)
-    return made
+    check_same_shapes(all_workloads)
+    return all_workloads
 
 
 def _check_asked(
     subjects: Collection[str],
     components: Sequence[str],
     runtimes: Sequence[str],
-    found: Sequence[TimedComponent],
+    parts: Sequence[TimedComponent],
     labels: Collection[str],
 ) -> None:
-    """Raise `BadInput` for what was asked for by name and is not there."""
+    """Raise `BadInput` for a runtime or a component that was asked for and that a subject lacks."""
     if runtimes and (without := [label for label in subjects if label not in labels]):
         raise BadInput(
             f"{', '.join(without)} has nothing that runs in {', '.join(runtimes)}: export it for "
             "that runtime first, or leave --runtime out."
         )
-    there = {one.component for one in found}
-    if tuple(components) != IMAGE and (missing := [c for c in components if c not in there]):
-        raise BadInput(f"there is no {', '.join(missing)} to bench; there are {sorted(there)}.")
+    timed = {part.component for part in parts}
+    if tuple(components) != IMAGE and (missing := [c for c in components if c not in timed]):
+        raise BadInput(f"there is no {', '.join(missing)} to bench; there are {sorted(timed)}.")
 
 
 def _kind(folder: str) -> str:
-    """The target of its folder, which has the precision: onnx of onnx-fp16."""
+    """The target in a folder's name, which may end with a precision: onnx for onnx-fp16."""
     return folder.partition("-")[0]
 
 
 def _on_device(
-    place: str | Path, found: Sequence[TimedComponent], facts: Facts, runtimes: Sequence[str]
-) -> Iterator[TimedComponent]:
-    """Those that can run on the device, by the runtimes that are asked for."""
-    there = facts.runtimes
-    if missing := [r for r in runtimes if r not in there]:
-        raise BadInput(f"{', '.join(missing)} is not on {facts.name}; there are {_listed(there)}.")
-    made = []
+    source: str | Path, parts: Sequence[TimedComponent], facts: Facts, runtimes: Sequence[str]
+) -> list[TimedComponent]:
+    """The components that can run on the device, once for each runtime that is asked for."""
+    if missing := [runtime for runtime in runtimes if runtime not in facts.runtimes]:
+        raise BadInput(
+            f"{', '.join(missing)} is not on {facts.name}; there are {_listed(facts.runtimes)}."
+        )
+    timed = []
     lost = set()
-    for one in found:
-        asked = [r for r in runtimes if r.partition(":")[0] == one.runtime]
-        for runtime in asked if runtimes else [one.runtime]:
-            if runtime in there:
-                made.append(TimedComponent(**{**vars(one), "runtime": runtime}))
+    for part in parts:
+        own = [runtime for runtime in runtimes if runtime.partition(":")[0] == part.runtime]
+        for runtime in own if runtimes else [part.runtime]:
+            if runtime in facts.runtimes:
+                timed.append(replace(part, runtime=runtime))
             else:
                 lost.add(runtime)
     for runtime in sorted(lost):
-        needed = f"{place} needs {runtime}, which is not installed on {facts.name}"
+        needed = f"{source} needs {runtime}, which is not installed on {facts.name}"
         if facts.how_to:
             needed += f": {facts.how_to}"
         elif runtime in EXTRAS:
             needed += f": pip install 'laptop-diff[{EXTRAS[runtime]}]'"
-        if not made:
-            raise MissingExtra(f"{needed}. There are {_listed(there)}.")
+        if not timed:
+            raise MissingExtra(f"{needed}. There are {_listed(facts.runtimes)}.")
         say(f"bench: {needed}. It is left out.")
-    if not made and not runtimes:
+    if not timed and not runtimes:
         raise BadInput(
-            f"{place} holds nothing that can be timed: no component for {', '.join(RUNS)}."
+            f"{source} holds nothing that can be timed: no component for {', '.join(RUNS)}."
         )
-    yield from made
+    return timed
 
 
 def _listed(runtimes: Mapping[str, str]) -> str:
     return ", ".join(f"{k} {v}" for k, v in runtimes.items()) or "none"
 
 
-def _guided(one: TimedComponent, recorded: Shapes, guidance: bool) -> Shapes:
+def _guided(part: TimedComponent, recorded: Shapes, guidance: bool) -> Shapes:
     """Recorded shapes, with two rows for guidance, and one without it or where it is embedded."""
     batch, rows = (recorded.get("sample") or (0,))[0], 2 if guidance else 1
     is_embedded = "timestep_cond" in recorded
-    if one.component != "unet" or batch == rows or one.runtime in FIXED or is_embedded:
+    if part.component != "unet" or batch == rows or part.runtime in FIXED or is_embedded:
         return recorded
     return {
         k: (rows, *shape[1:]) if shape[:1] == (batch,) else shape for k, shape in recorded.items()
     }
 
 
-def check_same_shapes(made: Sequence[Workload]) -> None:
-    """Raise `BadInput` unless all subjects take the same inputs, but for programs of fixed ones."""
+def check_same_shapes(timed: Sequence[Workload]) -> None:
+    """Raise `BadInput` unless all subjects take the same inputs, but for programs of one shape."""
     first: dict[tuple[str, str | None], Workload] = {}
-    for one in made:
-        fixed = one.target if one.runtime in FIXED else None
-        other = first.setdefault((one.component, fixed), one)
-        if one.shapes != other.shapes:
+    for workload in timed:
+        fixed = workload.target if workload.runtime in FIXED else None
+        other = first.setdefault((workload.component, fixed), workload)
+        if workload.shapes != other.shapes:
             raise BadInput(
-                f"{other.label} ({other.runtime}) takes {json.dumps(other.shapes)}, {one.label} "
-                f"({one.runtime}) takes {json.dumps(one.shapes)}: their latencies cannot be "
-                "compared. Bench models of one resolution and kind."
+                f"{other.label} ({other.runtime}) takes {json.dumps(other.shapes)}, "
+                f"{workload.label} ({workload.runtime}) takes {json.dumps(workload.shapes)}: their "
+                "latencies cannot be compared. Bench models of one resolution and kind."
             )

@@ -14,7 +14,7 @@ from laptop.distill.log_lines import LogLine
 MOST_STEPS = 300  # of an area, so that the file stays small
 
 
-def shares(lines: Sequence[LogLine]) -> dict[str, list[float]]:
+def loss_shares(lines: Sequence[LogLine]) -> dict[str, list[float]]:
     """Each module's share of the feature loss, by logged step."""
     features = [line.features or {} for line in lines]
     totals = [sum(values.values()) or 1.0 for values in features]
@@ -26,7 +26,7 @@ def shares(lines: Sequence[LogLine]) -> dict[str, list[float]]:
 
 def largest_share(lines: Sequence[LogLine]) -> tuple[str, float]:
     """The module with the largest mean share of the feature loss, and that share."""
-    means = {module: float(np.mean(values)) for module, values in shares(lines).items()}
+    means = {module: float(np.mean(values)) for module, values in loss_shares(lines).items()}
     module = max(means, key=means.__getitem__)
     return module, means[module]
 
@@ -59,7 +59,7 @@ def _areas(
     axes: Axes, lines: Sequence[LogLine], title: str, colours: NDArray[np.float64], theme: Theme
 ) -> None:
     steps = [line.step for line in lines]
-    axes.stackplot(steps, *shares(lines).values(), colors=colours, linewidth=0)
+    axes.stackplot(steps, *loss_shares(lines).values(), colors=colours, linewidth=0)
     axes.set_xlim(steps[0], steps[-1])
     axes.set_ylim(0, 1)
     axes.set_title(

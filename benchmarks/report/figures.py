@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from laptop.benchmarks.report.run_files import block_of, network_order
@@ -17,6 +18,7 @@ from laptop.distill.log_lines import LogLine
 from laptop.pruning.plan_file import MenuPoint
 from laptop.pruning.scores import Additivity, ScoredUnit
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 CELL = 256  # pixels: pictures of the grid are brought near this width
 GAP = 12
 GREY = (118, 128, 138)  # reads on white and on black
@@ -49,19 +51,19 @@ def new_figure(theme: Theme, height: float, rows: int) -> tuple[Figure, list[Axe
     """A figure with `rows` plain axes, one below the other; `height` in inches."""
     figure = Figure(figsize=(7.2, height), layout="constrained")
     figure.patch.set_alpha(0)
-    found = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
-    for axes in found:
+    panels = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
+    for axes in panels:
         axes.patch.set_alpha(0)
         axes.tick_params(which="both", colors=theme.ink, labelsize=8, length=0)
         axes.grid(color=theme.grid, linewidth=0.6)
         axes.set_axisbelow(True)
         for spine in axes.spines.values():
             spine.set_visible(False)
-    return figure, found
+    return figure, panels
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write it; the same figure is the same file."""
+    """Write a figure; the same figure gives the same bytes."""
     with rc_context({"svg.hashsalt": "laptop"}):
         figure.savefig(path, metadata={"Date": None})
 
@@ -120,16 +122,16 @@ def additivity_chart(report: Additivity, stem: Path) -> None:
 def rivals_chart(plans: Sequence[Mapping[str, Any]], stem: Path) -> None:
     """Joint output loss (log) by what chose the layers, a colour for each ratio; light and dark.
 
-    A plan is {"by", "ratio", "loss"}; of several by the same, all are drawn.
+    A plan is {"by", "ratio", "loss"}; several plans by the same are all drawn.
     """
     ways = list(dict.fromkeys(plan["by"] for plan in plans))
     for theme in THEMES:
         figure, axes = _figure(theme, 0.9 + 0.24 * len(ways))
         for ratio, colour in zip(sorted({p["ratio"] for p in plans}), theme.curves, strict=False):
             shown = [p for p in plans if p["ratio"] == ratio]
-            places = [ways.index(p["by"]) for p in shown]
+            lines = [ways.index(p["by"]) for p in shown]
             losses = [p["loss"] for p in shown]
-            axes.scatter(losses, places, s=18, color=colour, label=f"{ratio:.0%} removed")
+            axes.scatter(losses, lines, s=18, color=colour, label=f"{ratio:.0%} removed")
         axes.set_xscale("log")
         axes.set_yticks(range(len(ways)), ways)
         axes.invert_yaxis()
@@ -139,7 +141,7 @@ def rivals_chart(plans: Sequence[Mapping[str, Any]], stem: Path) -> None:
 
 
 def interval_chart(rows: Sequence[Mapping[str, Any]], stem: Path, label: str) -> None:
-    """Means with their intervals by what made them, a colour for each ratio; light and dark.
+    """Means with their intervals, a line for each `by`, a colour for each ratio; light and dark.
 
     A row is {"by", "ratio", "mean", "low", "high"}.
     """
@@ -151,9 +153,9 @@ def interval_chart(rows: Sequence[Mapping[str, Any]], stem: Path, label: str) ->
             means = np.array([r["mean"] for r in shown])
             arms = np.abs(np.array([[r["low"], r["high"]] for r in shown]).T - means)
             apart = 0.22 * (i - (len(ratios) - 1) / 2)  # of a row, so that none hides another
-            places = [ways.index(r["by"]) + apart for r in shown]
+            lines = [ways.index(r["by"]) + apart for r in shown]
             axes.errorbar(
-                means, places, xerr=arms, fmt="o", markersize=4, linewidth=1.4, color=colour,
+                means, lines, xerr=arms, fmt="o", markersize=4, linewidth=1.4, color=colour,
                 label=f"{ratio:.0%} removed",
             )  # fmt: skip
         axes.set_yticks(range(len(ways)), ways)
@@ -193,10 +195,10 @@ def _part_blocks(axes: Axes, names: Sequence[str], theme: Theme) -> None:
             axes.axhline(i - 0.5, color=theme.grid, linewidth=0.9)
 
 
-def _legend(axes: Axes, theme: Theme, **kwargs: Any) -> None:
+def _legend(axes: Axes, theme: Theme, handles: Sequence[Patch] | None = None) -> None:
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8,
-        labelcolor=theme.ink, **kwargs,
+        labelcolor=theme.ink, handles=handles,
     )  # fmt: skip
 
 
@@ -225,17 +227,16 @@ def loss_curves(lines: Sequence[LogLine], stem: Path) -> None:
         save_figure(figure, Path(f"{stem}{theme.suffix}.svg"))
 
 
-def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A running mean of the logarithms; at the ends over what there is."""
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A running mean of the logarithms, over fewer values at the ends."""
     width = max(1, round(SMOOTHING * len(values)))
     ones = np.convolve(np.ones(len(values)), np.ones(width), "same")
-    mean: np.ndarray[Any, Any] = np.convolve(np.log(values), np.ones(width), "same") / ones
-    smooth: np.ndarray[Any, Any] = np.exp(mean)
-    return smooth
+    mean = np.convolve(np.log(values), np.ones(width), "same") / ones
+    return np.asarray(np.exp(mean))
 
 
 def image_grid(columns: Mapping[str, Sequence[Path]], captions: Sequence[str], path: Path) -> None:
-    """Pictures of the same noise side by side, a row for each prompt, which stands above it.
+    """Pictures of the same noise side by side, a row for each prompt, whose text is above it.
 
     `columns` maps a title to that model's pictures. Small pictures are enlarged without smoothing,
     so that every pixel is seen as it is. The background is transparent.
@@ -262,7 +263,7 @@ def image_grid(columns: Mapping[str, Sequence[Path]], captions: Sequence[str], p
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """Within CELL x CELL: enlarged by a whole factor, or made smaller with smoothing."""
+    """Fit a picture into CELL x CELL: enlarged by a whole factor, or reduced with smoothing."""
     side = max(picture.size)
     if side <= CELL:
         factor = CELL // side
@@ -272,7 +273,7 @@ def _fit(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _cut(text: str, font: Any, width: int) -> str:
+def _cut(text: str, font: Font, width: int) -> str:
     while font.getlength(text) > width:
         text = text[:-2].rstrip() + "…"
     return text

@@ -1,4 +1,4 @@
-"""What a run's report says of latency: bars by device, whole images, every row, its conditions."""
+"""The latency section of a report: bars by device, whole images, every row, its conditions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
 
 
 def latency_section(run: RunFiles) -> str:
-    """Markdown; empty where nothing was measured. Writes images/latency.svg."""
+    """The section in Markdown, empty if nothing was measured; writes images/latency.svg."""
     if not any(report.results for report in run.benches):
         return ""
     parts = [
@@ -77,7 +77,7 @@ def _spread(row: BenchRow) -> tuple[float, float]:
 
 
 def speed_ups(run: RunFiles) -> str:
-    """How much faster the student is, and what its MACs would give; empty without a ratio."""
+    """A table of the student's speed and what its MACs promise; empty without a ratio."""
     macs = run.plan.macs
     limit = macs.before / macs.after if macs and macs.after else None
     rows = []
@@ -149,7 +149,7 @@ def _cells(row: BenchRow) -> list[str]:
 
 
 def _title(row: BenchRow) -> str:
-    """Such as `distilled's vae_decoder in ONNX Runtime`."""
+    """The name of a row in a note, such as `distilled's vae_decoder in ONNX Runtime`."""
     runtime = RUNTIMES.get(row.runtime, row.runtime)
     part = "" if row.component == "unet" else f"'s {row.component}"
     return f"{TITLES.get(row.label, row.label)}{part} in {runtime}"
@@ -177,7 +177,7 @@ def _reasons(results: Sequence[BenchRow]) -> list[str]:
 
 
 def _placements(results: Sequence[BenchRow]) -> list[str]:
-    """Where the operations of a row run, for the rows that say it."""
+    """Notes on the processors that run the operations of a row, if the row says it."""
     return [
         f"- {words(_title(row))} runs on: "
         + "; ".join(

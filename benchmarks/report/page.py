@@ -1,7 +1,7 @@
-"""One self-contained HTML page from a Markdown text: the two can never say different things.
+"""A self-contained HTML page made from the report's Markdown, so that both always agree.
 
 Images become data URIs, nothing is fetched (the page's own policy forbids it), and an image
-`x.svg` that has a sister `x-dark.svg` follows the reader's colour scheme.
+`x.svg` for which `x-dark.svg` exists follows the reader's colour scheme.
 """
 
 import base64
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -79,7 +78,7 @@ $body
 
 
 def render(markdown: str, folder: Path) -> str:
-    """The page; images are read from `folder`. Raw HTML in the text is shown, never obeyed."""
+    """The HTML page; images are read from `folder`, raw HTML in the text is shown as text."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     # its own check knows only web addresses; ours are files of the run, made data URIs here
     parser.add_render_rule("image", lambda _, *a: _image(a[0][a[1]], folder))
@@ -111,7 +110,7 @@ def _number_headings(tokens: Sequence[Token]) -> tuple[str, str]:
 def _image(token: Token, folder: Path) -> str:
     alt = html.escape(token.content)
     if not OWN_IMAGE.fullmatch(str(token.attrs["src"])):
-        return alt  # of foreign text: no such file gets into the page
+        return alt  # named by foreign text: no such file gets into the page
     path = inside(folder, token.attrs["src"], "a report")
     image = f'<img src="{data_uri(path)}" alt="{alt}">'
     dark = path.with_name(f"{path.stem}-dark{path.suffix}")
@@ -122,6 +121,6 @@ def _image(token: Token, folder: Path) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """A file's content as an address that needs no network."""
-    kind: Any = mimetypes.guess_type(path.name)[0]
+    """The content of a file as a data URI."""
+    kind, _ = mimetypes.guess_type(path.name)
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

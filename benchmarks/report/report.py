@@ -1,4 +1,4 @@
-"""The report of a run: report.md, the same as one self-contained report.html, and images/.
+"""The report of a run: report.md, report.html (self-contained, the same text) and images/.
 
 Numbers come from the run's files only; one that was not measured is a dash.
 """
@@ -27,19 +27,19 @@ from laptop.benchmarks.report.text import DASH, code, number, percent, scaled, t
 from laptop.distill.log_lines import TERMS
 from laptop.files import files_in, inside, write_text
 
-DOUBT = "†"  # marks what rests on a bench row that is not valid
+DOUBT = "†"  # marks numbers from a bench row that is not valid
 
 
 def write_report(run: Path) -> Path:
     """Write report.md, report.html and images/ into the run folder; returns the HTML's path.
 
-    Parts whose stage has not run are left out. Raises `BadInput` for a folder without a plan.
+    Sections whose stage has not run are left out. Raises `BadInput` for a folder without a plan.
     """
     files = read_run(run)
     inside(run, "images", "a report").mkdir(exist_ok=True)
     for path in (run / "images").iterdir():
         if path.is_symlink():
-            path.unlink()  # or a figure would be written to where it leads
+            path.unlink()  # or a figure would be written to the link's target
     markdown = "\n\n".join(part for part in _parts(files) if part) + "\n"
     for name, text in (("report.md", markdown), ("report.html", page.render(markdown, run))):
         write_text(run / name, text)
@@ -64,23 +64,23 @@ def _parts(run: RunFiles) -> list[str]:
 
 
 def headline(columns: Mapping[str, Measures]) -> str:
-    """The main numbers in a sentence or two, of those that were measured."""
+    """The main numbers that were measured, in a sentence or two."""
     teacher, pruned, student = (columns[label] for label in TITLES)
-    said = []
+    parts = []
     if teacher.params and student.params:
         gone = 1 - student.params / teacher.params
-        said.append(
+        parts.append(
             f"The U-Net went from {scaled(teacher.params)} to **{scaled(student.params)} "
             f"parameters** ({percent(gone)} removed)"
         )
     for setup, over_teacher in student.ratio.items():
         if over_teacher:
             doubt = "" if student.is_valid[setup] else " (measurement not valid, see Latency)"
-            said.append(
+            parts.append(
                 f"a call takes **{over_teacher:.2f} × the teacher's time** in "
                 f"{words(setup.title)}{doubt}"
             )
-    text = ("; ".join(said) or "Nothing was measured yet") + "."
+    text = ("; ".join(parts) or "Nothing was measured yet") + "."
     if student.prompt_accuracy is not None and teacher.prompt_accuracy:
         kept = student.prompt_accuracy / teacher.prompt_accuracy
         text += (

@@ -1,25 +1,24 @@
-"""What a run folder says: its files, read once and checked, and the numbers of the three models.
+"""The files of a run folder, read once and checked, and the numbers of its three models.
 
-Only `plan.json` must be there. What was not measured stays None and is never filled in.
+Only `plan.json` must exist. What was not measured is None and is never filled in.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from laptop.benchmarks.bench_report import (
-    Amount,
     BenchReport,
     BenchRow,
     ImageRow,
     RatioRow,
-    Text,
 )
 from laptop.benchmarks.devices.device import size_bytes
 from laptop.benchmarks.eval_report import EvalReport
+from laptop.contents import RunState
 from laptop.distill.log_lines import LogLine
 from laptop.errors import BadInput
 from laptop.export.parity_report import ParityReport, ParityRow
@@ -41,33 +40,13 @@ RUNTIMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoggedStage(Record):
-    """A finished stage in laptop.json."""
-
-    state: Text | None = None
-    seconds: Amount | None = None
-    peak_memory_bytes: Amount | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLog(Record):
-    """What a report shows of a laptop.json."""
-
-    SCHEMA = "laptop.run/1"
-
-    stages: Mapping[str, LoggedStage] = field(default_factory=dict)
-    recipe: Mapping[str, object] = field(default_factory=dict)
-    versions: Mapping[str, Text | None] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Setup:
-    """Where and how a U-Net was timed."""
+    """The device, runtime and target for which a U-Net was timed."""
 
-    device: str  # its address
+    device: str  # address
     runtime: str
-    target: str  # its folder among the artifacts, with a precision that is not the default
+    target: str  # the artifact's folder, with a precision that is not the default
 
     @property
     def title(self) -> str:
@@ -76,7 +55,7 @@ class Setup:
         words = [RUNTIMES.get(name, name), self.target.partition("-")[2]]
         if self.target.partition("-")[0] == "ort":
             words.append("(.ort)")
-        words += [f"on {where}" for where in (provider, self.device) if where not in ("", "local")]
+        words += [f"on {name}" for name in (provider, self.device) if name not in ("", "local")]
         return " ".join(word for word in words if word)
 
 
@@ -86,7 +65,7 @@ class RunFiles:
 
     folder: Path
     plan: Plan
-    log: RunLog  # laptop.json
+    state: RunState  # laptop.json
     scores: Scores | None
     losses: Sequence[LogLine]  # lines of metrics.jsonl, by step
     parity: Sequence[ParityRow]
@@ -96,7 +75,7 @@ class RunFiles:
     @property
     def model(self) -> str:
         """The teacher's name."""
-        return str(self.plan.model or self.log.recipe.get("model") or "model")
+        return str(self.plan.model or (self.state.recipe or {}).get("model") or "model")
 
 
 @dataclass(frozen=True)
@@ -127,7 +106,7 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder,
         Plan.read(folder / "plan.json"),
-        _optional(folder / "laptop.json", RunLog) or RunLog(),
+        _optional(folder / "laptop.json", RunState) or RunState(),
         _optional(folder / "score" / "scores.json", Scores),
         _read_losses(folder / "distill" / "metrics.jsonl"),
         _read_parity(folder / "parity" / "report.json"),
@@ -204,7 +183,7 @@ def _cost(change: CostChange | None, label: str) -> int | None:
 
 
 def setups(run: RunFiles) -> list[Setup]:
-    """Where and how U-Nets were timed, each once, in the order of the reports."""
+    """The setups in which U-Nets were timed, each once, in the order of the reports."""
     return list(
         dict.fromkeys(
             setup_of(report, row)
@@ -216,7 +195,7 @@ def setups(run: RunFiles) -> list[Setup]:
 
 
 def setup_of(report: BenchReport, row: BenchRow | ImageRow | RatioRow) -> Setup:
-    """Where and how a row of a device's report was timed."""
+    """The setup in which a row of a device's report was timed."""
     return Setup(report.address, row.runtime, row.target or row.runtime)
 
 
@@ -256,7 +235,7 @@ def _size(run: RunFiles, label: str) -> float | None:
 
 
 def network_order(name: str) -> tuple[int, ...]:
-    """A sort key of module paths: as data flows, a resnet before the attention beside it.
+    """A sort key of module paths, in the order of the data: a resnet before its attention.
 
     `down_blocks.1.attentions.0.transformer_blocks.2` -> (0, 1, 1, 2)
     """
@@ -267,12 +246,11 @@ def network_order(name: str) -> tuple[int, ...]:
         numbers.insert(0, 0)
     block, layer, *inner = [*numbers, 0, 0][: max(2, len(numbers))]
     is_attention = int("attentions" in parts)
-    # in the middle there is a resnet first, then pairs of an attention and a resnet
-    place = 2 * layer + is_attention
-    return (section, block, place, *inner)
+    # in the middle a resnet comes first, then pairs of an attention and a resnet
+    return (section, block, 2 * layer + is_attention, *inner)
 
 
 def block_of(name: str) -> str:
-    """The block that a unit lies in: `down_blocks.1`, `mid_block`."""
+    """The block of a unit: `down_blocks.1`, `mid_block`."""
     parts = name.split(".")
     return parts[0] if parts[0] == "mid_block" else ".".join(parts[:2])

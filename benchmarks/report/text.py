@@ -1,4 +1,4 @@
-"""Numbers and foreign text as the report's Markdown shows them."""
+"""Numbers and foreign text in the Markdown of a report."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ DASH = "—"
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:
-    """To significant digits, without an exponent where it is short; a dash for None."""
+    """A number to significant digits, if possible without an exponent; a dash for None."""
     if value is None:
         return DASH
     text = f"{value:.{digits}g}"
@@ -17,7 +17,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
 
 
 def scaled(value: float | None, unit: str = "") -> str:
-    """With k, M or G: 3,524,900 -> 3.52 M."""
+    """A number with k, M or G: 3,524,900 -> 3.52 M; a dash for None."""
     if value is None:
         return DASH
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -32,7 +32,7 @@ def percent(portion: float | None) -> str:
 
 
 def words(text: object) -> str:
-    """Foreign text with nothing left that Markdown would obey."""
+    """Foreign text, escaped so that no character of it is Markdown."""
     return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|&!~" else c for c in _line(text))
 
 
@@ -50,11 +50,11 @@ def block(text: str, language: str) -> str:
 
 
 def _line(text: object) -> str:
-    """Foreign text in one line, without characters that are not shown or turn the text around."""
+    """Foreign text in one line, without invisible characters and those that reverse the text."""
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, as are all."""
+    """A Markdown table; all columns are aligned to the left."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -101,7 +101,7 @@ def write_run(run: Path) -> None:
     (run / "model" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(3_600_000))
     write(run / "artifacts" / "onnx" / "model_index.json", index)
     (run / "artifacts" / "coreml" / "unet.mlpackage").mkdir(parents=True)
-    stage = {"state": "done", "key": "0", "seconds": 61.2, "peak_memory_bytes": 9e8}
+    stage = {"state": "done", "key": "0", "seconds": 61.2, "peak_memory_bytes": 900_000_000}
     recipe = {"model": "tiny-sdxl", "ratio": 0.5, "seed": 0, "distill": {"steps": 900, "lr": 1e-3}}
     log = {"schema": "laptop.run/1", "recipe": recipe, "versions": {"torch": "2.13.0"}}
     write(run / "laptop.json", log | {"stages": {"score": stage, "distill": stage}})

@@ -277,12 +277,12 @@ def test_files_are_sent_once_unless_they_were_damaged(
     files = of_onnx(graph(tmp_path / "onnx")).artifact
     assert files is not None
     both = [files / "model.onnx", files / "model.onnx_data"]
-    folder = android_meter.send(device.place, both)
-    assert android_meter.send(device.place, both) == folder
+    folder = android_meter.send(device.host, both)
+    assert android_meter.send(device.host, both) == folder
     assert phone.received == ["model.onnx", "model.onnx_data"]
     assert Path(phone.mapped(folder), "model.onnx_data").read_bytes() == b"weights"
     Path(phone.mapped(folder), "model.onnx_data").write_bytes(b"weightz")
-    android_meter.send(device.place, both)
+    android_meter.send(device.host, both)
     assert phone.received == ["model.onnx", "model.onnx_data", "model.onnx_data"]
     assert Path(phone.mapped(folder), "model.onnx_data").read_bytes() == b"weights"
 
@@ -294,7 +294,7 @@ def test_files_that_do_not_arrive_whole_are_an_error(
     phone.install("sha256sum", 'echo "0000  $1"')
     (tmp_path / "model").write_text("x")
     with pytest.raises(LaptopError, match="model arrived damaged"):
-        android_meter.send(device.place, [tmp_path / "model"])
+        android_meter.send(device.host, [tmp_path / "model"])
 
 
 @needs_adb
@@ -354,7 +354,7 @@ def test_a_runner_that_runs_less_than_it_was_told_is_an_error(
     device: Device, phone: Phone, tmp_path: Path
 ) -> None:
     with (
-        pytest.raises(LaptopError, match="told to run 1 times after the first and told of none"),
+        pytest.raises(LaptopError, match="was to run 1 times after the first and reported no time"),
         device.meter(of_executorch(tmp_path, "1 once"), 1, 0.0),
     ):
         pass
@@ -375,8 +375,10 @@ def test_a_missing_runner_is_an_error_that_names_folder_and_page(
     device: Android, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    plain = Android(device.place)
-    needed = r"needs executor_runner, .* in .*/\.cache/laptop/android/arm64-v8a.*docs/android\.md"
+    plain = Android(device.host)
+    needed = (
+        r"needs executor_runner, .* in .*/\.cache/laptop/android/arm64-v8a.*docs/guides/android\.md"
+    )
     with pytest.raises(LaptopError, match=needed):
         plain.meter(of_executorch(tmp_path, "1 new"), 1, 0.0)
     assert device.runners is not None

@@ -193,7 +193,7 @@ def test_nothing_runs_on_the_board_when_this_side_is_killed(
 @needs_sshd
 def test_a_board_without_python_says_what_is_needed(remote: Computer) -> None:
     without = replace(remote, python="python-that-is-not-there")
-    with pytest.raises(LaptopError, match=r"is needed there, 3\.9 or later.*\[bench\] python"):
+    with pytest.raises(LaptopError, match=r"is needed there, 3\.9 or later.*\[devices\] python"):
         without.probe()
 
 
@@ -283,8 +283,8 @@ def test_an_engine_is_built_on_the_board_and_timed_there(
 
 def test_interleaving_works_with_a_device_as_with_this_machine() -> None:
     facts = Facts("a stand-in", "Linux", {})
-    found = measure([stand_in("a", 1), stand_in("b", 1)], QUICK, device("local"), facts)
-    assert [r["label"] for r in found["results"]] == ["a", "b"]
+    report = measure([stand_in("a", 1), stand_in("b", 1)], QUICK, device("local"), facts)
+    assert [row.label for row in report.results] == ["a", "b"]
 
 
 @pytest.mark.parametrize("address", ["orin", "ssh://", "usb://1", ""])

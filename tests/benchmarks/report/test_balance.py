@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from laptop.benchmarks.report.balance import balance_chart, largest_share, shares
+from laptop.benchmarks.report.balance import balance_chart, largest_share, loss_shares
 from laptop.distill.log_lines import LogLine
 
 NORMS = {"down_blocks.0": 2.0, "mid_block": 20.0}
@@ -13,7 +13,7 @@ LINES = [
 
 
 def test_shares_are_of_the_feature_loss_at_each_step() -> None:
-    assert shares(LINES) == {
+    assert loss_shares(LINES) == {
         "down_blocks.0": [1 / 4, 1 / 3, 1 / 2],
         "mid_block": [3 / 4, 2 / 3, 1 / 2],
     }

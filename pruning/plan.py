@@ -9,26 +9,23 @@ plan. It cannot end worse than it began.
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from laptop import processes
 from laptop.console import progress
 from laptop.errors import BadInput, Infeasible
 from laptop.models import loading, locating
 from laptop.pruning.budgets import Conditions, bytes_each, check_config, conditions, with_default
-from laptop.pruning.calibration import CALIBRATION, Calibration
-from laptop.pruning.expressible import stock_config
-from laptop.pruning.joint import AT_ONCE, JointLoss
-from laptop.pruning.knapsack import solve
 from laptop.pruning.latency_table import NS, with_latencies
 from laptop.pruning.plan_file import CostChange, LatencyChange, Menu, MenuPoint, Plan
 from laptop.pruning.scores import Anatomy, Scores, Unit, scores_file
 from laptop.pruning.settings import PlanConfig
-from laptop.pruning.units import check_names, check_size
 from laptop.run import Overwrite, run_stage
 from laptop.unfinished import resume_folder
+
+if TYPE_CHECKING:
+    from laptop.pruning.calibration import Calibration
+    from laptop.pruning.joint import JointLoss
 
 
 def choose(scores: Scores, config: PlanConfig, bytes_each: int = 4) -> list[Unit]:
@@ -37,6 +34,8 @@ def choose(scores: Scores, config: PlanConfig, bytes_each: int = 4) -> list[Unit
 
 
 def _cheapest(scores: Scores, anatomy: Anatomy, config: PlanConfig, bytes_each: int) -> list[Unit]:
+    from laptop.pruning.knapsack import solve
+
     c = conditions(anatomy, config, bytes_each)
     chosen = solve([unit.score for unit in scores.units], c.savings, c.implied, c.stay)
     return [anatomy.units[i] for i in chosen]
@@ -47,10 +46,13 @@ def make_plan(
 ) -> Path:
     """Write plan.json from scores.json; the joint loss is measured on the scores' own samples."""
     scores_path, config = scores_file(scores_path), with_default(config)
-    scores = read_checked(scores_path)
+    scores = Scores.read(scores_path)
     model, anatomy = scores.model, with_latencies(scores.anatomy, config)
     check_config(config, anatomy, model)
     check_race(scores.race, config, str(scores_path))
+    from laptop.pruning.calibration import CALIBRATION  # imports torch: after what JSON decides
+
+    check_network(scores, scores_path)
     each = bytes_each(config, model)
     samples = read_samples(scores, scores_path)
 
@@ -85,19 +87,26 @@ def make_plan(
     return run_stage("plan", out, settings, inputs, work, overwrite=overwrite)
 
 
-def read_samples(scores: Scores, scores_path: Path) -> Calibration:
+def read_samples(scores: Scores, scores_path: Path) -> "Calibration":
     """The calibration next to scores.json, checked against the model by its shapes."""
+    from laptop.pruning.calibration import CALIBRATION, Calibration
+
     path = scores_path.parent / CALIBRATION
     samples = Calibration.read(path, scores.batch_size)
     samples.check_shapes(loading.empty_unet(scores.model), str(path))
     return samples
 
 
-def joint_loss(scores: Scores, samples: Calibration, folder: Path, where: str) -> JointLoss:
+def joint_loss(scores: Scores, samples: "Calibration", folder: Path, where: str) -> "JointLoss":
     """Joint losses of the scored model on its own samples, kept in the stage's `folder`.
 
     Raises `BadInput` when the model does not give the recorded output.
     """
+    import torch
+    from torch import nn
+
+    from laptop.pruning.joint import JointLoss
+
     unet = loading.load_unet(scores.model, getattr(torch, scores.dtype))
     unet = nn.Module.to(unet, processes.device())
     samples.check_output(unet, where)
@@ -107,10 +116,17 @@ def joint_loss(scores: Scores, samples: Calibration, folder: Path, where: str) -
 def read_checked(path: Path) -> Scores:
     """The scores in a scores.json, checked against the model that it names."""
     scores = Scores.read(path)
+    check_network(scores, path)
+    return scores
+
+
+def check_network(scores: Scores, path: Path) -> None:
+    """Raise `BadInput` unless the scores in `path` are of the model that they name."""
+    from laptop.pruning.units import check_names, check_size
+
     unet = loading.empty_unet(scores.model)
     check_names(unet, [unit.name for unit in scores.units], str(path))
     check_size(unet, scores.base.params, str(path))
-    return scores
 
 
 def check_race(raced: float | None, config: PlanConfig, where: str) -> None:
@@ -127,6 +143,8 @@ def as_plan(
     model: str, anatomy: Anatomy, names: Sequence[str], budget: Mapping[str, object]
 ) -> Plan:
     """A plan that removes the layers `names`, without its losses."""
+    from laptop.pruning.expressible import stock_config
+
     gone = [unit for unit in anatomy.units if unit.name in set(names)]
     times = None
     if (before := anatomy.latency_ns) is not None:
@@ -148,7 +166,7 @@ def _change(before: int, less: int) -> CostChange:
 
 
 def refined(
-    joint: JointLoss,
+    joint: "JointLoss",
     scores: Scores,
     rules: Conditions,
     names: Sequence[str],
@@ -158,6 +176,8 @@ def refined(
 
     At most `evaluations` more sets are measured.
     """
+    from laptop.pruning.joint import AT_ONCE
+
     units = [unit.name for unit in scores.units]
     values = [unit.score for unit in scores.units]
     plan = frozenset(units.index(name) for name in names)
@@ -231,10 +251,11 @@ def make_menu(
     `config` sets the layers that stay and where the model must load; its budgets do not count.
     """
     scores_path = scores_file(scores_path)
-    scores = read_checked(scores_path)
+    scores = Scores.read(scores_path)
     free = PlanConfig(ratio=0.0, keep=config.keep, expressible=config.expressible)
     check_config(free, scores.anatomy, scores.model)
     check_race(scores.race, free, str(scores_path))
+    check_network(scores, scores_path)
 
     def work(folder: Path) -> None:
         Menu(model=scores.model, points=tuple(menu(scores, free))).write(folder / out.name)

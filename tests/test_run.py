@@ -335,7 +335,7 @@ def test_a_link_that_leads_nowhere_is_no_place_for_a_result(
 
 def test_a_result_within_another_stages_is_refused(tmp_path: Path, source: Path) -> None:
     first = run.run_stage("stage", tmp_path / "a", Config(), {"source": source}, Work())
-    with pytest.raises(BadInput, match=r"lies in .*, a finished result"):
+    with pytest.raises(BadInput, match=r"is in .*, a finished result"):
         run.run_stage("next", first / "b", Config(), {"made": first / "result.txt"}, Work())
 
 

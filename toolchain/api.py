@@ -11,17 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laptop.contents import check_run_folder
 from laptop.models.locating import need_models
+from laptop.models.mistakes import is_graphs
 
 if TYPE_CHECKING:
     from laptop.recipe import Recipe
 
 Model = str | Path
-Table = Mapping[str, object]
 
 
 def recipe(
-    model: Model, file: Path | None = None, *, smoke: bool = False, **tables: Table
+    model: Model, file: Path | None = None, *, smoke: bool = False, **tables: Mapping[str, object]
 ) -> "Recipe":
     """Return every setting of a run: defaults, the model's own, those of `file`, and `tables`.
 
@@ -57,6 +58,7 @@ def compress(
     >>> settings = recipe("tiny-sdxl", smoke=True, plan={"ratio": 0.5}, export=to)
     >>> report = compress("tiny-sdxl", "run", settings) / "report.html"
     """
+    check_run_folder(Path(out))
     settings = replace(_ready(settings, model), model=str(model))
     from laptop.compress import compress as run
 
@@ -174,16 +176,15 @@ def distill(
 ) -> Path:
     """Retrain a pruned student by normalized feature distillation into the folder `out`.
 
-    `data` is a cache or anything else that --data takes, which is cached beside `out` first; None:
+    `data` is a cache or anything else that --data takes, which is cached next to `out` first; None:
     as the settings say. `allow_commands` lets its addresses run programs.
 
     >>> settings = recipe("tiny-sdxl", distill={"steps": 300, "learning_rate": 1e-3})
     >>> student = distill("tiny-sdxl", "pruned", "student", settings, data="cached")
     >>> metrics = student / "metrics.jsonl"
     """
-    settings = _ready(settings, teacher, data=data)
+    settings = _ready(settings, teacher, student, data=data)
     names, out = (str(teacher), str(student)), Path(out)
-    need_models(*names)
     from laptop import preflight
     from laptop.distill import trainer
     from laptop.training_data import prepared
@@ -325,7 +326,8 @@ def bench(
 def subjects(subject: Model, against: Model | None) -> dict[str, str]:
     """Return what a measurement compares, by label; raises for a model that cannot be used."""
     labels = {"base": str(against), "new": str(subject)} if against else {"model": str(subject)}
-    need_models(*(path for path in labels.values() if (Path(path) / "model_index.json").is_file()))
+    folders = [p for p in labels.values() if (Path(p) / "model_index.json").is_file()]
+    need_models(*(folder for folder in folders if not is_graphs(Path(folder))))
     return labels
 
 
@@ -353,7 +355,7 @@ def evaluate(
     prompts = evaluation_prompts(str(model), settings.eval.prompts, settings.prompts.path)
     judge, reference = scene_metrics(prompts)
     models = {"model": str(model)}
-    models = {"teacher": str(against), **models} if against is not None else models
+    models = {"teacher": str(against), **models} if against else models
     return quality.evaluate(
         models,
         Path(out),
@@ -382,16 +384,15 @@ def generate(
     >>> generate("student", "a large red circle on black", "picture.png", steps=5)
     (64, 64)
     """
+    if not any(map(is_graphs, (Path(model), Path(model) / "onnx"))):
+        need_models(model)
     from laptop.generate import generate as draw
 
     return draw(str(model), prompt, Path(out), steps=steps, guidance=guidance, seed=seed)
 
 
 def _ready(settings: "Recipe | None", *models: Model, data: Model | None = None) -> "Recipe":
-    """The settings, the first model's own where there are none; all `models` can be used.
-
-    What their small files decide is decided here, before torch is imported.
-    """
+    """Return the settings, by default the first model's; refuse what small files decide."""
     settings = settings or recipe(models[0])
     if data is not None:
         settings = replace(settings, data=replace(settings.data, source=str(data)))

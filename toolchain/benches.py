@@ -12,11 +12,6 @@ from laptop.benchmarks.devices.addresses import (
     states,
 )
 from laptop.benchmarks.devices.computer import Computer
-from laptop.benchmarks.latency import bench as latency
-from laptop.benchmarks.latency import layers
-from laptop.benchmarks.latency.bench import bench
-from laptop.benchmarks.latency.layers import bench_layers
-from laptop.benchmarks.latency.sustained import plot
 from laptop.benchmarks.settings import BenchConfig, DevicesConfig
 from laptop.errors import BadInput, OutputExists
 from laptop.pruning.latency_table import ForwardTime, LatencyTable
@@ -34,6 +29,9 @@ def of_models(
     overwrite: bool,
 ) -> tuple[BenchReport, str]:
     """Latencies of models or artifacts on a device, of whole images, and their ratios."""
+    from laptop.benchmarks.latency.bench import bench  # imports torch, which devices need not
+    from laptop.benchmarks.latency.sustained import plot
+
     where, figure = device(address, devices), out.with_suffix(".svg")
     if config.sustained_s and figure.exists() and not _is_sustained(out):
         raise OutputExists(f"{figure} exists, where the plot would be written. Choose another -o.")
@@ -84,9 +82,11 @@ def estimate(
     sampling: SamplingConfig,
 ) -> dict[str, object]:
     """The models or, with a granularity, the layers that would be timed, and the least time."""
+    from laptop.benchmarks.latency import bench, layers
+
     if granularity:
         return layers.estimate(subjects["model"], config, _computer(address, devices), granularity)
-    return latency.estimate(subjects, config, device(address, devices), sampling)
+    return bench.estimate(subjects, config, device(address, devices), sampling)
 
 
 def _computer(address: str, devices: DevicesConfig) -> Computer:
@@ -109,6 +109,8 @@ def of_layers(
     overwrite: bool,
 ) -> tuple[LatencyTable, str]:
     """The latency of each removable layer in a forward, for `laptop plan --latency-table`."""
+    from laptop.benchmarks.latency.layers import bench_layers
+
     where = _computer(address, devices)
     path = bench_layers(
         model, out, config, where, granularity, resolution, sampling=sampling, overwrite=overwrite

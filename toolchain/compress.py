@@ -46,7 +46,7 @@ def compress(
     is_verified: bool = True,
     allow_commands: bool = False,
 ) -> Path:
-    """Run all stages into `out`; returns the report's path. A killed run goes on where it was.
+    """Run all stages into `out`; returns the report's path. A killed run continues where it was.
 
     `allow_commands` lets addresses of training data run programs, see `distill.addresses`.
     Raises `CheckFailed`, after the report, for artifacts that could not be made, and for those
@@ -85,7 +85,7 @@ def compress(
 
 
 def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bool) -> Stages:
-    """The stages that make the student."""
+    """Return the stages that make the student."""
     model = recipe.model
     data = Path(recipe.data.source) if is_cache(Path(recipe.data.source)) else out / "data"
     return {
@@ -126,7 +126,7 @@ def _training(recipe: Recipe, out: Path, again: Overwrite, *, allow_commands: bo
 
 
 def _judging(recipe: Recipe, out: Path, again: Overwrite, after_export: Overwrite) -> Stages:
-    """The stages that export the student, prove it, and measure it beside its teacher."""
+    """Return the stages that export the student, verify it, and measure it and its teacher."""
     student, prompts, measured = (
         str(out / "model"),
         recipe.prompts.for_calibration(recipe.model),

@@ -1,4 +1,4 @@
-"""What a command says while it works: lines and progress bars on stderr, of the main process."""
+"""Progress of a command: lines and bars on stderr, printed by the main process only."""
 
 import contextlib
 import ctypes
@@ -14,6 +14,7 @@ from laptop.files import printable
 from laptop.processes import is_main
 
 T = TypeVar("T")
+RECENT_S = 300.0  # the time that is left is estimated from the steps of these last seconds
 
 
 def say(message: str) -> None:
@@ -44,6 +45,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True, quiet=not is_main()),
+        speed_estimate_period=RECENT_S,
     ) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda: bar.advance(task)

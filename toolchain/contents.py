@@ -1,4 +1,4 @@
-"""What finished results say of themselves: manifests, with their files, and a run's laptop.json."""
+"""Records of finished work: the manifest of a result with its files, and a run's laptop.json."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from laptop.errors import OutputExists
 from laptop.fields import Length, Plain
 from laptop.files import MANIFEST, files_in, inside, sha256
 from laptop.records import Record
@@ -35,7 +36,7 @@ class Manifest(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStage(Record):
-    """What laptop.json says of a finished stage."""
+    """The entry of a finished stage in laptop.json."""
 
     state: str = "done"
     path: str = ""  # from the run folder
@@ -59,6 +60,20 @@ class RunState(Record):
     device: str | None = None
 
 
+def check_run_folder(out: Path) -> None:
+    """Raise `OutputExists` unless `out` is a run or can become one, `BadInput` for a bad run."""
+    if out.exists() and not out.is_dir():
+        raise OutputExists(f"{out} is a file; the result is a folder. Choose another -o.")
+    names = {p.name for p in out.iterdir()} if out.exists() else set()
+    if RUN_STATE not in names and names - {f"{RUN_STATE}.tmp"}:
+        raise OutputExists(
+            f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
+            "so it is left alone. Choose another -o."
+        )
+    if RUN_STATE in names:
+        RunState.read(out / RUN_STATE)
+
+
 def record(folder: Path, *, without: str) -> dict[str, tuple[int, str | None]]:
     """Size and sha256 (None: too large) of each file but manifests and the folder `without`."""
     paths = (p for p in files_in(folder) if without not in p.parts)
@@ -75,7 +90,7 @@ def _measured(path: Path) -> tuple[int, str | None]:
 
 
 def changed(folder: Path, manifest: Manifest, where: str) -> Path | None:
-    """The first file in `folder` that is not what its manifest says; None where all are.
+    """Return the first file in `folder` that differs from its manifest, or None.
 
     An older manifest lists no files, or their names alone. Raises `BadInput` for names that lead
     out of `folder`; `where` names the manifest.
@@ -88,7 +103,7 @@ def changed(folder: Path, manifest: Manifest, where: str) -> Path | None:
 
 
 def signed(manifest: Mapping[str, object]) -> dict[str, object]:
-    """The manifest with the sha256 of what it says, so that a damage to it is seen."""
+    """Return the manifest with the sha256 of its content, so that damage to it is seen."""
     content = {k: v for k, v in manifest.items() if k != DIGEST}
     plain = json.loads(json.dumps(content))  # keys as JSON has them
     text = json.dumps(plain, sort_keys=True)
@@ -96,5 +111,5 @@ def signed(manifest: Mapping[str, object]) -> dict[str, object]:
 
 
 def is_intact(manifest: Mapping[str, object]) -> bool:
-    """Whether a manifest says what it said when it was signed; an older one has no signature."""
+    """Return whether a manifest is as it was when signed; an older one has no signature."""
     return DIGEST not in manifest or signed(manifest)[DIGEST] == manifest[DIGEST]

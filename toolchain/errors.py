@@ -1,4 +1,4 @@
-"""What can go wrong that a user can cause or repair.
+"""Errors that a user can cause or repair.
 
     LaptopError            the message says what was found, what was needed, what to do; exit 1
     ├── BadInput           a value, file or folder that cannot be used
@@ -7,6 +7,7 @@
     │   └── Infeasible     a budget that no plan can meet
     ├── OutputExists       the output folder holds something that would be lost
     ├── NoSpace            the disk is too full for what is to be written
+    ├── DeviceError        a device or host that cannot be reached or does not do what was asked
     ├── MissingExtra       an optional dependency is not installed
     └── CheckFailed        a parity floor or a gate was breached
 
@@ -39,6 +40,10 @@ class OutputExists(LaptopError):
 
 
 class NoSpace(LaptopError):
+    pass
+
+
+class DeviceError(LaptopError):
     pass
 
 

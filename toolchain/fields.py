@@ -1,4 +1,4 @@
-"""Types and ranges of settings, written beside each field of a config and checked when it is made.
+"""Types and ranges of settings, written at each field of a config and checked when it is made.
 
 @dataclass(frozen=True)
 class TeaConfig:
@@ -26,7 +26,7 @@ LONGEST = 4096  # characters of a text: the longest path of Linux
 
 
 class Limit(Protocol):
-    """What a value must also hold to, besides its type."""
+    """A condition on a value besides its type."""
 
     def refusal(self, value: Any) -> str | None:
         """How the value must be instead; None where it is right."""

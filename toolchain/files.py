@@ -129,7 +129,7 @@ def _kind(mode: int) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line of at most `QUOTED` characters."""
+    """Return the message of an error in one line of at most `QUOTED` characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     line = " ".join(text.split())
     return line if len(line) <= QUOTED else f"{line[:QUOTED]}…"

@@ -3,10 +3,10 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,10 +19,10 @@ from laptop.pruning.sampling_config import Sampling, SamplingConfig
 MARK = ("Software", "laptop")  # in the PNG files that `generate` writes
 
 
-def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
-    """A pipeline, and how it draws, as `config` says and else the model.
+def load(model: str, config: SamplingConfig) -> tuple[DiffusionPipeline, Sampling]:
+    """Load the pipeline of a model, or of ONNX artifacts on ONNX Runtime, and its sampling.
 
-    Of a model, or on ONNX Runtime of a folder that `laptop export` wrote.
+    What `config` leaves out is as the model states it.
     """
     for folder in (Path(model), Path(model) / "onnx"):
         if (folder / "unet" / "model.onnx").is_file():
@@ -32,8 +32,8 @@ def load(model: str, config: SamplingConfig) -> tuple[Any, Sampling]:
     return loading.load_pipeline(model, checked=True), sampling
 
 
-def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling]:
-    """What ONNX artifacts state; their list is in the folder or in the one above."""
+def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[DiffusionPipeline, Sampling]:
+    """Load ONNX artifacts and the sampling that their list states (in the folder or above it)."""
     from laptop.export.artifact_list import LIST, Artifacts
     from laptop.export.to_onnx import target as to_onnx  # needs the extra [onnx]
 
@@ -58,7 +58,7 @@ def _load_artifacts(folder: Path, config: SamplingConfig) -> tuple[Any, Sampling
 def generate(
     model: str, prompt: str, out: Path, *, steps: int | None, guidance: float | None, seed: int
 ) -> tuple[int, int]:
-    """Write the picture as a PNG file; returns its width and height in pixels.
+    """Draw a picture into a PNG file; returns its width and height in pixels.
 
     `steps` and `guidance` are the model's where None.
     """

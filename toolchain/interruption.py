@@ -1,6 +1,6 @@
 """SIGINT and SIGTERM end the command `laptop` with one line, within seconds, and never a traceback.
 
-All work may be killed at any moment and is taken up by the same command, so an end that takes too
+All work may be killed at any moment and is continued by the same command, so an end that takes too
 long is cut short. Only the command installs this; importing `laptop` changes no signal.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from laptop.processes import is_main
 
@@ -23,17 +23,17 @@ LINE = "laptop: stopped. Run the same command again; what is finished is kept."
 
 
 class State:
-    """What happened so far, in this process."""
+    """The state of an interruption in this process."""
 
     received: int | None = None  # the first signal
     has_spoken = False
     result: int | None = None  # the command's exit code, once its work is done
 
 
-def run(command: Callable[[], Any]) -> NoReturn:
+def run(command: Callable[[], object]) -> NoReturn:
     """Call `command`, which may import for long, and exit with its code, or with 128 + signal."""
     _install()
-    code: Any = 0
+    code: object = 0
     try:
         command()
     except SystemExit as e:
@@ -62,7 +62,7 @@ def stopped() -> int:
 
 
 def _line() -> str:
-    """What is still to be printed."""
+    """Return the line that is still to be printed."""
     if State.has_spoken or not is_main():
         return ""
     State.has_spoken = True

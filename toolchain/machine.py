@@ -1,4 +1,4 @@
-"""What manifests say of the machine: versions, processor, and this process's memory."""
+"""Facts about the machine: versions, processor, memory of this process, free disk space."""
 
 import contextlib
 import platform
@@ -7,7 +7,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import psutil
 
@@ -20,7 +20,14 @@ REPORTED_PACKAGES = (
 )  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
+class Machine(TypedDict):
+    """The versions and the hardware that a result was made with."""
+
+    versions: dict[str, str]
+    device: str
+
+
+def machine() -> Machine:
     """Versions and hardware, for manifests."""
     versions = {"python": platform.python_version()}
     for package in REPORTED_PACKAGES:
@@ -43,7 +50,7 @@ def available_memory_bytes() -> int:
 
 def reset_peak_memory() -> None:
     """Let `peak_memory_bytes` count from now on."""
-    with contextlib.suppress(OSError):  # Linux only: VmHWM starts anew
+    with contextlib.suppress(OSError):  # Linux only: VmHWM starts again
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,4 +1,4 @@
-"""What `laptop plan` makes, as a document and as text."""
+"""The results of `laptop plan` as a JSON document and as text."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 from laptop.errors import OutputExists
 from laptop.files import has_schema
 from laptop.pruning import plan as planning
-from laptop.pruning.additivity import make_additivity
 from laptop.pruning.plan_file import Menu, Plan
-from laptop.pruning.presets import make_preset_plan
 from laptop.pruning.scores import Additivity
 from laptop.pruning.settings import PlanConfig
 from laptop.records import Record
@@ -16,9 +14,9 @@ from laptop.records import Record
 Printed = tuple[dict[str, object], str]  # what --json prints, and the text
 
 
-def from_scores(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Printed:
-    """The best plan under the budgets."""
-    plan = Plan.read(planning.make_plan(scores, out, config, overwrite=overwrite))
+def of_plan(path: Path, config: PlanConfig) -> Printed:
+    """Describe a plan that was made from scores with these budgets."""
+    plan = Plan.read(path)
     loss = f"; predicted loss {plan.predicted_loss:.3e}, measured {plan.measured_loss:.3e}"
     if ms := plan.latency_ms:
         loss += f"; predicted latency {ms.before:.2f} -> {ms.after:.2f} ms"
@@ -32,7 +30,7 @@ def from_scores(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool)
 
 
 def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Printed:
-    """The best plan of every ratio, with its picture beside it."""
+    """Make the best plan of every ratio, and a picture of them."""
     from laptop.benchmarks.report.figures import menu_chart  # matplotlib takes a second
 
     _need_charts(out, Menu)
@@ -46,6 +44,7 @@ def menu(scores: Path, config: PlanConfig, out: Path, *, overwrite: bool) -> Pri
 def additivity(scores: Path, count: int, out: Path, seed: int, *, overwrite: bool) -> Printed:
     """Whether the losses of random sets of layers are the sums of their own, with a picture."""
     from laptop.benchmarks.report.figures import additivity_chart
+    from laptop.pruning.additivity import make_additivity
 
     _need_charts(out, Additivity)
     report = Additivity.read(make_additivity(scores, out, count, seed=seed, overwrite=overwrite))
@@ -74,7 +73,9 @@ def _need_charts(out: Path, kind: type[Record]) -> None:
 
 
 def from_preset(model: str, preset: str, out: Path, *, overwrite: bool) -> Printed:
-    """The plan of a hand-made architecture."""
+    """Make the plan of a hand-made architecture."""
+    from laptop.pruning.presets import make_preset_plan
+
     plan = Plan.read(make_preset_plan(model, preset, out, overwrite=overwrite))
     return plan.as_json(), _removal(plan, "modules", "")
 

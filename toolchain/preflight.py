@@ -5,10 +5,10 @@ from pathlib import Path
 
 from laptop.benchmarks.devices.addresses import device
 from laptop.benchmarks.latency.timed_components import RUNS
-from laptop.contents import RUN_STATE, RunState
+from laptop.contents import check_run_folder
 from laptop.distill import trainer
 from laptop.distill.checks import check_batch
-from laptop.errors import BadInput, OutputExists
+from laptop.errors import BadInput
 from laptop.export.artifacts import check_request
 from laptop.export.targets import requests
 from laptop.machine import need_space
@@ -30,16 +30,7 @@ from laptop.training_data import ENDLESS, check_data
 
 def check_before_start(recipe: Recipe, out: Path, *, allow_commands: bool = False) -> None:
     """Raise for anything in the recipe that a later stage would refuse."""
-    if out.exists() and not out.is_dir():
-        raise OutputExists(f"{out} is a file; the result is a folder. Choose another -o.")
-    names = {p.name for p in out.iterdir()} if out.exists() else set()
-    if RUN_STATE not in names and names - {f"{RUN_STATE}.tmp"}:
-        raise OutputExists(
-            f"{out} holds something that is no run of `laptop compress` (it has no laptop.json), "
-            "so it is left alone. Choose another -o."
-        )
-    if RUN_STATE in names:
-        RunState.read(out / RUN_STATE)
+    check_run_folder(out)
     locating.need_whole_chain(recipe.model, "compress")
     noising.of_model(recipe.model)  # or it is refused
     check_request(recipe.export, recipe.prompts.for_calibration(recipe.model))
@@ -97,13 +88,13 @@ def check_devices(recipe: Recipe, out: Path) -> None:
 
 
 def removable(recipe: Recipe) -> Anatomy:
-    """The layers that can be removed, with what the recipe's budgets need to know of them."""
+    """Return the removable layers with the costs that the recipe's budgets count."""
     unet, tokens = loading.empty_unet(recipe.model), context_length(recipe.model)
     return with_latencies(anatomy_of(unet, tokens, recipe.score.granularity), recipe.plan)
 
 
 def samplings(recipe: Recipe) -> dict[str, Sampling]:
-    """How the stages draw that draw the most; `BadInput` for what the model cannot."""
+    """Return the sampling of the stages that draw most; `BadInput` if the model cannot do it."""
     own = {"score": recipe.score.steps, "data": recipe.data.steps, "eval": recipe.eval.steps}
     guided = SamplingConfig(guidance=recipe.eval.guidance).over(recipe.sampling)
     return {
@@ -115,7 +106,7 @@ def samplings(recipe: Recipe) -> dict[str, Sampling]:
 
 
 def estimate(recipe: Recipe) -> dict[str, object]:
-    """What a run will compute, in U-Net evaluations and multiply-accumulates; runs nothing."""
+    """Estimate a run in U-Net evaluations and multiply-accumulates, without running anything."""
     anatomy = removable(recipe)
     asked = limits.budgets(recipe.plan, anatomy, limits.bytes_each(recipe.plan, recipe.model))
     keep = 1 - max((b.least for b in asked if b.cost == "params"), default=0) / anatomy.params

@@ -30,7 +30,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def calibration_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
-    """What to draw for calibration and parity: from `file`, or the model's own kind of prompt."""
+    """Return prompts for calibration and parity: from `file`, or the model's own kind."""
     if file is None and draws_scenes(model):
         from laptop.tiny.scenes import scenes
 
@@ -40,12 +40,12 @@ def calibration_prompts(model: str, count: int, file: Path | None = None) -> lis
 
 
 def training_prompts() -> list[str]:
-    """What models that draw anything are calibrated and, without pictures, trained with."""
+    """Return our own prompts, for calibration and for training without pictures."""
     return read_prompts(GENERAL)[:-HELD_OUT]
 
 
 def evaluation_prompts(model: str, count: int, file: Path | None = None) -> list[str]:
-    """What to judge pictures by: from `file`, or prompts that training never saw."""
+    """Return prompts to judge pictures by: from `file`, or ones that training never saw."""
     if file is None and draws_scenes(model):
         from laptop.tiny.scenes import held_out_prompts
 

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from laptop.benchmarks.settings import BenchConfig, DevicesConfig, EvalConfig
 from laptop.distill.settings import DataConfig, DistillConfig, TrainConfig
@@ -32,7 +32,7 @@ MOVED = {"devices": "addresses", "python": "python", "team": "team"}  # from [be
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What is drawn to calibrate, to check parity and to judge."""
+    """The prompts for calibration, parity checks and image quality."""
 
     file: Name | None = None  # a text file with one prompt a line; None: the model's own list
     calibration: Samples = 32  # prompts that score draws; verify uses the first few
@@ -46,7 +46,7 @@ class PromptConfig:
         return Path(self.file) if self.file else None
 
     def for_calibration(self, model: str, least: int = 1) -> list[str]:
-        """The prompts to draw for calibration and parity: `least` or more."""
+        """Return the prompts for calibration and parity checks: `least` or more."""
         from laptop.prompts import calibration_prompts
 
         return calibration_prompts(model, max(self.calibration, least), self.path)
@@ -104,7 +104,7 @@ def read(model: str, file: Path | None = None, *, smoke: bool = False) -> Recipe
     return recipe
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, object]:
     text = read_text(path, RECIPE_BYTES)
     try:
         return tomllib.loads(text)
@@ -112,7 +112,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise BadInput(f"the recipe {path} cannot be read: {reason(e)}") from None
 
 
-def _moved(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _moved(table: Mapping[str, object], where: str) -> Mapping[str, object]:
     """A recipe whose settings of devices are in [devices], not in [bench] as in laptop 0.1."""
     bench, devices = table.get("bench"), table.get("devices", {})
     if not isinstance(bench, Mapping) or not isinstance(devices, Mapping):
@@ -127,7 +127,7 @@ def _moved(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return {**table, "bench": rest, "devices": old | {**devices}} if old else table
 
 
-def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -> C:
+def changed(config: C, values: Mapping[str, object], where: str, table: str = "") -> C:
     """`config` with `values` set, sub-tables too; `BadInput` for an unknown key or a wrong value.
 
     A value None changes nothing. `where` is the file or the flags that the values come from,
@@ -136,7 +136,7 @@ def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -
     assert is_dataclass(config)
     assert not isinstance(config, type)
     hints = get_type_hints(type(config))
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     for key, value in values.items():
         if key not in hints:
             known = ", ".join(sorted(hints))
@@ -156,7 +156,7 @@ def changed(config: C, values: Mapping[str, Any], where: str, table: str = "") -
         raise BadInput(f"{where}: {e}") from None
 
 
-def _converted(value: Any, hint: Any) -> Any:
+def _converted(value: object, hint: object) -> object:
     """`value` in the type that TOML or a flag has another for: a tuple, a number with a point."""
     if isinstance(value, list):
         return tuple(value)

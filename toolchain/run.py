@@ -1,9 +1,9 @@
-"""The run folder: every stage writes beside its place, then renames; a manifest proves what it is.
+"""Make a stage's result in a partial folder, rename it when whole, and prove it by a manifest.
 
-A finished result carries a manifest (`DIR/manifest.json`, or `X.manifest.json` beside a file
+A finished result carries a manifest (`DIR/manifest.json`, or `X.manifest.json` next to a file
 `X.json`) with the resolved config, the sha256 of each input, versions, seed, device, seconds and
 peak memory. Its `key` is the hash of stage, config and inputs: the same key means that the work
-need not be done again. Unfinished work lies in `.NAME.partial` and is taken up by the same key; a
+need not be done again. Unfinished work is in `.NAME.partial` and is continued by the same key; a
 second process that wants the same is refused.
 """
 
@@ -23,7 +23,7 @@ from laptop.errors import BadInput, OutputExists
 from laptop.files import KEY, MANIFEST, has_schema, read_json, sha256, shown, write_json
 from laptop.hosts import scratch
 from laptop.machine import machine, peak_memory_bytes, reset_peak_memory
-from laptop.unfinished import RESUME, claimed, full_disk_told, prepare, resume_folder
+from laptop.unfinished import RESUME, claimed, full_disk_reported, prepare, resume_folder
 
 Overwrite = bool | Literal["stale"]  # True: make again in any case; "stale": if anything changed
 Work = Callable[[Path], Mapping[str, object] | None]
@@ -83,17 +83,17 @@ def _check_output(out: Path, name: str, inputs: Mapping[str, Path]) -> None:
         raise BadInput(f"{out} is a link that leads nowhere. Remove it, or choose another -o.")
     for path in inputs.values():
         if path.resolve() in out.resolve().parents:  # then it would change what it is made from
-            raise BadInput(f"{out} lies in {path}, which it is made from. Choose another -o.")
+            raise BadInput(f"{out} is in {path}, which it is made from. Choose another -o.")
         if path.parent.resolve() in out.resolve().parents and has_schema(
             path.parent / MANIFEST, SCHEMA
         ):
-            raise BadInput(f"{out} lies in {path.parent}, a finished result. Choose another -o.")
+            raise BadInput(f"{out} is in {path.parent}, a finished result. Choose another -o.")
     if out.is_mount():  # nothing can be renamed to it
         raise BadInput(f"{out} is a mount point. Name a folder in it, such as -o {out / name}.")
 
 
 def _old(out: Path) -> Path:
-    """Where a result waits while a new one takes its place."""
+    """Return the path where an old result waits while a new one takes its place."""
     return out.parent / f".{out.name}.old"
 
 
@@ -132,7 +132,7 @@ def _make(partial: Path, out: Path, wanted: contents.Manifest, work: Work) -> No
     """Do the work in `partial`, and write its manifest last of all."""
     start = time.perf_counter()
     reset_peak_memory()
-    with full_disk_told(partial):
+    with full_disk_reported(partial):
         facts = work(partial) or {}
         manifest = {
             "schema": SCHEMA,
@@ -154,7 +154,7 @@ def _make(partial: Path, out: Path, wanted: contents.Manifest, work: Work) -> No
 
 
 def _reopen(out: Path, partial: Path, key: str) -> None:
-    """Make a finished folder unfinished work again; `OutputExists` where other such work lies."""
+    """Make a finished folder unfinished work again; `OutputExists` if there is other such work."""
     if partial.exists():
         raise OutputExists(
             f"{partial} holds unfinished work, so what failed in {out} cannot be tried again. "
@@ -168,7 +168,7 @@ def _reopen(out: Path, partial: Path, key: str) -> None:
 
 
 def manifest_of(out: Path) -> Path:
-    """Where the manifest of a result lies: in a folder, or beside a file."""
+    """Return the path of a result's manifest: in a folder, or next to a file."""
     return out.with_suffix(f".{MANIFEST}") if out.suffix == ".json" else out / MANIFEST
 
 
@@ -207,7 +207,7 @@ def read_manifest(out: Path) -> contents.Manifest:
 
 
 def _changed(out: Path, manifest: contents.Manifest) -> Path | None:
-    """The first file of a result that has changed since it was made; None where none has."""
+    """Return the first file of a result that was changed since it was made, or None."""
     if not contents.is_intact(read_json(manifest_of(out))):
         return manifest_of(out)
     if out.is_dir():
@@ -216,7 +216,7 @@ def _changed(out: Path, manifest: contents.Manifest) -> Path | None:
 
 
 def need_ours(out: Path, stage: str) -> bool:
-    """Whether there is a result of ours at `out`; `OutputExists` for something that is not."""
+    """Return whether `out` is a result of `stage`; `OutputExists` for anything else but nothing."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not manifest_of(out).exists():
@@ -226,7 +226,7 @@ def need_ours(out: Path, stage: str) -> bool:
         )
     try:
         made_by = read_manifest(out).stage
-    except BadInput:  # cut off: to be made anew by all means
+    except BadInput:  # cut off: it is made again in any case
         return True
     if made_by != stage:  # what was made by other work, or is even an input of this
         raise OutputExists(

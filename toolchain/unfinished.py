@@ -67,8 +67,8 @@ def is_empty(partial: Path) -> bool:
 
 
 @contextlib.contextmanager
-def full_disk_told(partial: Path) -> Iterator[None]:
-    """A full disk becomes `NoSpace`; a folder in which nothing was done yet goes."""
+def full_disk_reported(partial: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into `NoSpace`; remove a folder in which nothing was done."""
     try:
         yield
     except LaptopError:

@@ -17,7 +17,7 @@ from laptop.benchmarks.devices.android_meter import FILES, free_bytes, measured
 from laptop.benchmarks.devices.android_runners import PAGE, RUNNERS, runner_of, runtimes_of
 from laptop.benchmarks.devices.device import Device, Facts, Heat, Meter, Workload
 from laptop.benchmarks.settings import DevicesConfig
-from laptop.errors import BadInput, LaptopError
+from laptop.errors import BadInput, DeviceError
 from laptop.files import lines, sha256
 from laptop.hosts import adb
 from laptop.hosts.adb import TMP, Adb
@@ -112,7 +112,7 @@ class Android(Device):
         """A runner on this machine, and the libraries in its folder."""
         folder = self._folder(self._properties())
         if not (folder / name).is_file():
-            raise LaptopError(
+            raise DeviceError(
                 f"{self.address} needs {name}, built for it, which is not in {folder}. "
                 f"{PAGE} says how to build it."
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from laptop.benchmarks.devices.android_runners import Call, PhoneRunner, complaint
 from laptop.benchmarks.devices.device import Ready, Round, Workload
-from laptop.errors import LaptopError
+from laptop.errors import DeviceError
 from laptop.hosts.adb import TMP
 from laptop.hosts.commands import checked, run_long, scratch, send_files
 from laptop.hosts.host import Host
@@ -67,7 +67,7 @@ class PhoneMeter:
             times = max(1, iterations - count, by_time)
             calls.append(self._call(times))
             if calls[-1].is_raw and not calls[-1].samples_ms:
-                raise LaptopError(
+                raise DeviceError(
                     f"the runner was to run {times} times after the first and reported no time: "
                     "it is of another version. docs/guides/android.md lists those that work."
                 )
@@ -105,7 +105,7 @@ class Turns:
         command = ["env", libraries, "ORT_DISABLE_TELEMETRY=1", *call]
         done = run_long(self.host, at, command, timeout_s, first_s=max(0.1, expected_s))
         if done.code:
-            raise LaptopError(
+            raise DeviceError(
                 f"{self.host.name}: {self.runner.program} ended with exit code {done.code}: "
                 f"{complaint(done.out)}"
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from laptop.benchmarks.devices.device import Shapes, Workload
-from laptop.errors import BadInput, LaptopError
+from laptop.errors import BadInput, DeviceError
 from laptop.export.to_onnx.onnx_checks import read_graph
 from laptop.files import lines
 
@@ -184,7 +184,7 @@ def read_perf_test(log: str, result: str) -> Call:
     except ValueError:
         samples = ()
     if not samples or not all(map(math.isfinite, samples)):
-        raise LaptopError(f"onnxruntime_perf_test gave no times: {complaint(log)}")
+        raise DeviceError(f"onnxruntime_perf_test gave no times: {complaint(log)}")
     peak = PEAK.search(log)
     return Call(samples, _number(SESSION, log), _number(FIRST, log), int(peak[1]) if peak else None)
 
@@ -199,7 +199,7 @@ def read_executor_runner(log: str) -> Call:
         return Call(tuple(each[1:]), load_s, each[0], peak)
     total = EXECUTED.search(log)
     if total is None:
-        raise LaptopError(
+        raise DeviceError(
             f"executor_runner gave no times: {complaint(log)} It must be built with "
             f"EXECUTORCH_ENABLE_LOGGING=ON and EXECUTORCH_PAL_DEFAULT=posix; see {PAGE}."
         )

@@ -23,8 +23,8 @@ from laptop.benchmarks.devices.device import AtLeast0, Device, Facts, Heat, Read
 from laptop.benchmarks.devices.ssh_config import ssh_hosts
 from laptop.benchmarks.settings import DevicesConfig
 from laptop.console import say
-from laptop.errors import BadInput, LaptopError
-from laptop.export.to_tensorrt import engine, trtexec
+from laptop.errors import BadInput, DeviceError, LaptopError
+from laptop.export.to_tensorrt import trtexec
 from laptop.fields import Range
 from laptop.files import files_in, lines, shown
 from laptop.hosts import commands, ssh
@@ -90,6 +90,8 @@ class Computer(Device):
         if isinstance(self.host, Local):
             return True
         if workload.runtime == "tensorrt":
+            from laptop.export.to_tensorrt import engine  # imports torch
+
             return engine.has_graph(self.host, self._home(), Path(workload.source))
         return commands.has_files(self.host, files_of(workload), self._cache())
 
@@ -141,7 +143,7 @@ class Computer(Device):
         script = f"{self._python} -B -c {shlex.quote(run)} {what}"
         done = self.host.run(script, 120, stdin=source)
         if done.code:
-            raise LaptopError(
+            raise DeviceError(
                 f"{self.address}: {self.python} is needed there, 3.9 or later, and did not run "
                 f"({last_line(done.err)}). Install it, or name "
                 "another: --python, or [devices] python in a recipe."
@@ -160,6 +162,8 @@ class Computer(Device):
 
     def _engine(self, workload: Workload) -> dict[str, object]:
         """The part of a worker's order for an engine, which is built on the computer."""
+        from laptop.export.to_tensorrt import engine
+
         board = engine.probe(self.host)
         ready = engine.build(self.host, Path(workload.source), board)
         dynamic = {name: workload.shapes[name] for name in ready.plan.profile}
@@ -176,7 +180,7 @@ def _last_json(text: str) -> Answer:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise LaptopError(f"the device answered {shown(line)}, which is no answer of a worker.")
+        raise DeviceError(f"the device answered {shown(line)}, which is no answer of a worker.")
     return answer
 
 

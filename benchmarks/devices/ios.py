@@ -25,7 +25,7 @@ from laptop.benchmarks.devices.ios_app import (
     remote_device,
 )
 from laptop.benchmarks.settings import DevicesConfig
-from laptop.errors import BadInput, LaptopError, MissingExtra, Unsupported
+from laptop.errors import BadInput, DeviceError, LaptopError, MissingExtra, Unsupported
 from laptop.export.to_coreml.target import library
 
 ADDRESS = re.compile(r"ios://([\w-]+)")
@@ -110,7 +110,7 @@ class Apple(Device):
             phones = {phone.udid: phone for phone in listed()}
         if self.udid not in phones or not is_connected(phones[self.udid]):
             others = [f"ios://{p.udid} ({p.name}, {p.state.value})" for p in phones.values()]
-            raise LaptopError(
+            raise DeviceError(
                 f"{self.address} is not connected; there is {', '.join(others) or 'no device'}. "
                 "Connect it by cable, unlock it, trust this Mac, and turn on developer mode in its "
                 "settings."
@@ -137,7 +137,7 @@ def listed() -> list[RemotePhone]:
     try:
         devices = remote.Device.get_devices()
     except failures() as e:
-        raise LaptopError(f"`xcrun devicectl list devices` failed: {e}") from e
+        raise DeviceError(f"`xcrun devicectl list devices` failed: {e}") from e
     return [d for d in devices if d.type in (remote.DeviceType.IPHONE, remote.DeviceType.IPAD)]
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from laptop.benchmarks.devices.device import Placed, Ready, Round, Workload
 from laptop.benchmarks.devices.worker import value
 from laptop.console import quiet, say
-from laptop.errors import BadInput, LaptopError
+from laptop.errors import BadInput, DeviceError, LaptopError
 from laptop.export.to_coreml.target import library
 
 EXPERIMENTAL = "coremltools.models.ml_program.experimental"
@@ -86,7 +86,7 @@ class App:
                 else f"{str(e) or type(e).__name__}. Keep it connected, unlocked and the app on "
                 "its screen, and measure again"
             )
-            raise LaptopError(f"{self.address}, {doing}: {why}. Nothing was written.") from None
+            raise DeviceError(f"{self.address}, {doing}: {why}. Nothing was written.") from None
 
     async def _watched(self, work: Work[T]) -> T:
         """The result of `work`, which is cancelled when the app ends, or after CALL_S."""
@@ -118,7 +118,7 @@ class App:
                     self.device = self._runner.run(prepared)
             except failures() as e:
                 shutil.rmtree(folder / phone.udid, ignore_errors=True)  # the app may be half built
-                raise LaptopError(
+                raise DeviceError(
                     f"{address}: the app that runs models there could not be built, installed or "
                     f"launched: {e}. Open {workspace()} in Xcode and run it on the device once, "
                     f"signed by {team}: Xcode shows what is wrong."

@@ -42,7 +42,7 @@ from laptop.benchmarks.latency.validity import invalid_reasons, ratio, summary
 from laptop.benchmarks.latency.workloads import Sources, workloads
 from laptop.benchmarks.settings import IMAGE, BenchConfig
 from laptop.console import say, track
-from laptop.errors import BadInput, LaptopError
+from laptop.errors import BadInput, DeviceError
 from laptop.files import sha256
 from laptop.models.shapes import Size
 from laptop.pruning.sampling_config import SamplingConfig
@@ -176,7 +176,7 @@ def need_fitting(timed: Sequence[Workload], facts: Facts, device: Device) -> Non
     if device.address == "local" or free is None or _bytes(timed) <= free:
         return
     if (missing := _bytes([w for w in timed if not device.has(w)])) > free:
-        raise LaptopError(
+        raise DeviceError(
             f"{device.address} has {free / 1e9:.2f} GB free; the artifacts that it lacks take "
             f"{missing / 1e9:.2f} GB. Free some space there, or bench fewer components."
         )

@@ -35,32 +35,32 @@ def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
 
 def test_every_extra_that_a_user_can_ask_for_is_explained() -> None:
     declared = metadata.metadata("laptop-diff").get_all("Provides-Extra") or []
-    assert set(installation.GIVES) == {*declared} - {"all", "dev"}
+    assert set(installation.GIVES) == {*declared} - {"all", "dev", "docs"}
 
 
 def test_what_is_installed_is_told_with_its_version() -> None:
-    core = {p["name"]: p for p in installation.core_packages()}
-    assert core["torch"]["installed"] == metadata.version("torch")
-    assert core["torch"]["ok"]
+    core = {p.name: p for p in installation.core_packages()}
+    assert core["torch"].installed == metadata.version("torch")
+    assert core["torch"].ok
     assert "onnx" not in core, "an extra's package is no core package"
-    onnx = next(e for e in installation.extras() if e["name"] == "onnx")
-    assert {p["name"] for p in onnx["packages"]} == {
+    onnx = next(e for e in installation.extras() if e.name == "onnx")
+    assert {p.name for p in onnx.packages} == {
         "onnx",
         "onnxruntime",
         "onnxscript",
         "onnxslim",
     }
-    assert onnx["ok"]
+    assert onnx.ok
 
 
 def test_a_missing_extra_says_what_it_gives_and_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without(monkeypatch, "coremltools")
-    coreml = next(e for e in installation.extras() if e["name"] == "coreml")
-    assert not coreml["ok"]
-    assert "Core ML" in coreml["gives"]
-    assert coreml["install"] == "pip install 'laptop-diff[coreml]'"
+    coreml = next(e for e in installation.extras() if e.name == "coreml")
+    assert not coreml.ok
+    assert "Core ML" in coreml.gives
+    assert coreml.install == "pip install 'laptop-diff[coreml]'"
     text = printed(installation.print_report, width=60)
     assert "[coreml]" in text
     assert "pip install 'laptop-diff[coreml]'" in text
@@ -74,12 +74,12 @@ def test_a_missing_core_package_comes_with_the_repair(monkeypatch: pytest.Monkey
 
 def test_a_version_that_does_not_fit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: "0.0.1")
-    assert not any(p["ok"] for p in installation.core_packages())
+    assert not any(p.ok for p in installation.core_packages())
     assert "0.0.1 (does not fit)" in printed(installation.print_report)
 
 
 def test_the_report_is_json_and_names_the_devices() -> None:
-    report = json.loads(json.dumps(installation.report()))
+    report = json.loads(json.dumps(installation.report().as_json()))
     assert report["schema"] == "laptop.doctor/1"
     assert report["devices"][0]["name"] == "cpu"
     assert report["devices"][0]["memory_bytes"] > 1e8
@@ -87,19 +87,19 @@ def test_the_report_is_json_and_names_the_devices() -> None:
 
 
 def test_every_known_model_is_listed_with_size_and_source() -> None:
-    rows = {m["name"]: m for m in installation.models_report()["models"]}
+    rows = {m.name: m for m in installation.known_models()}
     assert set(rows) == set(locating.MODELS)
-    assert rows["sdxl"]["source"] == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert rows["sdxl"]["unet_params"] == 2_567_463_684
+    assert rows["sdxl"].source == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert rows["sdxl"].unet_params == 2_567_463_684
     text = printed(installation.print_models)
     assert "2,567.5 M" in text
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in text
 
 
 def test_the_embedded_model_is_on_this_machine() -> None:
-    tiny = next(m for m in installation.models_report()["models"] if m["name"] == "tiny-sdxl")
-    assert tiny["local"] == str(locating.EMBEDDED)
-    assert tiny["source"] == "this package"
+    tiny = next(m for m in installation.known_models() if m.name == "tiny-sdxl")
+    assert tiny.local == str(locating.EMBEDDED)
+    assert tiny.source == "this package"
 
 
 def test_a_model_in_the_hub_cache_is_found_only_with_its_weights(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_a_model_in_the_hub_cache_is_found_only_with_its_weights(tmp_path: Path)
 
 
 def local_sdxl(hf_home: Path) -> str | None:
-    """What `models_report` says of sdxl where the Hub cache is `hf_home`/hub."""
+    """What `known_models` says of sdxl where the Hub cache is `hf_home`/hub."""
     code = (
         "import json; from laptop.cli import installation;"
-        "rows = {m['name']: m['local'] for m in installation.models_report()['models']};"
+        "rows = {m.name: m.local for m in installation.known_models()};"
         "print(json.dumps(rows['sdxl']))"
     )
     done = subprocess.run(
@@ -144,10 +144,10 @@ def test_listing_the_models_imports_no_torch() -> None:
 
 def test_programs_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = {p["name"]: p["path"] for p in installation.programs()}
+    found = {p.name: p.path for p in installation.programs()}
     assert found["ssh"] is None
     (tmp_path / "ssh").write_text("#!/bin/sh\n")
     (tmp_path / "ssh").chmod(0o755)
-    found = {p["name"]: p["path"] for p in installation.programs()}
+    found = {p.name: p.path for p in installation.programs()}
     assert found["ssh"] == str(tmp_path / "ssh")
     assert "TensorRT engines on this machine" in printed(installation.print_report)

@@ -15,7 +15,8 @@ def list_models(as_json: bool) -> None:
     from laptop.cli import installation
 
     if as_json:
-        click.echo(json.dumps(installation.models_report(), indent=1))
+        rows = [row.as_json() for row in installation.known_models()]
+        click.echo(json.dumps({"models": rows}, indent=1))
     else:
         installation.print_models()
 
@@ -27,7 +28,7 @@ def check_installation(as_json: bool) -> None:
     from laptop.cli import installation
 
     if as_json:
-        click.echo(json.dumps(installation.report(), indent=1))
+        click.echo(json.dumps(installation.report().as_json(), indent=1))
     else:
         installation.print_report()
 

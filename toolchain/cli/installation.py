@@ -1,4 +1,4 @@
-"""What is installed, what a missing extra would give, and which known models are on this machine.
+"""Look up installed packages, missing extras, and the known models on this machine.
 
 The lists come from this package's own metadata (what `pyproject.toml` declares), so they cannot
 fall behind it. Nothing here touches the network; torch is imported for the devices only, last.
@@ -9,14 +9,16 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
 from laptop import __version__
 from laptop.models import locating
+from laptop.records import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,60 +44,141 @@ RUNNERS_GIVE = {
 }
 
 
-def report() -> dict[str, Any]:
-    """All that `laptop doctor` says, as JSON can hold it."""
-    return {
-        "schema": "laptop.doctor/1",
-        **_system(),
-        "packages": core_packages(),
-        "extras": extras(),
-        **models_report(),
-        "programs": programs(),
-        "android_runners": android_runners(),
-        "devices": devices(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Package(Record):
+    """A needed distribution against what is installed."""
+
+    name: str
+    needed: str  # the range of versions, or "any"
+    installed: str | None
+    ok: bool
 
 
-def android_runners() -> list[dict[str, Any]]:
-    """Programs that measure on Android devices, built for them; `abis` is empty without any."""
+@dataclass(frozen=True, kw_only=True)
+class Extra(Record):
+    """An extra of this package: what it is for, its packages, and the command that installs it."""
+
+    name: str
+    gives: str
+    packages: tuple[Package, ...]
+    ok: bool
+    install: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow(Record):
+    """A known model; `local` is the folder with its weights, None if they must be fetched."""
+
+    name: str
+    title: str
+    unet_params: int
+    resolution: int  # pixels
+    source: str
+    local: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program(Record):
+    """A program that some targets and devices use; `path` is None if it is missing."""
+
+    name: str
+    gives: str
+    path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AndroidRunner(Record):
+    """A program that measures on Android devices; `abis` is empty if none is built."""
+
+    name: str
+    gives: str
+    abis: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor(Record):
+    """A device of torch; an Apple GPU shares the system's memory."""
+
+    name: str
+    title: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk(Record):
+    """The disk of the current folder."""
+
+    folder: str
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation(Record):
+    """Everything that `laptop doctor` prints."""
+
+    SCHEMA = "laptop.doctor/1"
+
+    laptop: str = __version__
+    python: str = field(default_factory=platform.python_version)
+    executable: str = sys.executable
+    platform: str = field(default_factory=platform.platform)
+    disk: Disk
+    packages: tuple[Package, ...]
+    extras: tuple[Extra, ...]
+    models: tuple[ModelRow, ...]
+    programs: tuple[Program, ...]
+    android_runners: tuple[AndroidRunner, ...]
+    devices: tuple[Processor, ...] = ()
+
+
+def report(*, devices: bool = True) -> Installation:
+    """Look at this machine; the devices, for which torch is imported, last."""
+    here = Path.cwd()
+    return Installation(
+        disk=Disk(folder=str(here), free_bytes=shutil.disk_usage(here).free),
+        packages=core_packages(),
+        extras=extras(),
+        models=known_models(),
+        programs=programs(),
+        android_runners=android_runners(),
+        devices=processors() if devices else (),
+    )
+
+
+def android_runners() -> tuple[AndroidRunner, ...]:
+    """The programs that measure on Android devices."""
     from laptop.benchmarks.devices.android import runners_here
 
-    return [
-        {
-            "name": name,
-            "gives": f"{RUNNERS_GIVE[name]} (docs/guides/android.md)",
-            "abis": list(abis),
-        }
+    return tuple(
+        AndroidRunner(
+            name=name, gives=f"{RUNNERS_GIVE[name]} (docs/guides/android.md)", abis=tuple(abis)
+        )
         for name, abis in runners_here().items()
-    ]
+    )
 
 
-def programs() -> list[dict[str, Any]]:
-    """Programs that some targets and devices use; `path` is None where one is missing."""
+def programs() -> tuple[Program, ...]:
+    """The programs that some targets and devices use."""
     places = f"{os.environ.get('PATH', os.defpath)}:/usr/src/tensorrt/bin:/opt/tensorrt/bin"
-    return [
-        {"name": name, "gives": gives, "path": shutil.which(name, path=places)}
+    return tuple(
+        Program(name=name, gives=gives, path=shutil.which(name, path=places))
         for name, gives in PROGRAMS.items()
-    ]
+    )
 
 
-def models_report() -> dict[str, Any]:
-    """The known models; `local` is the folder with the weights, None when they must be fetched."""
-    return {
-        "models": [
-            {
-                "name": name,
-                "title": model.title,
-                "unet_params": model.unet_params,
-                "resolution": model.resolution,
-                "source": "this package"
-                if model.source == str(locating.EMBEDDED)
-                else model.source,
-                "local": _local_folder(model),
-            }
-            for name, model in locating.MODELS.items()
-        ]
-    }
+def known_models() -> tuple[ModelRow, ...]:
+    """The models with a short name."""
+    return tuple(
+        ModelRow(
+            name=name,
+            title=model.title,
+            unet_params=model.unet_params,
+            resolution=model.resolution,
+            source="this package" if model.source == str(locating.EMBEDDED) else model.source,
+            local=_local_folder(model),
+        )
+        for name, model in locating.MODELS.items()
+    )
 
 
 def _local_folder(model: locating.NamedModel) -> str | None:
@@ -111,157 +194,128 @@ def _local_folder(model: locating.NamedModel) -> str | None:
     return str(folder) if any(folder.glob("unet/*.safetensors")) else None
 
 
-def _system() -> dict[str, Any]:
-    here = Path.cwd()
-    return {
-        "laptop": __version__,
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "disk": {"folder": str(here), "free_bytes": shutil.disk_usage(here).free},
-    }
-
-
 def _requirements() -> list[Requirement]:
     return [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
 
 
-def _package(requirement: Requirement) -> dict[str, Any]:
-    """One requirement against what is installed."""
+def _package(requirement: Requirement) -> Package:
     try:
-        found = metadata.version(requirement.name)
+        version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        found = None
-    return {
-        "name": requirement.name,
-        "needed": str(requirement.specifier) or "any",
-        "installed": found,
-        "ok": found is not None and requirement.specifier.contains(found, prereleases=True),
-    }
+        version = None
+    return Package(
+        name=requirement.name,
+        needed=str(requirement.specifier) or "any",
+        installed=version,
+        ok=version is not None and requirement.specifier.contains(version, prereleases=True),
+    )
 
 
-def core_packages() -> list[dict[str, Any]]:
-    """The packages that every command may need: name, needed range, installed version, ok."""
-    return [_package(r) for r in _requirements() if r.marker is None or r.marker.evaluate()]
+def core_packages() -> tuple[Package, ...]:
+    """The packages that every command may need."""
+    return tuple(_package(r) for r in _requirements() if r.marker is None or r.marker.evaluate())
 
 
-def extras() -> list[dict[str, Any]]:
-    """Each extra of `GIVES`: what it gives, its packages, whether they are there, the command."""
-    return [
-        {
-            "name": name,
-            "gives": gives,
-            "packages": (packages := _packages_of(name)),
-            "ok": all(p["ok"] for p in packages),
-            "install": f"pip install '{DISTRIBUTION}[{name}]'",
-        }
+def extras() -> tuple[Extra, ...]:
+    """Each extra of `GIVES`."""
+    return tuple(
+        Extra(
+            name=name,
+            gives=gives,
+            packages=(packages := _packages_of(name)),
+            ok=all(package.ok for package in packages),
+            install=f"pip install '{DISTRIBUTION}[{name}]'",
+        )
         for name, gives in GIVES.items()
-    ]
+    )
 
 
-def _packages_of(extra: str) -> list[dict[str, Any]]:
-    return [
+def _packages_of(extra: str) -> tuple[Package, ...]:
+    return tuple(
         _package(r)
         for r in _requirements()
         if r.marker and not r.marker.evaluate() and r.marker.evaluate({"extra": extra})
-    ]
+    )
 
 
-def devices() -> list[dict[str, Any]]:
-    """What torch can compute on: name, description, memory (an Apple GPU shares the system's)."""
+def processors() -> tuple[Processor, ...]:
+    """The devices that torch can compute on."""
     import psutil
     import torch
 
-    found: list[dict[str, Any]] = [
-        {
-            "name": "cpu",
-            "title": f"{platform.machine()}, {psutil.cpu_count(logical=False)} cores",
-            "memory_bytes": psutil.virtual_memory().total,
-        }
-    ]
+    memory_bytes = psutil.virtual_memory().total
+    title = f"{platform.machine()}, {psutil.cpu_count(logical=False)} cores"
+    devices = [Processor(name="cpu", title=title, memory_bytes=memory_bytes)]
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
-        found.append({"name": f"cuda:{i}", "title": card.name, "memory_bytes": card.total_memory})
+        devices.append(Processor(name=f"cuda:{i}", title=card.name, memory_bytes=card.total_memory))
     if torch.backends.mps.is_available():
-        found.append(
-            {"name": "mps", "title": "Apple GPU", "memory_bytes": found[0]["memory_bytes"]}
-        )
-    return found
+        devices.append(Processor(name="mps", title="Apple GPU", memory_bytes=memory_bytes))
+    return tuple(devices)
 
 
 def print_report(console: "Console | None" = None) -> None:
-    """`report()` as text, the quick parts first."""
-    out = console or _stdout()
-    system = _system()
-    out.print(f"laptop {system['laptop']}, Python {system['python']}, {system['platform']}")
-    free = system["disk"]["free_bytes"]
-    out.print(f"Free disk space in {system['disk']['folder']}: {free / 1e9:.1f} GB\n")
-    _print_packages(core_packages(), out)
-    _print_extras(extras(), out)
-    print_models(out)
-    rows = [(p["name"], p["gives"], p["path"] or "missing") for p in programs()]
-    rows += [(r["name"], r["gives"], ", ".join(r["abis"]) or "missing") for r in android_runners()]
+    """Print what is installed as text, the quick parts first."""
+    out, machine = console or _stdout(), report(devices=False)
+    out.print(f"laptop {machine.laptop}, Python {machine.python}, {machine.platform}")
+    out.print(f"Free disk space in {machine.disk.folder}: {machine.disk.free_bytes / 1e9:.1f} GB\n")
+    _print_packages(machine.packages, out)
+    _print_extras(machine.extras, out)
+    _print_models(machine.models, out)
+    rows = [(p.name, p.gives, p.path or "missing") for p in machine.programs]
+    rows += [(r.name, r.gives, ", ".join(r.abis) or "missing") for r in machine.android_runners]
     _print_table(("program", "gives", "found"), rows, out)
-    _print_table(
-        ("device", "what", "memory"),
-        [
-            (
-                d["name"],
-                d["title"],
-                f"{d['memory_bytes'] / 1e9:.1f} GB" if d["memory_bytes"] else "",
-            )
-            for d in devices()
-        ],
-        out,
-    )
+    devices = [(d.name, d.title, f"{d.memory_bytes / 1e9:.1f} GB") for d in processors()]
+    _print_table(("device", "what", "memory"), devices, out)
 
 
 def print_models(console: "Console | None" = None) -> None:
-    """The known models as a table."""
-    _print_table(
-        ("model", "what", "U-Net", "pixels", "source", "local"),
-        [
-            (
-                m["name"],
-                m["title"],
-                f"{m['unet_params'] / 1e6:,.1f} M",
-                f"{m['resolution']}",
-                m["source"],
-                "yes" if m["local"] else "no",
-            )
-            for m in models_report()["models"]
-        ],
-        console or _stdout(),
-    )
+    """Print the known models as a table."""
+    _print_models(known_models(), console or _stdout())
 
 
-def _print_packages(packages: list[dict[str, Any]], out: "Console") -> None:
-    rows = [(p["name"], p["needed"], _installed(p)) for p in packages]
+def _print_models(models: Iterable[ModelRow], out: "Console") -> None:
+    rows = [
+        (
+            m.name,
+            m.title,
+            f"{m.unet_params / 1e6:,.1f} M",
+            f"{m.resolution}",
+            m.source,
+            "yes" if m.local else "no",
+        )
+        for m in models
+    ]
+    _print_table(("model", "what", "U-Net", "pixels", "source", "local"), rows, out)
+
+
+def _print_packages(packages: tuple[Package, ...], out: "Console") -> None:
+    rows = [(p.name, p.needed, _installed(p)) for p in packages]
     _print_table(("package", "needed", "installed"), rows, out)
-    if wrong := [p for p in packages if not p["ok"]]:
-        names = " ".join(f"'{p['name']}{p['needed']}'" for p in wrong)
+    if wrong := [p for p in packages if not p.ok]:
+        names = " ".join(f"'{p.name}{p.needed}'" for p in wrong)
         out.print(f"Repair with: pip install {names}\n", markup=False, soft_wrap=True)
 
 
-def _installed(package: dict[str, Any]) -> str:
-    found = package["installed"] or "missing"
-    return found if package["ok"] or package["installed"] is None else f"{found} (does not fit)"
+def _installed(package: Package) -> str:
+    version = package.installed or "missing"
+    return version if package.ok or package.installed is None else f"{version} (does not fit)"
 
 
-def _print_extras(found: list[dict[str, Any]], out: "Console") -> None:
+def _print_extras(extras: tuple[Extra, ...], out: "Console") -> None:
     rows = [
         (
-            f"[{e['name']}]",
-            e["gives"],
-            ", ".join(f"{p['name']} {_installed(p)}" for p in e["packages"]),
-            "yes" if e["ok"] else "no",
+            f"[{extra.name}]",
+            extra.gives,
+            ", ".join(f"{p.name} {_installed(p)}" for p in extra.packages),
+            "yes" if extra.ok else "no",
         )
-        for e in found
+        for extra in extras
     ]
     _print_table(("extra", "gives", "packages", "installed"), rows, out)
-    for extra in found:
-        if not extra["ok"]:  # outside the table, where a narrow terminal would cut it
-            line = f"For {extra['name']}: {extra['install']}"
+    for extra in extras:
+        if not extra.ok:  # outside the table, where a narrow terminal would cut it
+            line = f"For {extra.name}: {extra.install}"
             out.print(line, markup=False, soft_wrap=True)
 
 

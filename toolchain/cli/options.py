@@ -1,4 +1,4 @@
-"""What the commands share: options, how a recipe comes from them, how a result is printed."""
+"""Options that the commands share, the recipe that they give, and the printing of results."""
 
 import functools
 import json

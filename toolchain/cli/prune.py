@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -106,21 +105,22 @@ def plan(
     limits = [f"--{k.replace('_', '-')}" for k, v in budgets.items() if v is not None]
     limits += ["--menu"] * menu + ["--additivity"] * (additivity is not None)
     _need_scores_or_preset(scores, model, preset, limits)
-    from laptop import plans
+    from laptop import api, plans
     from laptop.pruning.scores import Scores
 
     if scores is None:
-        assert model is not None
-        assert preset is not None
-        made = plans.from_preset(model, preset, out, overwrite=common.overwrite)
-    elif additivity is not None:
-        seed = common.recipe(Scores.read(scores).model).score.seed
-        made = plans.additivity(scores, additivity, out, seed, overwrite=common.overwrite)
+        result = plans.from_preset(str(model), str(preset), out, overwrite=common.overwrite)
+        return common.print(*result)
+    recipe = common.recipe(Scores.read(scores).model, plan=budgets)
+    if additivity is not None:
+        seed = recipe.score.seed
+        result = plans.additivity(scores, additivity, out, seed, overwrite=common.overwrite)
+    elif menu:
+        result = plans.menu(scores, recipe.plan, out, overwrite=common.overwrite)
     else:
-        recipe = common.recipe(Scores.read(scores).model, plan=budgets)
-        make = plans.menu if menu else plans.from_scores
-        made = make(scores, recipe.plan, out, overwrite=common.overwrite)
-    common.print(*made)
+        path = api.plan(scores, out, recipe, overwrite=common.overwrite)
+        result = plans.of_plan(path, recipe.plan)
+    return common.print(*result)
 
 
 def _need_scores_or_preset(
@@ -203,8 +203,8 @@ def prune(
     common.print({"model": str(out), **facts}, f"Pruned model: {out}{_healed(facts)}")
 
 
-def _healed(facts: Mapping[str, Any]) -> str:
-    """What healing did, as a further line of text; empty if there was none."""
+def _healed(facts: Mapping[str, float]) -> str:
+    """Describe what healing did in a further line of text; empty if there was none."""
     if not facts:
         return ""
     before, after = facts["unhealed_loss"], facts["healed_loss"]

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laptop.errors import LaptopError
+from laptop.errors import DeviceError
 from laptop.files import lines
 from laptop.hosts.host import Done, called, last_line
 from laptop.hosts.remote import Remote
@@ -63,7 +63,7 @@ class Adb(Remote):
             lambda done: END not in done.err and END not in done.out and done.code in OWN_CODES,
         )
         if END in done.out:
-            raise LaptopError(
+            raise DeviceError(
                 f"{self.name} reports no exit codes; adb's shell does since Android 7. "
                 "Use a newer device."
             )
@@ -120,7 +120,7 @@ class Adb(Remote):
 def call(arguments: Sequence[str], timeout_s: float, user: str) -> Done:
     """Run `adb` for the host `user`; the result is without what it says of starting its server."""
     if shutil.which("adb") is None:
-        raise LaptopError(f"{user} needs the program 'adb', which is missing. {INSTALL}")
+        raise DeviceError(f"{user} needs the program 'adb', which is missing. {INSTALL}")
     done = called(["adb", *arguments], timeout_s, user)
     return done._replace(err=re.sub(r"^\* daemon.*\n?", "", done.err, flags=re.MULTILINE))
 

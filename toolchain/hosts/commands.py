@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from laptop.errors import LaptopError
+from laptop.errors import DeviceError, LaptopError
 from laptop.files import plain_name, sha256
 from laptop.hosts.host import Done, Host, Local, last_line
 from laptop.hosts.scratch import mark
@@ -18,7 +18,7 @@ def checked(host: Host, script: str, timeout_s: float = 60) -> str:
     """The output of a script that must not fail."""
     done = host.run(script, timeout_s)
     if done.code:
-        raise LaptopError(
+        raise DeviceError(
             f"{host.name}: exit code {done.code} of `{script[:200]}`: {last_line(done.err)}"
         )
     return done.out
@@ -54,7 +54,7 @@ def send(host: Host, digests: Mapping[Path, str], folder: str) -> None:
         if not has(host, target, digest):
             host.put(path, target)
             if not has(host, target, digest):
-                raise LaptopError(f"{host.name}: {target} arrived damaged; is the disk full?")
+                raise DeviceError(f"{host.name}: {target} arrived damaged; is the disk full?")
 
 
 def has(host: Host, path: str, digest: str) -> bool:
@@ -120,11 +120,11 @@ def run_long(
     wait = min(first_s, timeout_s)
     while not (code := checked(host, poll).strip()):
         if time.monotonic() > end:
-            raise LaptopError(f"{host.name}: no end after {timeout_s:g} s: {shlex.join(command)}")
+            raise DeviceError(f"{host.name}: no end after {timeout_s:g} s: {shlex.join(command)}")
         time.sleep(wait)
         wait = min(2 * wait, poll_s)
     if code == "gone":
-        raise LaptopError(
+        raise DeviceError(
             f"{host.name}: `{shlex.join(command)[:200]}` was killed, mostly for lack of memory."
         )
     return Done(int(code), checked(host, f"cat {at}/log"), "")

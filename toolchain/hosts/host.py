@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from laptop.errors import LaptopError
+from laptop.errors import DeviceError
 from laptop.files import lines
 
 BEGIN = "laptop: begin"  # what a shell prints before this, such as a greeting, is not a script's
@@ -81,9 +81,9 @@ def called(command: Sequence[str], timeout_s: float | None, user: str, stdin: st
             timeout=timeout_s,
         )
     except FileNotFoundError:
-        raise LaptopError(f"{user} needs the program {command[0]!r}, which is missing.") from None
+        raise DeviceError(f"{user} needs the program {command[0]!r}, which is missing.") from None
     except subprocess.TimeoutExpired:
-        raise LaptopError(f"{user}: no end after {timeout_s:g} s: {command[-1][:200]}") from None
+        raise DeviceError(f"{user}: no end after {timeout_s:g} s: {command[-1][:200]}") from None
     return Done(done.returncode, done.stdout, done.stderr)
 
 

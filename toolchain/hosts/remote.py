@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from laptop.errors import LaptopError
+from laptop.errors import DeviceError
 from laptop.hosts.commands import checked
 from laptop.hosts.host import Done
 
@@ -57,7 +57,7 @@ class Remote(ABC):
             lambda done: done.code != 0 and self._lost_copy(done),
         )
         if done.code:
-            raise LaptopError(f"{self.name}: could not {what}: {self._complaint(done)}")
+            raise DeviceError(f"{self.name}: could not {what}: {self._complaint(done)}")
 
     def _insist(self, call: Callable[[], Done], what: str, is_lost: Callable[[Done], bool]) -> Done:
         """Call again while the connection drops; `LaptopError` for what more calls do not help."""
@@ -69,8 +69,8 @@ class Remote(ABC):
             if not is_lost(done):
                 return done
             if self.FOREVER.search(said := self._said(done)):
-                raise LaptopError(self._refusal(said))
-        raise LaptopError(f"{self.name}: could not {what}: {self._loss(done)}")
+                raise DeviceError(self._refusal(said))
+        raise DeviceError(f"{self.name}: could not {what}: {self._loss(done)}")
 
     @abstractmethod
     def _copy(self, source: str, target: str, *, sends: bool) -> Done:

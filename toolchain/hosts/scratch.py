@@ -1,6 +1,6 @@
 """Temporary folders that outlive a killed process: marked with their owner, removed later.
 
-A process that is killed removes nothing. So each temporary folder of ours holds a file that names
+A process that is killed removes nothing. So each temporary folder holds a file that names
 its process, and the next one removes the folders of processes that have ended.
 """
 

@@ -1,4 +1,4 @@
-"""What is passed by mistake for a model, a run or a result, and what to pass instead.
+"""Paths passed by mistake for a model, a run or a result, and what to pass instead.
 
 People pass a whole run where a command needs its scores, a subfolder of a model, one checkpoint
 file, or the address of a web page. A refusal says what the path holds and names the right one.
@@ -140,7 +140,7 @@ def _hint(path: Path, wanted: str) -> str:
 
 
 def model_advice(name: str) -> str:
-    """What to do about a `name` that is no model, no folder and no Hub id; "" where none is known.
+    """Return advice about a `name` that is no model, folder or Hub id; "" if there is none.
 
     Sees addresses, checkpoint files, archives, and paths in the manner of another system.
     """
@@ -171,7 +171,7 @@ def _tidied(name: str) -> str:
 
 
 def _file_advice(path: Path) -> str:
-    """What to do about a name that ends like a file; "" where nothing is known."""
+    """Return advice about a name that ends like a file; "" if there is none."""
     ending = path.suffix.lower()
     if path.name == SIGNS["model"]:
         return f" Pass its folder: {path.parent}."

@@ -52,7 +52,7 @@ def fit(image: Image.Image, size: Size) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor([image.height, image.width, top, left, height, width]).float()
 
 
-class Order:
+class SampleOrder:
     """Which samples each optimizer step takes: a new permutation every epoch.
 
     A batch is of one bucket, and a bucket has batches in proportion to its size: what an epoch

@@ -10,7 +10,7 @@ from typing import Annotated
 from laptop.console import say, track
 from laptop.distill import checkpoint
 from laptop.distill.batches import CacheBatches, ZeroBatches
-from laptop.distill.buckets import Order
+from laptop.distill.buckets import SampleOrder
 from laptop.distill.cache import INFO, Cache, check_cache
 from laptop.distill.checks import check_batch, check_pair, check_smaller
 from laptop.distill.divergence import Diverged
@@ -190,7 +190,7 @@ def start(training: Training) -> Session:
     scale = choose_sampling(teacher, training.sampling, training.student).guidance
     batches = CacheBatches(
         cache,
-        Order(cache.buckets, config.batch_size, config.seed),
+        SampleOrder(cache.buckets, config.batch_size, config.seed),
         noise.levels,
         micro_batch(config, training.train_config),
         config.drop_caption,

@@ -63,7 +63,7 @@ def starts(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> list[Start]:
-    """The other arguments of `draw` for each batch of prompts: a size, and pictures to change."""
+    """Arguments of `draw` for each batch of prompts: a size, and pictures to change."""
     task = _task(pipe)
     height, width = picture_size(of_pipeline(pipe), sampling.height, sampling.width)
     if task == "unconditional":

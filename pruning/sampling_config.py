@@ -61,7 +61,7 @@ class SamplingConfig:
                 )
 
     def over(self, other: "SamplingConfig") -> "SamplingConfig":
-        """These settings, and those of `other` where this has none.
+        """These settings, completed by those of `other`.
 
         The options of a scheduler go with its name.
         """

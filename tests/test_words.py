@@ -13,7 +13,7 @@ FOLDERS = ("toolchain", "pruning", "distill", "export", "benchmarks")
 EMPTY_NAMES = {"found", "given", "made", "known", "which", "there", "one", "told", "how"}
 MOST_LINES = 3
 HANGING = {  # first words of docstrings that lean on the line above
-    *("that", "those", "of", "as", "its", "their", "them", "this", "these", "likewise", "ditto"),
+    *("that", "those", "of", "as", "its", "their", "them", "likewise", "ditto"),
     *("such", "for", "and", "or", "with", "to"),
 }
 HANGING_PAIRS = {("the", "same"), ("the", "other"), ("the", "rest")}

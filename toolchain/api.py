@@ -18,7 +18,7 @@ from laptop.models.mistakes import is_graphs
 if TYPE_CHECKING:
     from laptop.recipe import Recipe
 
-Model = str | Path
+Model = str | Path  # a known name, a folder or a Hub id
 
 
 def recipe(

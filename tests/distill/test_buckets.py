@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from laptop.distill.buckets import MAX_RATIO, Order, bucket_sizes, fit, nearest
+from laptop.distill.buckets import MAX_RATIO, SampleOrder, bucket_sizes, fit, nearest
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def two_buckets() -> dict[tuple[int, int], torch.Tensor]:
 
 def test_every_sample_comes_once_an_epoch_in_batches_of_one_bucket() -> None:
     buckets = {size: samples[: len(samples) // 2 * 2] for size, samples in two_buckets().items()}
-    order = Order(buckets, 2, seed=0)
+    order = SampleOrder(buckets, 2, seed=0)
     epochs = []
     for epoch in range(3):
         batches = [order(epoch * 13 + step) for step in range(13)]
@@ -59,21 +59,23 @@ def test_every_sample_comes_once_an_epoch_in_batches_of_one_bucket() -> None:
         epochs.append(torch.cat(batches))
         assert sorted(epochs[-1].tolist()) == sorted(torch.cat([*buckets.values()]).tolist())
     assert not epochs[0].equal(epochs[1])
-    assert not epochs[0].equal(torch.cat([Order(buckets, 2, seed=1)(step) for step in range(13)]))
+    assert not epochs[0].equal(
+        torch.cat([SampleOrder(buckets, 2, seed=1)(step) for step in range(13)])
+    )
 
 
 def test_any_step_can_be_asked_for_first() -> None:
     steps = list(range(40))
-    unbroken = Order(two_buckets(), 4, seed=3)
+    unbroken = SampleOrder(two_buckets(), 4, seed=3)
     batches = [unbroken(step) for step in steps]
     for step in (39, 0, 17, 8):
-        assert Order(two_buckets(), 4, seed=3)(step).equal(batches[step])
+        assert SampleOrder(two_buckets(), 4, seed=3)(step).equal(batches[step])
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 50])
 def test_all_samples_come_equally_often_whatever_their_bucket(batch_size: int) -> None:
     """20 and 6 samples; also in batches that are larger than a bucket, or than all of them."""
-    order = Order(two_buckets(), batch_size, seed=0)
+    order = SampleOrder(two_buckets(), batch_size, seed=0)
     steps = 40 * 26 // batch_size
     seen = torch.cat([order(step) for step in range(steps)]).bincount()
     seen = seen[torch.cat([*two_buckets().values()])].float()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from laptop.recipe import Recipe
 
 Model = str | Path  # a known name, a folder or a Hub id
+File = str | Path  # a file or a folder
 
 
 def recipe(
@@ -41,7 +42,7 @@ def recipe(
 
 def compress(
     model: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
     verified: bool = True,
@@ -67,7 +68,7 @@ def compress(
 
 
 def score(
-    model: Model, out: Model, settings: "Recipe | None" = None, *, overwrite: bool = False
+    model: Model, out: File, settings: "Recipe | None" = None, *, overwrite: bool = False
 ) -> Path:
     """Score every removable layer of the model's U-Net into the folder `out`.
 
@@ -91,7 +92,7 @@ def score(
 
 
 def plan(
-    scores: Model, out: Model, settings: "Recipe | None" = None, *, overwrite: bool = False
+    scores: File, out: Model, settings: "Recipe | None" = None, *, overwrite: bool = False
 ) -> Path:
     """Choose the layers to remove: the least summed loss that meets the budgets, solved exactly.
 
@@ -111,11 +112,11 @@ def plan(
 
 def prune(
     model: Model,
-    plan: Model,
-    out: Model,
+    plan: File,
+    out: File,
     settings: "Recipe | None" = None,
     *,
-    calibration: Model | None = None,
+    calibration: File | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Remove the layers of a plan and write the model as the diffusers folder `out`.
@@ -135,10 +136,10 @@ def prune(
 
 def cache(
     model: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
-    data: Model | None = None,
+    data: File | None = None,
     allow_commands: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -167,10 +168,10 @@ def cache(
 def distill(
     teacher: Model,
     student: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
-    data: Model | None = None,
+    data: File | None = None,
     allow_commands: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -211,7 +212,7 @@ def distill(
 
 def export(
     model: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
     bundle: bool = False,
@@ -249,9 +250,9 @@ def export(
 
 
 def verify(
-    artifacts: Model,
+    artifacts: File,
     against: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
     check: bool = True,
@@ -287,7 +288,7 @@ def verify(
 
 def bench(
     subject: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
     against: Model | None = None,
@@ -333,7 +334,7 @@ def subjects(subject: Model, against: Model | None) -> dict[str, str]:
 
 def evaluate(
     model: Model,
-    out: Model,
+    out: File,
     settings: "Recipe | None" = None,
     *,
     against: Model | None = None,
@@ -371,7 +372,7 @@ def evaluate(
 def generate(
     model: Model,
     prompt: str,
-    out: Model,
+    out: File,
     *,
     steps: int | None = None,
     guidance: float | None = None,
@@ -391,7 +392,7 @@ def generate(
     return draw(str(model), prompt, Path(out), steps=steps, guidance=guidance, seed=seed)
 
 
-def _ready(settings: "Recipe | None", *models: Model, data: Model | None = None) -> "Recipe":
+def _ready(settings: "Recipe | None", *models: Model, data: File | None = None) -> "Recipe":
     """Return the settings, by default the first model's; refuse what small files decide."""
     settings = settings or recipe(models[0])
     if data is not None:

@@ -78,7 +78,7 @@ class ModelRow(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program(Record):
+class InstalledProgram(Record):
     """A program that some targets and devices use; `path` is None if it is missing."""
 
     name: str
@@ -126,7 +126,7 @@ class Installation(Record):
     packages: tuple[Package, ...]
     extras: tuple[Extra, ...]
     models: tuple[ModelRow, ...]
-    programs: tuple[Program, ...]
+    programs: tuple[InstalledProgram, ...]
     android_runners: tuple[AndroidRunner, ...]
     devices: tuple[Processor, ...] = ()
 
@@ -157,11 +157,11 @@ def android_runners() -> tuple[AndroidRunner, ...]:
     )
 
 
-def programs() -> tuple[Program, ...]:
+def programs() -> tuple[InstalledProgram, ...]:
     """The programs that some targets and devices use."""
     places = f"{os.environ.get('PATH', os.defpath)}:/usr/src/tensorrt/bin:/opt/tensorrt/bin"
     return tuple(
-        Program(name=name, gives=gives, path=shutil.which(name, path=places))
+        InstalledProgram(name=name, gives=gives, path=shutil.which(name, path=places))
         for name, gives in PROGRAMS.items()
     )
 

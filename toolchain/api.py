@@ -355,10 +355,9 @@ def evaluate(
 
     prompts = evaluation_prompts(str(model), settings.eval.prompts, settings.prompts.path)
     judge, reference = scene_metrics(prompts)
-    models = {"model": str(model)}
-    models = {"teacher": str(against), **models} if against else models
+    teacher = {"teacher": str(against)} if against else {}
     return quality.evaluate(
-        models,
+        teacher | {"model": str(model)},
         Path(out),
         settings.eval,
         prompts,

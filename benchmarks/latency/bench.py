@@ -26,6 +26,7 @@ from laptop.benchmarks.bench_report import (
     RoundRow,
     RowLatency,
 )
+from laptop.benchmarks.devices.computer import Computer
 from laptop.benchmarks.devices.device import (
     Device,
     Facts,
@@ -40,7 +41,7 @@ from laptop.benchmarks.latency import sustained, whole_image
 from laptop.benchmarks.latency.image_sampling import STEPS, with_sampling
 from laptop.benchmarks.latency.validity import invalid_reasons, ratio, summary
 from laptop.benchmarks.latency.workloads import Sources, workloads
-from laptop.benchmarks.settings import IMAGE, BenchConfig
+from laptop.benchmarks.settings import IMAGE, BenchConfig, DevicesConfig
 from laptop.console import say, track
 from laptop.errors import BadInput, DeviceError
 from laptop.files import sha256
@@ -154,7 +155,8 @@ def estimate(
 def device_identity(device: Device, facts: Facts) -> dict[str, str]:
     """The part of a measurement's identity about the device: if it changes, measure again."""
     state = (facts.name, facts.os, facts.power_mode, facts.accelerator)
-    return {"device": f"{device.address}: {', '.join(map(str, state))}"}
+    python = device.python if isinstance(device, Computer) else DevicesConfig.python
+    return {"device": f"{device.address}: {', '.join(map(str, state))}", "python": python}
 
 
 def known_facts(

@@ -100,6 +100,7 @@ def bench_layers(
     settings = {k: v for k, v in asdict(config).items() if k != "components"}
     settings |= {"granularity": granularity, "size": size, "runtime": runtime} | identity
     settings |= device_identity(device, facts) | {"version": facts.runtimes[runtime]}
+    settings |= {"team": ""}  # tables of 0.1.0 have it, and are kept
     return run_stage("layers", out, settings, inputs, work, overwrite=overwrite)
 
 

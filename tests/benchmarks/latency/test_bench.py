@@ -18,6 +18,12 @@ from laptop.hosts.host import Local
 from support.onnx_files import onnx_folder
 from support.sleepers import HERE, QUICK
 
+IDENTITY = {  # of a finished report of version 0.1.0
+    *("components", "runtimes", "guidance", "steps", "threads", "rounds", "iterations", "seconds"),
+    *("warmup_iterations", "warmup_s", "cv_bound", "sustained_s", "cool_down_s", "python", "seed"),
+    *("subjects", "device", "versions", "size"),
+}
+
 
 def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     tiny_folder: Path, pruned_folder: Path, tmp_path: Path
@@ -32,6 +38,8 @@ def test_bench_times_pytorch_and_onnx_of_two_models_and_states_the_conditions(
     bench(subjects, out, config, HERE, unet_only=("teacher",))
     found = json.loads(out.read_text())
     assert found["schema"] == "laptop.bench/1"
+    manifest = json.loads(out.with_suffix(".manifest.json").read_text())
+    assert manifest["config"].keys() == IDENTITY, "a finished report of 0.1.0 is kept"
     assert found["device"]["address"] == "local"
     rows = {(r["label"], r["runtime"]): r for r in found["results"] if r["component"] == "unet"}
     assert len(rows) == 4

@@ -93,7 +93,7 @@ def test_teacher_and_student_pair_by_what_their_configs_mean(
     monkeypatch: pytest.MonkeyPatch, of_teacher: Any, of_student: Any, fits: bool
 ) -> None:
     configs = {"teacher": BASE | of_teacher, "student": BASE | of_student}
-    monkeypatch.setattr("laptop.models.unet_config", lambda name: dict(configs[name]))
+    monkeypatch.setattr("laptop.models.locating.unet_config", lambda name: dict(configs[name]))
     if fits:
         check_pair("teacher", "student")
         return

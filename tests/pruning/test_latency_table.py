@@ -245,7 +245,7 @@ def test_compress_checks_the_limit_before_it_starts(tiny_folder, scored, tmp_pat
         (["bench", "m", "--layers", "--component", "unet"], "--component with --layers"),
         (["bench", "m", "--layers", "--runtime", "pytorch,onnxruntime"], "more than one --runtime"),
         (["bench", "m", "--resolution", 64], "--resolution without --layers"),
-        (["bench", "m", "--python", "p"], "--python is of boards"),
+        (["bench", "m", "--python", "p"], "--python is for boards"),
         (["bench", "m", "--granularity", "fine"], "--granularity without --layers"),
         (["plan", "s", "--menu", "--max-latency-ms", 3], "--max-latency-ms with --menu"),
         (["plan", "--model", "m", "--preset", "bk-base", "--latency-table", "t"], "a preset"),

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from laptop.console import silent_file
 from laptop.errors import BadInput, Infeasible
 from laptop.models import loading
-from laptop.pruning import knapsack
 from laptop.pruning.budgets import check_budgets, check_config
 from laptop.pruning.expressible import stock_config
 from laptop.pruning.knapsack import solve
@@ -231,7 +231,7 @@ def test_sublayers_of_sdxl_are_planned_within_two_seconds(seed) -> None:
 def test_nothing_but_ours_reaches_stdout_from_the_solver(capfd) -> None:
     """HiGHS prints a remark to C's stdout now and then, where --json has its document."""
     libc = ctypes.CDLL(None)
-    with knapsack._silent_stdout():
+    with silent_file(1):
         libc.puts(b"HighsMipSolverData: a remark")
     print("{}")
     assert capfd.readouterr().out == "{}\n"

@@ -90,12 +90,10 @@ def test_an_inpainting_model_is_given_its_own_pictures_with_half_of_each_to_draw
     masks, pictures = rows["sample"][:, 4:5], rows["sample"][:, 5:]
     assert masks.mean((1, 2, 3)).tolist() == [0.5] * 8
     assert pictures.std() > 0.01, "something is left of the picture"
-    made, target = calibration.denoising(
-        pipe, PROMPTS, Sampling(2), samples=3, seed=0, batch_size=2
-    )
-    assert made["sample"].shape[1] == 9
-    assert target.shape[1] == 4
-    assert made["sample"][:, 4].mean((1, 2)).tolist() == [0.5] * 3
+    noised = calibration.denoising(pipe, PROMPTS, Sampling(2), samples=3, seed=0, batch_size=2)
+    assert noised.rows["sample"].shape[1] == 9
+    assert noised.output.shape[1] == 4
+    assert noised.rows["sample"][:, 4].mean((1, 2)).tolist() == [0.5] * 3
 
 
 def test_calibration_is_drawn_at_the_resolution_that_is_asked(folders) -> None:

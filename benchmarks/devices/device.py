@@ -110,7 +110,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Heat(Record):
-    """The temperature of a device, and `why` it is too hot to begin; None if it is cool."""
+    """The temperature of a device, and `why` a measurement should wait; None if it is ready."""
 
     why: str | None = None
     temperature_c: Celsius | None = None

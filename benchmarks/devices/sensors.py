@@ -194,7 +194,7 @@ def free_memory_bytes() -> int | None:
 
 
 def heat(root: Path = SYS) -> HeatReading:
-    """The hottest sensor, and why the computer is not ready: it is hot or has slowed down."""
+    """The hottest sensor in °C, and `why` the computer is not ready: it has slowed down."""
     zones = [_number(path) for path in root.glob("class/thermal/thermal_zone*/temp")]
     celsius = [value / 1000 for value in zones if value is not None]
     return {"why": _slowed(root), "temperature_c": max(celsius, default=None)}

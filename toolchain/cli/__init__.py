@@ -41,7 +41,8 @@ def main() -> None:
     "--device",
     "devices",
     callback=options.split,
-    help="Where to measure: local, ssh://[user@]host[:port], adb://SERIAL; several with commas.",
+    help="Where to measure: local, ssh://[user@]host[:port], adb://SERIAL, ios://UDID; several "
+    "with commas.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not compare the artifacts with PyTorch.")
 @options.out("The run folder.")

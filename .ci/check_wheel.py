@@ -44,19 +44,19 @@ def check_content(wheel: Path) -> None:
 
 
 def needed(
-    requirements: list[str], extras: frozenset[str], found: dict[str, frozenset[str]]
+    requirements: list[str], extras: frozenset[str], packages: dict[str, frozenset[str]]
 ) -> None:
-    """Add to `found` each distribution (and its extras) that `requirements` need, and so on."""
+    """Add to `packages` each distribution (and its extras) that `requirements` need, and so on."""
     for text in requirements:
         requirement = Requirement(text)
         marker = requirement.marker
         if marker and not any(marker.evaluate({"extra": e}) for e in extras or {""}):
             continue
         wanted = frozenset(requirement.extras)
-        if requirement.name in found and wanted <= found[requirement.name]:
+        if requirement.name in packages and wanted <= packages[requirement.name]:
             continue
-        found[requirement.name] = wanted | found.get(requirement.name, frozenset())
-        needed(metadata.requires(requirement.name) or [], wanted | {""}, found)
+        packages[requirement.name] = wanted | packages.get(requirement.name, frozenset())
+        needed(metadata.requires(requirement.name) or [], wanted | {""}, packages)
 
 
 def link(name: str, folder: Path) -> None:

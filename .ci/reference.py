@@ -15,10 +15,10 @@ PAGES = ROOT / "docs" / "reference"
 MARK = "<!-- made by .ci/reference.py -->\n\n"
 
 
-def page(path: Path, made: str) -> str:
+def page(path: Path, text: str) -> str:
     """The page with a new part below its hand-written one."""
     by_hand = path.read_text(encoding="utf-8").partition(MARK)[0]
-    return f"{by_hand}{MARK}{made.rstrip()}\n"
+    return f"{by_hand}{MARK}{text.rstrip()}\n"
 
 
 MADE: dict[Path, Callable[[], str]] = {

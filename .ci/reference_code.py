@@ -95,6 +95,7 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(
         f"| {' | '.join(x.replace('|', chr(92) + '|') for x in row)} |\n" for row in lines

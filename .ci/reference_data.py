@@ -200,11 +200,11 @@ def _value(hint: Any) -> dict[str, Any]:
     """The JSON Schema of a field's values."""
     kind, limits = _parts(hint)
     if get_origin(kind) is tuple:
-        found: dict[str, Any] = {"type": "array", "items": _value(get_args(kind)[0])}
+        schema: dict[str, Any] = {"type": "array", "items": _value(get_args(kind)[0])}
     elif get_origin(kind) is Mapping:
         return {"type": "object"}
     else:
-        found = {"type": JSON_TYPES[kind]}
+        schema = {"type": JSON_TYPES[kind]}
     names = {
         "least": "minimum",
         "most": "maximum",
@@ -213,15 +213,15 @@ def _value(hint: Any) -> dict[str, Any]:
     }
     for limit in limits:
         if isinstance(limit, OneOf):
-            found["enum"] = list(limit.choices)
+            schema["enum"] = list(limit.choices)
         elif isinstance(limit, Range):
             ends = {names[f.name]: getattr(limit, f.name) for f in fields(limit)}
-            found |= {name: end for name, end in ends.items() if abs(end) < float("inf")}
+            schema |= {name: end for name, end in ends.items() if abs(end) < float("inf")}
         elif isinstance(limit, Length):
-            found |= {"minItems": limit.least, "maxItems": limit.most}
+            schema |= {"minItems": limit.least, "maxItems": limit.most}
         elif isinstance(limit, Plain) and not limit.empty:
-            found["minLength"] = 1
-    return found
+            schema["minLength"] = 1
+    return schema
 
 
 # files.md, from the records
@@ -230,11 +230,11 @@ def _value(hint: Any) -> dict[str, Any]:
 def files_page() -> str:
     """Every record that has a schema, then every record inside one, with its fields."""
     text = ""
-    found = sorted(records(), key=lambda record: record.SCHEMA)
-    for record in found:
+    kinds = sorted(records(), key=lambda record: record.SCHEMA)
+    for record in kinds:
         text += f"## {record.SCHEMA}\n\n{_fields(record)}\n"
     text += "## Parts of files\n\n"
-    for part in sorted({p for r in found for p in _inner(r)}, key=lambda p: p.__name__):
+    for part in sorted({p for r in kinds for p in _inner(r)}, key=lambda p: p.__name__):
         text += f"### {part.__name__}\n\n{_fields(part)}\n"
     return text
 
@@ -259,16 +259,16 @@ def _subclasses(kind: type[Record]) -> Iterator[type[Record]]:
 
 def _inner(kind: Any) -> set[Any]:
     """The records inside of a record, at any depth."""
-    found: set[Any] = set()
+    inner: set[Any] = set()
     waiting = list(get_type_hints(kind, include_extras=True).values())
     while waiting:
         hint = waiting.pop()
         waiting += get_args(hint)
         is_record = isinstance(hint, type) and (is_dataclass(hint) or is_typeddict(hint))
-        if is_record and hint not in found | {kind}:
-            found.add(hint)
+        if is_record and hint not in inner | {kind}:
+            inner.add(hint)
             waiting += get_type_hints(hint, include_extras=True).values()
-    return found
+    return inner
 
 
 def _fields(kind: Any) -> str:

@@ -18,7 +18,7 @@ def test_a_disk_that_fills_up_is_one_message_and_keeps_what_was_done(tmp_path: P
         run.run_stage("toy", tmp_path / "out", Config(), {}, Work(dies=full))
     again = Work()
     run.run_stage("toy", tmp_path / "out", Config(), {}, again)
-    assert again.found == ["half.txt"]
+    assert again.leftovers == ["half.txt"]
 
 
 def test_a_disk_that_is_full_for_the_manifest_is_the_same_message(

@@ -137,7 +137,7 @@ def test_unfinished_work_is_taken_up_by_the_same_command(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     again = Work()
     run.run_stage("toy", tmp_path / "out", Config(), {}, again)
-    assert again.found == ["half.txt"]
+    assert again.leftovers == ["half.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -148,7 +148,7 @@ def test_unfinished_work_of_other_settings_is_refused_until_overwrite(tmp_path: 
         run.run_stage("toy", tmp_path / "out", Config(2), {}, Work())
     fresh = Work()
     run.run_stage("toy", tmp_path / "out", Config(2), {}, fresh, overwrite=True)
-    assert fresh.found == []
+    assert fresh.leftovers == []
 
 
 def test_a_file_result_carries_its_manifest_beside_it(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_looks_finished(tmp_path: Path,
     assert [p.name for p in tmp_path.iterdir()] == [f".{name}.partial"]
     again = Work(name)
     run.run_stage("toy", out, Config(), {}, again)
-    assert again.found == ["half.txt"], "the same settings take the work up"
+    assert again.leftovers == ["half.txt"], "the same settings take the work up"
     assert out.exists()
 
 

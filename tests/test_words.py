@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("toolchain", "pruning", "distill", "export", "benchmarks")
+FOLDERS = ("toolchain", "pruning", "distill", "export", "benchmarks", ".ci")
 # Names that name nothing; a value that lives for three lines at most may have one.
 EMPTY_NAMES = {"found", "given", "made", "known", "which", "there", "one", "told", "how"}
 MOST_LINES = 3

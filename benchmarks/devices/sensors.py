@@ -183,6 +183,7 @@ def l4t(text: str) -> str:
 
 
 def free_memory_bytes() -> int | None:
+    """Bytes of memory that programs may still take; None where the system does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         match = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())

@@ -52,6 +52,40 @@ def workloads(
     if not components or (unknown := set(components) - set(COMPONENTS)):
         named = ", ".join(sorted(unknown)) if components else "nothing"
         raise BadInput(f"cannot bench {shown(named)}; components are {', '.join(COMPONENTS)}.")
+    timed = _timed(subjects, components, facts, unet_only, refused, runtimes)
+    parts = list(timed.values())
+    _check_asked(subjects, components, runtimes, parts, {label for label, *_ in timed})
+    tokens = next((count for part in parts if (count := read_tokens(part))), CLIP_TOKENS)
+    pixels = size or next((part.picture for part in parts if part.picture), None)
+    all_workloads = [
+        Workload(
+            label=label,
+            component=part.component,
+            runtime=part.runtime,
+            target=part.target,
+            source=part.source,
+            shapes=_shapes(part, guidance, tokens, pixels),
+            precision=part.precision,
+            threads=threads or facts.cores or 1,
+            seed=seed,
+            pixels_per_latent=part.pixels_per_latent,
+            params=part.params,
+        )
+        for (label, *_), part in timed.items()
+    ]
+    check_same_shapes(all_workloads)
+    return all_workloads
+
+
+def _timed(
+    subjects: Mapping[str, Sources],
+    components: Sequence[str],
+    facts: Facts,
+    unet_only: Collection[str],
+    refused: Collection[str],
+    runtimes: Sequence[str],
+) -> dict[tuple[str, str, str, str], TimedComponent]:
+    """What is timed, by label, component, runtime and target."""
     timed: dict[tuple[str, str, str, str], TimedComponent] = {}
     for label, sources in subjects.items():
         wanted = [c for c in components if c == "unet" or label not in unet_only]
@@ -67,30 +101,7 @@ def workloads(
                         f"{label!r} names two models for {part.runtime}: {other.source} and "
                         f"{part.source}."
                     )
-    parts = list(timed.values())
-    _check_asked(subjects, components, runtimes, parts, {label for label, *_ in timed})
-    tokens = next((count for part in parts if (count := read_tokens(part))), CLIP_TOKENS)
-    pixels = size or next((part.picture for part in parts if part.picture), None)
-    all_workloads = [
-        Workload(
-            label=label,
-            component=part.component,
-            runtime=part.runtime,
-            target=part.target,
-            source=part.source,
-            shapes=_guided(part, part.shapes, guidance)
-            if part.shapes
-            else shapes_of(part, guidance, tokens, pixels),
-            precision=part.precision,
-            threads=threads or facts.cores or 1,
-            seed=seed,
-            pixels_per_latent=part.pixels_per_latent,
-            params=part.params,
-        )
-        for (label, *_), part in timed.items()
-    ]
-    check_same_shapes(all_workloads)
-    return all_workloads
+    return timed
 
 
 def _check_asked(
@@ -153,8 +164,13 @@ def _listed(runtimes: Mapping[str, str]) -> str:
     return ", ".join(f"{k} {v}" for k, v in runtimes.items()) or "none"
 
 
-def _guided(part: TimedComponent, recorded: Shapes, guidance: bool) -> Shapes:
-    """Recorded shapes, with two rows for guidance, and one without it or where it is embedded."""
+def _shapes(part: TimedComponent, guidance: bool, tokens: int, pixels: Size | None) -> Shapes:
+    """Recorded shapes, with two rows for guidance, and one without it; else those of the config.
+
+    A program of one shape, and a U-Net in which guidance is embedded, keep what was recorded.
+    """
+    if not (recorded := part.shapes):
+        return shapes_of(part, guidance, tokens, pixels)
     batch, rows = (recorded.get("sample") or (0,))[0], 2 if guidance else 1
     is_embedded = "timestep_cond" in recorded
     if part.component != "unet" or batch == rows or part.runtime in FIXED or is_embedded:

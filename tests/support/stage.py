@@ -16,11 +16,11 @@ class Work:
     def __init__(self, name: str = "result.txt", dies: BaseException | None = None):
         self.name, self.dies = name, dies
         self.calls = 0
-        self.found: list[str] = []
+        self.leftovers: list[str] = []
 
     def __call__(self, folder: Path) -> dict[str, object]:
         self.calls += 1
-        self.found = sorted(p.name for p in folder.iterdir() if p.name != ".resume")
+        self.leftovers = sorted(p.name for p in folder.iterdir() if p.name != ".resume")
         (folder / "half.txt").write_text("half")
         if self.dies:
             raise self.dies
